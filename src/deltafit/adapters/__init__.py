@@ -1,0 +1,47 @@
+"""Where an adapter sits: select targets, inject, switch, merge, save and load."""
+
+from deltafit.adapters.layers import is_adapted, layer_state, view_of
+from deltafit.adapters.merging import merge, merge_and_unload, unmerge
+from deltafit.adapters.model import (
+    Adapter,
+    activate,
+    adapt,
+    adapter_tensors,
+    base_parameters,
+    disabled,
+    generator_for,
+    model_adapters,
+    remove_adapter,
+)
+from deltafit.adapters.saving import (
+    StoredAdapter,
+    fill_adapter,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
+from deltafit.adapters.targets import select_targets
+
+__all__ = [
+    "Adapter",
+    "StoredAdapter",
+    "activate",
+    "adapt",
+    "adapter_tensors",
+    "base_parameters",
+    "disabled",
+    "fill_adapter",
+    "generator_for",
+    "is_adapted",
+    "layer_state",
+    "load_adapter",
+    "merge",
+    "merge_and_unload",
+    "model_adapters",
+    "read_adapter",
+    "remove_adapter",
+    "save_adapter",
+    "select_targets",
+    "unmerge",
+    "view_of",
+]

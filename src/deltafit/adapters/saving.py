@@ -1,0 +1,174 @@
+"""An adapter on disk: ``adapter_model.safetensors`` and, for LoRA, ``adapter_config.json``.
+
+The tensors file carries the method as metadata, so that it reads back exactly; PEFT ignores it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from deltafit.adapters.model import (
+    activate,
+    adapt,
+    adapter_tensors,
+    model_adapters,
+    remove_adapter,
+)
+from deltafit.adapters.peft_format import (
+    PREFIX,
+    as_float32,
+    from_peft,
+    to_peft_config,
+    to_peft_tensors,
+)
+from deltafit.errors import DeltafitError
+from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
+from deltafit.methods import LoRA, Method, method_from_dict
+
+TENSORS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+_METADATA = "deltafit"
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as read from disk, before it is put on a model."""
+
+    method: Method
+    tensors: dict[str, Tensor]
+    replaced: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: Path,
+    name: str = "default",
+    *,
+    base_name: str | None = None,
+    task_type: str | None = None,
+) -> None:
+    """Write an adapter's tensors and, where PEFT knows the method, its configuration.
+
+    Args:
+        model: the adapted model.
+        folder: made if need be; each file is written whole or not at all.
+        name: which adapter of the model.
+        base_name: what PEFT should load as the base.
+        task_type: PEFT's task type, such as ``"SEQ_CLS"``; None where it has none.
+
+    Raises:
+        DeltafitError: there is no such adapter, a tensor is empty, or the disk refuses.
+    """
+    state = model_adapters(model)
+    if name not in state.adapters:
+        raise DeltafitError(f"The model has no adapter {name!r} to save.")
+    if state.merged is not None and state.active == name:
+        raise DeltafitError(f"The adapter {name!r} is merged; unmerge the model before saving it.")
+    adapter = state.adapters[name]
+    replaced = tuple(adapter.replaced)
+    tensors: dict[str, Tensor] = dict(adapter_tensors(model, name))
+    metadata = {"method": adapter.method.to_dict(), "replaced": replaced}
+    write_tensors_atomically(
+        folder / TENSORS_FILE,
+        to_peft_tensors(model, tensors, adapter.targets),
+        {"format": "pt", _METADATA: json.dumps(metadata)},
+    )
+    if isinstance(adapter.method, LoRA):
+        config = to_peft_config(
+            model, adapter.method, adapter.targets, replaced,
+            base_name=base_name, task_type=task_type,
+        )  # fmt: skip
+        write_json_atomically(folder / CONFIG_FILE, config)
+
+
+def read_adapter(folder: Path) -> StoredAdapter:
+    """Read an adapter folder of ours or of PEFT's.
+
+    Raises:
+        DeltafitError: a file is missing or damaged, or holds what cannot be loaded here.
+    """
+    path = folder / TENSORS_FILE
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        hint = (
+            f" {pickled.name} is a pickle, which can run any code, and is never loaded; save it "
+            "as safetensors with PEFT."
+            if pickled.is_file()
+            else ""
+        )
+        raise DeltafitError(f"{folder} holds no {TENSORS_FILE}, so it is no adapter.{hint}")
+    tensors = as_float32(read_tensors(path))
+    with safe_open(path, framework="pt") as file:
+        metadata = (file.metadata() or {}).get(_METADATA)
+    if metadata is None:
+        foreign = from_peft(read_json(folder / CONFIG_FILE), tensors, folder)
+        return StoredAdapter(foreign.method, foreign.tensors, foreign.replaced, foreign.notes)
+    content = json.loads(metadata)
+    replaced = tuple(content["replaced"])
+    return StoredAdapter(
+        method_from_dict(content["method"]), _our_names(tensors, replaced), replaced, ()
+    )
+
+
+def _our_names(tensors: dict[str, Tensor], replaced: Sequence[str]) -> dict[str, Tensor]:
+    result = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        if name not in replaced:
+            name = name.removesuffix(".weight").replace(".lora_embedding_", ".lora_")
+        result[name] = tensor
+    return result
+
+
+def load_adapter(
+    model: nn.Module, stored: StoredAdapter, name: str = "default", *, trainable: bool = False
+) -> None:
+    """Put a stored adapter on its base and make it active. Strict: every tensor finds its place.
+
+    Raises:
+        DeltafitError: tensors are missing, left over or of another shape; each is named, and the
+            model is as it was.
+    """
+    adapt(
+        model,
+        stored.method,
+        name=name,
+        head=stored.replaced,
+        initial={parameter: stored.tensors[parameter] for parameter in stored.replaced},
+    )
+    try:
+        fill_adapter(model, name, stored.tensors)
+    except DeltafitError:
+        remove_adapter(model, name)
+        raise
+    model_adapters(model).adapters[name].trainable = trainable
+    activate(model, name)
+
+
+def fill_adapter(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+    """Copy values into an adapter's tensors; nothing is changed unless all fit.
+
+    Raises:
+        DeltafitError: a tensor is missing, left over or of another shape.
+    """
+    own = adapter_tensors(model, name)
+    problems = [f"{n!r} is missing" for n in own if n not in tensors]
+    problems += [f"{n!r} has no place in the model" for n in tensors if n not in own]
+    problems += [
+        f"{n!r} has shape {list(tensors[n].shape)} and not {list(own[n].shape)}"
+        for n in own
+        if n in tensors and tensors[n].shape != own[n].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise DeltafitError(
+            f"The adapter does not fit this base: {'; '.join(problems[:3])}{more}. Is it the base "
+            "model that the adapter was made on?"
+        )
+    for n, parameter in own.items():
+        parameter.data.copy_(tensors[n])

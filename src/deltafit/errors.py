@@ -1,0 +1,9 @@
+"""Errors meant for the person at the keyboard: one sentence each, never a traceback."""
+
+
+class DeltafitError(Exception):
+    """Something the person can mend: what is wrong, where, and what to do (exit code 1)."""
+
+
+class UsageError(DeltafitError):
+    """The call itself is wrong: an unknown option, value or combination (exit code 2)."""

@@ -1,0 +1,159 @@
+"""Reading and writing files so that no reader ever sees half of one."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltafit.errors import DeltafitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside ``path``; on success it takes its place in one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        # mkstemp makes the file private; a result should be as readable as any other file.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8; a reader sees the old file or the new one, nothing between."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomically(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON. NaN and infinity are refused, as JSON has neither."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text_atomically(path, text + "\n")
+
+
+def write_tensors_atomically(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        DeltafitError: a tensor has no elements (a sharded parameter that was not gathered), or
+            the disk refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    if empty:
+        raise DeltafitError(
+            f"Refusing to write {path}: the tensor {empty[0]!r} is empty, so the file would be "
+            "useless. Gather sharded parameters before saving."
+        )
+    with _replacing(path) as temporary:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            raise DeltafitError(f"Could not write {path}: {error}.") from error
+
+
+@contextmanager
+def write_folder_atomically(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path`` to fill; it becomes ``path`` only when all went well.
+
+    An existing folder at ``path`` is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        previous = temporary.with_suffix(".old")
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        shutil.rmtree(previous, ignore_errors=True)
+    except OSError as error:
+        raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DeltafitError: the file is missing, unreadable, or not JSON; the sentence names the line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DeltafitError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). "
+            "The file may be cut short; make it again or restore a copy."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DeltafitError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    except OSError as error:
+        raise DeltafitError(f"Could not read {path}: {error.strerror}.") from error
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        DeltafitError: the file is missing, cut short or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DeltafitError(
+            f"{path} is damaged or cut short ({error}). Make it again or restore a copy."
+        ) from error
+    except OSError as error:
+        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Return the hexadecimal SHA-256 of ``content`` as canonical JSON (sorted keys)."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

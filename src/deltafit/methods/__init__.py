@@ -1,0 +1,47 @@
+"""What is trained: one method a file, all behind one interface."""
+
+from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts
+from deltafit.methods.full import Full
+from deltafit.methods.head import Head
+from deltafit.methods.last_blocks import LastBlocks
+from deltafit.methods.lora import LoRA
+from deltafit.methods.parsing import method_from_dict as _method_from_dict
+from deltafit.methods.parsing import parse_method as _parse_method
+
+# The one list of methods. Command line and result files take their names from here.
+METHODS: dict[str, type[Method]] = {
+    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA)
+}
+
+
+def parse_method(text: str) -> Method:
+    """Return the method that ``"lora:rank=8,alpha=16"`` or ``"head"`` describes.
+
+    Raises:
+        UsageError: the name, a setting or a value is not known; the sentence lists what is.
+    """
+    return _parse_method(text, METHODS)
+
+
+def method_from_dict(content: dict[str, object]) -> Method:
+    """Return the method that ``Method.to_dict`` described.
+
+    Raises:
+        UsageError: the name or a setting is not known.
+    """
+    return _method_from_dict(content, METHODS)
+
+
+__all__ = [
+    "METHODS",
+    "DeltaMethod",
+    "Full",
+    "Head",
+    "LastBlocks",
+    "Layer",
+    "LoRA",
+    "Method",
+    "ModelParts",
+    "method_from_dict",
+    "parse_method",
+]

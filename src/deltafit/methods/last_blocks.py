@@ -1,0 +1,30 @@
+"""Training the last blocks of the stack and the head; what lies below stays as it is."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from deltafit.errors import UsageError
+from deltafit.methods.base import Method, ModelParts
+
+
+@dataclass(frozen=True)
+class LastBlocks(Method):
+    """Train the last ``count`` blocks, the norm behind them if there is one, and the head.
+
+    Raises:
+        UsageError: ``count`` is not a whole number of at least 1.
+    """
+
+    command_line_name: ClassVar[str] = "last-block"
+    result_name: ClassVar[str] = "last_block"
+    default_learning_rate: ClassVar[float] = 1e-4
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
+            raise UsageError(f"count must be a whole number of at least 1; got {self.count!r}.")
+
+    def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
+        """Return the parameters of the last blocks."""
+        return parts.last_blocks(self.count)
