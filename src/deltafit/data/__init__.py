@@ -1,0 +1,35 @@
+"""Load, check, split and tokenise labelled texts; find models and data sets by name."""
+
+from deltafit.data.catalogue import DATA_SETS, MODELS, ModelSource, resolve_model
+from deltafit.data.labels import LabelSet, class_weights, label_set
+from deltafit.data.rows import MalformedTableError
+from deltafit.data.sampling import balanced_indices, stratified_cut, stratified_sample
+from deltafit.data.splits import Splits, load_labelled, load_splits
+from deltafit.data.texts import LabelledTexts, duplicates_between
+from deltafit.data.tokens import Tokenised, epoch_order, length_grouped, tokenise
+from deltafit.data.unlabelled import iterate_texts, load_texts
+
+__all__ = [
+    "DATA_SETS",
+    "MODELS",
+    "LabelSet",
+    "LabelledTexts",
+    "MalformedTableError",
+    "ModelSource",
+    "Splits",
+    "Tokenised",
+    "balanced_indices",
+    "class_weights",
+    "duplicates_between",
+    "epoch_order",
+    "iterate_texts",
+    "label_set",
+    "length_grouped",
+    "load_labelled",
+    "load_splits",
+    "load_texts",
+    "resolve_model",
+    "stratified_cut",
+    "stratified_sample",
+    "tokenise",
+]

@@ -1,0 +1,70 @@
+"""JSON Lines: one object a line, its keys the columns."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deltafit.data.rows import (
+    SAMPLE_ROWS,
+    MalformedTableError,
+    Row,
+    Table,
+    UndecodableError,
+    raw_lines,
+)
+from deltafit.errors import DeltafitError
+
+
+def open_json_lines(path: Path) -> Table:
+    """Open a JSON Lines file; the columns are the keys of its first thousand objects."""
+
+    def objects() -> Iterator[tuple[int, dict[str, Any]]]:
+        row = 1
+        try:
+            for line, text in enumerate(raw_lines(path), 1):
+                if text.strip():
+                    yield line, _json_object(f"{path}, row {row} (line {line})", text)
+                    row += 1
+        except UndecodableError as error:
+            raise DeltafitError(f"{path}, row {row}{error}") from error
+
+    # A dict keeps the order in which the keys first appear.
+    columns = tuple(
+        {key: None for _, keys in itertools.islice(objects(), SAMPLE_ROWS) for key in keys}
+    )
+    if not columns:
+        raise DeltafitError(f"{path} has no rows.")
+
+    def rows() -> Iterator[Row]:
+        for number, (line, content) in enumerate(objects(), 1):
+            yield Row(number, line, [content.get(name) for name in columns])
+
+    return Table(str(path), columns, rows)
+
+
+def _json_object(place: str, text: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise MalformedTableError(f"{place}: the key {twice!r} stands there twice.")
+        return content
+
+    try:
+        content = json.loads(text.rstrip(), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise MalformedTableError(
+            f"{place}, character {error.colno}: not valid JSON ({error.msg}). Every line has to "
+            "be one whole JSON object."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedTableError(f"{place}: cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise MalformedTableError(
+            f"{place}: expected one JSON object a line, found a {type(content).__name__}. A JSON "
+            "array has to be written as JSON Lines."
+        )
+    return content

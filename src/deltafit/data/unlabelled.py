@@ -1,0 +1,55 @@
+"""Texts to classify: a column of a table, or a plain file with one text a line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from deltafit.data.columns import find_text_column
+from deltafit.data.rows import check_encoding, decoded_lines
+from deltafit.data.sources import find_data
+from deltafit.data.texts import checked_texts
+from deltafit.errors import DeltafitError, UsageError
+
+
+def iterate_texts(data: str | Path, *, text_column: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yield (row number, text) as the file is read, so that its size does not matter.
+
+    Args:
+        data: a table; a .txt file with one text a line (empty lines are passed over, rows are
+            line numbers); or a folder or catalogue name, whose test part is read if there is
+            one and its training part otherwise. Labels are not needed and not looked at.
+        text_column: the column of texts, where it is not to be found by itself.
+
+    Raises:
+        DeltafitError: the data cannot be read, or a text is empty. Rows before it were yielded.
+        UsageError: a text column was named for a .txt file.
+    """
+    path = Path(data).expanduser()
+    if path.suffix.lower() == ".txt":
+        if text_column is not None:
+            raise UsageError(f"{path} is plain text without columns; leave the text column out.")
+        yield from _lines(path)
+        return
+    source = find_data(data)
+    part = "test" if "test" in source.parts else "train"
+    table = source.open(part, [text_column] if text_column else [])
+    for row, text in checked_texts(table, find_text_column(table, text_column)):
+        yield row.number, text
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    check_encoding(path)
+    empty = True
+    for number, line in enumerate(decoded_lines(path), 1):
+        if line.strip():
+            empty = False
+            yield number, line.rstrip("\r\n")
+    if empty:
+        raise DeltafitError(f"{path} has no text on any line.")
+
+
+def load_texts(
+    data: str | Path, *, text_column: str | None = None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return all texts and their row numbers; see `iterate_texts`."""
+    pairs = list(iterate_texts(data, text_column=text_column))
+    return tuple(text for _, text in pairs), tuple(number for number, _ in pairs)

@@ -1,0 +1,1 @@
+"""From finished runs to a comparison, its statistics and its report."""

@@ -1,0 +1,256 @@
+"""One comparison, three forms: a table for the terminal, Markdown for people, CSV for programs.
+
+A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``result_name``,
+``trainable``, ``total``, ``metric_name``, ``before``, ``after``, ``interval`` ``[low, high]``,
+``macro_f1``, ``seconds``, ``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``,
+``difference`` (the fields of a `PairedComparison`; None for the best row itself), ``seeds`` and
+``notes``. Whatever a row lacks is shown as a dash.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich import box, get_console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+
+NOTHING = "–"
+PERCENT_METRICS = frozenset({"accuracy", "macro_f1", "weighted_f1"})
+
+
+def comparison_table(rows: Sequence[Row], width: int | None = None) -> Table:
+    """Lay the comparison out for a terminal ``width`` characters wide (None: the present one).
+
+    Where one line a method does not fit, related figures share a column, one above the other, so
+    that 80 columns show all of them and nothing is cut off.
+    """
+    console = get_console()
+    available = width or console.width
+    options = console.options.update(max_width=10_000)
+    for layout in (_one_line_table, _stacked_table):
+        table = layout(rows)
+        if Measurement.get(console, options, table).minimum <= available:
+            break
+    else:
+        table = _listed_table(rows)
+    remarks = [f"{row['name']}: {note}" for row in rows for note in row.get("notes") or ()]
+    if remarks:
+        table.caption = Text("\n".join(remarks))
+        table.caption_justify = "left"
+    return table
+
+
+def comparison_markdown(rows: Sequence[Row]) -> str:
+    """Return the comparison as a Markdown table, all figures in it, the best row in bold."""
+    header, *lines = [_headers(rows), *([*_cells(row).values()] for row in rows)]
+    text = [_markdown_line(header), _markdown_line(["---"] + ["---:"] * (len(header) - 1))]
+    for row, cells in zip(rows, lines, strict=True):
+        name, *figures = [cell.replace("|", "\\|") for cell in cells]
+        text.append(_markdown_line([f"**{name}**" if is_best(row) else name, *figures]))
+    return "\n".join(text) + "\n"
+
+
+def comparison_csv(rows: Sequence[Row]) -> str:
+    """Return the comparison as CSV: plain numbers in seconds, bytes and fractions of one."""
+    lines = []
+    for row in rows:
+        low, high = row.get("interval") or (None, None)
+        difference = row.get("difference") or {}
+        plain = {key: row.get(key) for key in _PLAIN_BEFORE_INTERVAL}
+        plain |= {"share": _share(row), "interval_low": low, "interval_high": high}
+        plain |= {key: row.get(key) for key in _PLAIN_AFTER_INTERVAL}
+        plain |= {
+            "difference": difference.get("difference"),
+            "difference_low": difference.get("low"),
+            "difference_high": difference.get("high"),
+            "p_value": difference.get("p_value"),
+            "within_noise": difference.get("within_noise"),
+            "notes": " ".join(row.get("notes") or ()),
+        }
+        lines.append(plain)
+    file = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return file.getvalue()
+
+
+_PLAIN_BEFORE_INTERVAL = (
+    *("name", "kind", "result_name", "seeds", "trainable", "total"),
+    *("metric_name", "before", "after"),
+)
+_PLAIN_AFTER_INTERVAL = (
+    *("macro_f1", "seconds", "examples_per_second", "peak_memory_bytes", "saved_bytes"),
+)
+
+
+def is_best(row: Row) -> bool:
+    """Say whether the others are compared with this row."""
+    return row.get("difference") is None
+
+
+def format_metric(value: float | None, metric_name: str) -> str:
+    """Return 0.9305 as "93.0" (per cent) for shares; losses keep three decimals."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.1f}" if metric_name in PERCENT_METRICS else f"{value:.3f}"
+
+
+def format_count(count: int | None) -> str:
+    """Return 22713216 as "22.7 M"."""
+    if count is None:
+        return NOTHING
+    return _scaled(count, [(1e9, "G"), (1e6, "M"), (1e3, "k")]) or str(count)
+
+
+def format_bytes(size: int | None) -> str:
+    """Return 1180000 as "1.2 MB" (decimal units)."""
+    if size is None:
+        return NOTHING
+    return _scaled(size, [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")]) or f"{size} B"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Return 250 as "4.2 min"."""
+    if seconds is None:
+        return NOTHING
+    return _scaled(seconds, [(3600, "h"), (60, "min")]) or f"{seconds:.1f} s"
+
+
+def format_difference(row: Row) -> str:
+    """Return "best", "within noise (−0.4 ± 1.1)" or "−2.1 ± 0.9", in points of accuracy."""
+    comparison = row.get("difference")
+    if comparison is None:
+        return "best"
+    points = 100 * comparison["difference"]
+    half = 50 * (comparison["high"] - comparison["low"])
+    sign = "−" if points < 0 else "+"
+    text = f"{sign}{abs(points):.1f} ± {half:.1f}"
+    return f"within noise ({text})" if comparison["within_noise"] else text
+
+
+def metric_title(rows: Sequence[Row]) -> str:
+    """Return "accuracy %" or "log loss": the metric of the rows, with its unit."""
+    name = str(rows[0]["metric_name"]) if rows else "accuracy"
+    return name.replace("_", " ") + (" %" if name in PERCENT_METRICS else "")
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str | None:
+    for size, unit in units:
+        if value >= size:
+            return f"{value / size:.{1 if value < 100 * size else 0}f} {unit}"
+    return None
+
+
+def _share(row: Row) -> float | None:
+    trainable, total = row.get("trainable"), row.get("total")
+    return trainable / total if trainable is not None and total else None
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Return every figure of a row as it is shown, in the order of the full table."""
+    metric, share, interval = row["metric_name"], _share(row), row.get("interval")
+    seeds, speed = row.get("seeds") or 1, row.get("examples_per_second")
+    bounds = [format_metric(value, metric) for value in interval or ()]
+    return {
+        "method": row["name"] + (f" ({seeds} seeds)" if seeds > 1 else ""),
+        "trainable": format_count(row.get("trainable")),
+        "share": NOTHING if share is None else f"{100 * share:.{0 if share == 1 else 2}f} %",
+        "before": format_metric(row.get("before"), metric),
+        "after": format_metric(row.get("after"), metric),
+        "interval": f"[{', '.join(bounds)}]" if bounds else NOTHING,
+        "macro_f1": format_metric(row.get("macro_f1"), "macro_f1"),
+        "time": format_seconds(row.get("seconds")),
+        "speed": NOTHING if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}",
+        "memory": format_bytes(row.get("peak_memory_bytes")),
+        "saved": format_bytes(row.get("saved_bytes")),
+        "difference": format_difference(row),
+    }
+
+
+def _headers(rows: Sequence[Row]) -> list[str]:
+    metric = metric_title(rows)
+    return [
+        *("method", "trainable", "share", "before", metric, "95 % interval", "macro-F1 %"),
+        *("time", "examples/s", "peak memory", "saved", "difference to best"),
+    ]
+
+
+def _one_line_table(rows: Sequence[Row]) -> Table:
+    table = _new_table(_headers(rows), method_width=24)
+    _add_rows(table, rows, lambda cells: list(cells.values()))
+    return table
+
+
+def _stacked_table(rows: Sequence[Row]) -> Table:
+    metric = metric_title(rows)
+    table = _new_table(
+        [
+            *("method", "trained\nshare", f"before →\n{metric}\n[95 % int.]", "macro\nF1 %"),
+            *("time\nspeed", "memory\nsaved", "difference\nto best"),
+        ],
+        method_width=12,
+    )
+
+    def stack(cells: dict[str, str]) -> list[str]:
+        before, after, speed = cells["before"], cells["after"], cells["speed"]
+        return [
+            re.sub(r",(?=\S)", ", ", cells["method"]),  # lists of targets may fold at a comma
+            _two_lines(cells["trainable"], cells["share"]),
+            _two_lines(after if before == NOTHING else f"{before} → {after}", cells["interval"]),
+            cells["macro_f1"],
+            _two_lines(cells["time"], speed if speed == NOTHING else f"{speed} ex/s"),
+            _two_lines(cells["memory"], cells["saved"]),
+            cells["difference"].replace(" (", "\n").rstrip(")"),
+        ]
+
+    _add_rows(table, rows, stack)
+    return table
+
+
+def _listed_table(rows: Sequence[Row]) -> Table:
+    """Give each method its figures as running text: for terminals too narrow for columns."""
+    table = Table("method", "figures", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+
+    def listed(cells: dict[str, str]) -> list[str]:
+        named = zip(_headers(rows), cells.values(), strict=True)
+        figures = [f"{header} {cell}" for header, cell in named if cell != NOTHING]
+        return [cells["method"], "; ".join(figures[1:])]
+
+    _add_rows(table, rows, listed)
+    return table
+
+
+def _two_lines(first: str, second: str) -> str:
+    return first if second == NOTHING else f"{first}\n{second}"
+
+
+def _new_table(headers: Sequence[str], method_width: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(headers[0], overflow="fold", min_width=method_width)
+    for header in headers[1:]:
+        # Figures never fold: only the method gives way when the terminal is narrow.
+        table.add_column(Text(header), justify="right", no_wrap=True, overflow="fold")
+    return table
+
+
+def _add_rows(
+    table: Table, rows: Sequence[Row], arrange: Callable[[dict[str, str]], list[str]]
+) -> None:
+    for index, row in enumerate(rows):
+        last_of_kind = index + 1 < len(rows) and rows[index + 1].get("kind") != row.get("kind")
+        cells = [Text(cell) for cell in arrange(_cells(row))]  # Text: "[" is no markup here
+        table.add_row(*cells, style="bold" if is_best(row) else None, end_section=last_of_kind)
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

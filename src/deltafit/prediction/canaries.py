@@ -1,0 +1,71 @@
+"""Sixteen fixed sentences whose logits travel with an adapter, so that it can prove itself."""
+
+import numpy as np
+
+from deltafit.errors import DeltafitError
+from deltafit.tasks.classification import Classifier
+from deltafit.tasks.inference import compute_logits
+from deltafit.data import tokenise
+
+# Written for this purpose and never training texts: different lengths, topics and alphabets.
+SENTENCES = (
+    "The train leaves at seven.",
+    "I have been waiting for three weeks and nobody answers the phone.",
+    "What a wonderful evening that was!",
+    "Two plus two is four.",
+    "The film begins slowly, but the last half hour makes up for everything that came before it.",
+    "Please send the invoice to the address below.",
+    "no",
+    "WIN A FREE HOLIDAY NOW!!! Reply YES to claim your prize",
+    "Wo ist der nächste Bahnhof?",
+    "La biblioteca cierra a las nueve de la noche.",
+    "今日は天気がいいですね。",
+    "My card was charged twice for the same purchase, and I would like the second one refunded.",
+    "def add(a, b): return a + b",
+    "She said that he said that they had never said it.",
+    "🙂 ok, see you there 👍",
+    "It is neither good nor bad, neither long nor short, neither old nor new; it simply is what it "
+    "is, and anyone who asks for more will have to look for it in another place altogether.",
+)
+
+# The same weights on another processor or torch differ in the last bits of each product, which
+# grows with depth; a wrong head or base differs by whole units.
+TOLERANCE = 1e-3
+
+
+def canary_logits(classifier: Classifier, max_length: int) -> np.ndarray:
+    """Return the classifier's float32 logits of the sentences, ``[16, labels]``."""
+    rows = tokenise(classifier.tokenizer, SENTENCES, max_length).input_ids
+    # One at a time: what a sentence gives must not depend on how it was padded.
+    return compute_logits(classifier, rows, batch_size=1)
+
+
+def largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of two sets of logits, relative to their size where above 1."""
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(actual - expected).max()) / scale
+
+
+def check_canaries(classifier: Classifier, expected: np.ndarray, max_length: int, where: str) -> float:
+    """Return the largest difference from the stored logits.
+
+    Raises:
+        DeltafitError: it is above ``TOLERANCE``, or the number of labels differs.
+    """
+    actual = canary_logits(classifier, max_length)
+    if actual.shape != expected.shape:
+        raise DeltafitError(
+            f"{where}: the model gives {actual.shape[1]} logits a text, the adapter was saved with "
+            f"{expected.shape[1]}. Its files do not belong together."
+        )
+    difference = largest_difference(actual, expected)
+    # Also false for NaN.
+    if not difference <= TOLERANCE:
+        worst = int(np.abs(actual - expected).max(axis=1).argmax())
+        raise DeltafitError(
+            f"{where}: the loaded model does not give the logits the adapter was saved with: on "
+            f"{SENTENCES[worst]!r} it gives {np.round(actual[worst], 3).tolist()[:4]} and not "
+            f"{np.round(expected[worst], 3).tolist()[:4]}. The adapter, its base or the library "
+            "has changed since. Load the base it was made on, or train it again."
+        )
+    return difference

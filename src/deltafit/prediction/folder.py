@@ -1,0 +1,193 @@
+"""The adapter folder: what deltafit keeps beside the tensors, and how it is read back and proven.
+
+``deltafit.json`` holds label names, head, base fingerprint, data hash, metrics and versions;
+``canaries.safetensors`` the logits of sixteen fixed sentences.
+"""
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltafit.adapters import StoredAdapter, load_adapter, read_adapter, save_adapter
+from deltafit.data import resolve_model
+from deltafit.errors import DeltafitError
+from deltafit.files import (
+    read_json,
+    read_tensors,
+    write_folder_atomically,
+    write_json_atomically,
+    write_tensors_atomically,
+)
+from deltafit.prediction.canaries import SENTENCES, canary_logits, check_canaries
+from deltafit.prediction.fingerprint import check_fingerprint, fingerprint
+from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
+
+FACTS_FILE = "deltafit.json"
+CANARIES_FILE = "canaries.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A classifier read back from disk and checked.
+
+    Attributes:
+        classifier: ready to predict.
+        max_length: tokens a text is cut to.
+        facts: the content of ``deltafit.json``.
+        notes: sentences for the person about what was not understood.
+        canary_difference: the largest difference from the stored canary logits; see
+            ``largest_difference``.
+    """
+
+    classifier: Classifier
+    max_length: int
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+    canary_difference: float
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    packages = ("deltafit", "torch", "transformers", "accelerate", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def save_classifier(
+    classifier: Classifier,
+    folder: Path,
+    *,
+    base_fingerprint: dict[str, Any],
+    max_length: int,
+    facts: dict[str, Any],
+) -> None:
+    """Write the active adapter with all it needs to be used and to prove itself.
+
+    Args:
+        classifier: with its adapter active.
+        folder: appears whole or not at all.
+        base_fingerprint: of the base, taken before it was adapted.
+        max_length: tokens a text is cut to.
+        facts: metrics, data hash and other facts of its making, as JSON values.
+    """
+    logits = canary_logits(classifier, max_length)
+    architecture_head = classifier.head.kind == "architecture"
+    content = {
+        "format": FORMAT,
+        "label_names": list(classifier.label_names),
+        "head": asdict(classifier.head),
+        "head_parameters": list(classifier.head_parameters),
+        "max_length": max_length,
+        "base": {
+            "name": classifier.source.name,
+            "hub_id": classifier.source.hub_id,
+            "tensors": base_fingerprint,
+        },
+        "canaries": list(SENTENCES),
+        "versions": versions(),
+        **facts,
+    }
+    with write_folder_atomically(folder) as temporary:
+        save_adapter(
+            classifier.model,
+            temporary,
+            base_name=classifier.source.hub_id or classifier.source.location,
+            task_type="SEQ_CLS" if architecture_head else None,
+        )
+        write_tensors_atomically(temporary / CANARIES_FILE, {"logits": torch.from_numpy(logits)})
+        write_json_atomically(temporary / FACTS_FILE, content)
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """Return the adapter's folder, given it or the run's folder that holds it.
+
+    Raises:
+        DeltafitError: neither is there.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DeltafitError(f"There is no folder {folder}. Give the --output of a training run.")
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / FACTS_FILE).is_file():
+            return candidate
+    if (folder / "run.json").is_file():
+        raise DeltafitError(
+            f"The run in {folder} has not finished, so it has no adapter yet. Continue it with "
+            "the command that started it and --resume."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise DeltafitError(
+            f"{folder} holds an adapter without {FACTS_FILE}, so its labels and base are not "
+            "known. Load it in Python: deltafit.adapters.read_adapter and load_adapter."
+        )
+    raise DeltafitError(f"{folder} holds no adapter (no {FACTS_FILE}).")
+
+
+def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier:
+    """Load a saved classifier onto its base, and prove that it is the one that was saved.
+
+    Args:
+        path: a run's folder or its ``adapter`` folder.
+        model: where to find the base, if not where it was found when training.
+
+    Raises:
+        DeltafitError: a file is missing or damaged, the base is another one, or the canaries
+            give other logits.
+    """
+    folder = adapter_folder(path)
+    facts = read_facts(folder)
+    stored = read_adapter(folder)
+    expected = read_tensors(folder / CANARIES_FILE).get("logits")
+    if expected is None:
+        raise DeltafitError(f"{folder / CANARIES_FILE} holds no logits; the folder is damaged.")
+    source = resolve_model(model or facts["base"]["name"])
+    classifier = load_classifier(
+        source, facts["label_names"], HeadSettings(**facts["head"]), seed=0
+    )
+    head = tuple(facts["head_parameters"])
+    check_fingerprint(
+        facts["base"]["tensors"],
+        fingerprint(classifier.model, head),
+        where=str(folder),
+        base=source.name,
+    )
+    _check_head(folder, stored, head)
+    load_adapter(classifier.model, stored)
+    classifier.model.eval()
+    max_length = int(facts["max_length"])
+    difference = check_canaries(classifier, expected.numpy(), max_length, str(folder))
+    return SavedClassifier(classifier, max_length, facts, stored.notes, difference)
+
+
+def _check_head(folder: Path, stored: StoredAdapter, head: tuple[str, ...]) -> None:
+    missing = [name for name in head if name not in stored.replaced]
+    if missing:
+        raise DeltafitError(
+            f"{folder} lacks the trained head ({missing[0]!r}); without it every prediction would "
+            "be random. Restore the folder or train again."
+        )
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read ``deltafit.json``.
+
+    Raises:
+        DeltafitError: it is missing, damaged, incomplete or of another format.
+    """
+    path = folder / FACTS_FILE
+    facts = read_json(path)
+    needed = ("format", "label_names", "head", "head_parameters", "max_length", "base")
+    missing = [key for key in needed if not isinstance(facts, dict) or key not in facts]
+    if missing:
+        raise DeltafitError(f"{path}: the key {missing[0]!r} is missing; the file is damaged.")
+    if facts["format"] != FORMAT:
+        raise DeltafitError(
+            f"{path} has format {facts['format']}; this version reads format {FORMAT}. Use the "
+            f"version of deltafit that wrote it ({facts.get('versions', {}).get('deltafit')})."
+        )
+    result: dict[str, Any] = facts
+    return result

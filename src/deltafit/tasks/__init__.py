@@ -1,0 +1,1 @@
+"""One task type a file: head, collation, loss and metrics."""

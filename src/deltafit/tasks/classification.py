@@ -1,0 +1,140 @@
+"""Text classification: a pretrained model with its head, and how texts become logits and loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from deltafit.data import ModelSource
+from deltafit.tasks.loading import load_architecture_classifier, load_encoder, load_tokenizer
+from deltafit.tasks.pooling import PooledClassifier, Pooling
+
+HeadKind = Literal["architecture", "cls", "mean", "last"]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How logits are read off the model.
+
+    Attributes:
+        kind: the architecture's own classifier, or the pooling of one linear layer.
+        dropout: of the pooled features in training; the architecture's own head has its own.
+    """
+
+    kind: HeadKind = "architecture"
+    dropout: float = 0.0
+
+
+@dataclass
+class Classifier:
+    """A pretrained model ready to classify.
+
+    Attributes:
+        model: gives logits for tokenised texts; see ``logits_of``.
+        tokenizer: of the same model.
+        label_names: class names, in the order of the logits.
+        head: how logits are read off.
+        head_parameters: names of the parameters the checkpoint did not hold.
+        source: where the base came from.
+        positions: whether position ids must be given for padded input (decoders).
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    label_names: tuple[str, ...]
+    head: HeadSettings
+    head_parameters: tuple[str, ...]
+    source: ModelSource
+    positions: bool
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills up a batch."""
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]  # load_tokenizer sets it
+
+
+def load_classifier(
+    source: ModelSource, label_names: Sequence[str], head: HeadSettings, *, seed: int
+) -> Classifier:
+    """Load a pretrained model in float32 with a new head for the given labels.
+
+    The head's starting values depend on the seed and its names alone. A pooled head starts at
+    zero, so that every class is as likely as any other.
+
+    Raises:
+        DeltafitError: the model cannot be found or loaded.
+    """
+    tokenizer, positions = load_tokenizer(source)
+    if head.kind == "architecture":
+        model, head_parameters = load_architecture_classifier(
+            source, tuple(label_names), tokenizer, seed
+        )
+    else:
+        encoder = load_encoder(source, tokenizer)
+        width = int(encoder.config.get_text_config().hidden_size)
+        pooling: Pooling = head.kind
+        model = PooledClassifier(encoder, width, len(label_names), pooling, head.dropout)
+        head_parameters = ("classifier.weight", "classifier.bias")
+    model.eval()
+    return Classifier(
+        model, tokenizer, tuple(label_names), head, head_parameters, source, positions
+    )
+
+
+def collate(
+    rows: Sequence[Sequence[int]], pad_token_id: int, *, positions: bool, left: bool = False
+) -> dict[str, Tensor]:
+    """Pad token rows to one length.
+
+    Args:
+        rows: token ids of each text; none empty.
+        pad_token_id: what fills up.
+        positions: also give ``position_ids`` counted from each text's own first token, which
+            decoders with absolute positions need when padded on the left.
+        left: pad on the left.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (and ``position_ids``), each ``[batch, longest]``.
+    """
+    longest = max(map(len, rows))
+    input_ids = torch.full((len(rows), longest), pad_token_id)
+    attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        input_ids[index, place] = torch.tensor(row)
+        attention_mask[index, place] = 1
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if positions:
+        batch["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return batch
+
+
+def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of a collated batch, ``[batch, num_labels]``."""
+    output: Any = model(**batch)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
+
+
+def classification_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the mean cross-entropy over the batch, in float32.
+
+    Args:
+        logits: ``[batch, num_labels]``.
+        labels: ``[batch]``.
+        class_weights: ``[num_labels]``; the mean is weighted by them, as torch does.
+        label_smoothing: share of the target spread evenly over all classes.
+    """
+    return functional.cross_entropy(
+        logits.float(), labels, weight=class_weights, label_smoothing=label_smoothing
+    )

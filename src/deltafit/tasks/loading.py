@@ -1,0 +1,136 @@
+"""Loading pretrained models through transformers: safetensors or GGUF only, never remote code."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from deltafit.adapters import generator_for
+from deltafit.data import ModelSource
+from deltafit.errors import DeltafitError
+
+Loaded = TypeVar("Loaded")
+
+
+def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
+    """Return the tokenizer, and whether the model is a decoder that needs position ids.
+
+    A tokenizer without a pad token gets the end-of-text token in its place.
+    """
+    tokenizer = _explained(
+        source, lambda: AutoTokenizer.from_pretrained(source.location, **_gguf(source))
+    )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise DeltafitError(
+                f"The tokenizer of {source.name} has neither a pad token nor an end-of-text token."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    config = _explained(
+        source, lambda: AutoConfig.from_pretrained(source.location, **_gguf(source))
+    )
+    kind = config.model_type
+    decoder = (
+        kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    return tokenizer, decoder
+
+
+def load_architecture_classifier(
+    source: ModelSource,
+    label_names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return the architecture's own sequence classifier, and the names of its head's parameters.
+
+    The head is what the checkpoint lacks. A checkpoint that brings a whole classifier keeps its
+    values where the number of labels agrees; then the head is all that lies outside the encoder.
+    """
+    names = {str(index): name for index, name in enumerate(label_names)}
+    model, report = _explained(
+        source,
+        lambda: AutoModelForSequenceClassification.from_pretrained(
+            source.location,
+            num_labels=len(label_names),
+            id2label={int(index): name for index, name in names.items()},
+            label2id={name: int(index) for index, name in names.items()},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_weights(source),
+        ),
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    parameters = dict(model.named_parameters())
+    new = tuple(name for name in parameters if name in missing)
+    _initialise_anew(model, new, seed)
+    prefix = f"{model.base_model_prefix}."
+    return model, new or tuple(name for name in parameters if not name.startswith(prefix))
+
+
+def _initialise_anew(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+    """Give new parameters the architecture's own starting values, keyed by seed and name."""
+    for module_name in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        module = model.get_submodule(module_name)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator_for(seed, module_name).get_state())
+            for leaf, parameter in module.named_parameters(recurse=False):
+                # transformers' own initialisers skip what carries this mark.
+                loaded = f"{module_name}.{leaf}" not in names
+                parameter._is_hf_initialized = loaded  # type: ignore[attr-defined]
+            model._init_weights(module)
+
+
+def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the model without any head, giving ``last_hidden_state``."""
+    model: PreTrainedModel = _explained(
+        source,
+        lambda: AutoModel.from_pretrained(
+            source.location, dtype=torch.float32, **_weights(source)
+        ),
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _gguf(source: ModelSource) -> dict[str, Any]:
+    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
+
+
+def _weights(source: ModelSource) -> dict[str, Any]:
+    return _gguf(source) or {"use_safetensors": True}
+
+
+def _explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
+    """Run a loader quietly; its failures become one sentence."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return load()
+    except ImportError as error:
+        raise DeltafitError(f"Loading {source.name} needs another package: {error}") from error
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DeltafitError(
+            f"Could not load the model {source.name!r} from {source.location}: {reason} Give a "
+            "folder with a transformers checkpoint in safetensors, a catalogue name (minilm, "
+            "smollm2), or the name of a model on the hub (which needs a connection)."
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,1 @@
+"""The loop on Accelerate: optimiser, schedule, checkpoints, tracking, cost accounting."""

@@ -1,0 +1,82 @@
+"""Frozen features of a data set, computed once and shared by probes and baselines."""
+
+import time
+from functools import cached_property
+
+import numpy as np
+
+from deltafit.data import ModelSource, Splits, resolve_model, tokenise
+from deltafit.tasks.classification import HeadSettings, load_classifier
+from deltafit.tasks.inference import compute_features
+from deltafit.tasks.pooling import POOLINGS, Pooling
+from deltafit.tasks.probe import Probe, logistic_probe
+from deltafit.training.progress import Reporter
+
+Features = dict[str, dict[Pooling, np.ndarray]]
+
+
+class FrozenFeatures:
+    """Pooled features of the untouched model, and linear probes on them.
+
+    Nothing is computed before it is asked for, and nothing twice.
+
+    Args:
+        model: path, catalogue name or hub name.
+        splits: the texts.
+        max_length: tokens a text is cut to.
+        reporter: told how the work goes.
+
+    Attributes:
+        seconds: what computing the features has taken; 0 before.
+    """
+
+    def __init__(self, model: str, splits: Splits, max_length: int, reporter: Reporter) -> None:
+        self.source: ModelSource = resolve_model(model)
+        self.splits, self.max_length, self.reporter = splits, max_length, reporter
+        self.seconds = 0.0
+        self._probes: dict[Pooling, Probe] = {}
+
+    @cached_property
+    def features(self) -> Features:
+        """Features ``[texts, width]`` by part and pooling."""
+        began = time.perf_counter()
+        classifier = load_classifier(
+            self.source, self.splits.train.label_names, HeadSettings("mean"), seed=0
+        )
+        parts = self.splits.parts()
+        total, done = sum(len(part) for part in parts.values()), 0
+        self.reporter.start("frozen features", total, 0)
+
+        def advance(texts: int) -> None:
+            nonlocal done
+            done += texts
+            self.reporter.step(done, None, done / (time.perf_counter() - began))
+
+        result = {
+            name: compute_features(
+                classifier,
+                tokenise(classifier.tokenizer, part.texts, self.max_length).input_ids,
+                progress=advance,
+            )
+            for name, part in parts.items()
+        }
+        self.seconds = time.perf_counter() - began
+        return result
+
+    def probe(self, pooling: Pooling) -> Probe:
+        """Return logistic regression on one pooling, its penalty chosen on the validation part."""
+        if pooling not in self._probes:
+            validation = self.splits.validation
+            self._probes[pooling] = logistic_probe(
+                self.features["train"][pooling],
+                np.asarray(self.splits.train.labels),
+                classes=len(self.splits.train.label_names),
+                validation=None
+                if validation is None
+                else (self.features["validation"][pooling], np.asarray(validation.labels)),
+            )
+        return self._probes[pooling]
+
+    def best_pooling(self) -> Pooling:
+        """Return the pooling whose probe does best on held-out rows."""
+        return max(POOLINGS, key=lambda pooling: self.probe(pooling).validation_accuracy)

@@ -1,0 +1,270 @@
+"""One run from its configuration to metrics, costs and an adapter on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from deltafit.adapters import adapt
+from deltafit.data import Splits, tokenise
+from deltafit.errors import UsageError
+from deltafit.files import write_json_atomically, write_tensors_atomically
+from deltafit.methods import DeltaMethod
+from deltafit.prediction.fingerprint import fingerprint
+from deltafit.prediction.folder import save_classifier, versions
+from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
+from deltafit.tasks.inference import compute_logits
+from deltafit.tasks.metrics import classification_metrics
+from deltafit.tasks.probe import Probe
+from deltafit.training.checkpoints import latest_checkpoint
+from deltafit.training.config import RunConfig
+from deltafit.training.costs import costs_of, environment_of, expected_memory
+from deltafit.training.features import FrozenFeatures
+from deltafit.training.loop import Course, Examples, TrainingLoop
+from deltafit.training.memory import PeakMemory, measured_memory
+from deltafit.training.progress import Reporter
+
+PREDICTIONS_FILE = "predictions.safetensors"
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: holds ``run.json``, ``metrics.json``, ``predictions.safetensors``,
+            ``checkpoints/`` and ``adapter/``.
+        metrics: the content of ``metrics.json``.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+@dataclass
+class _Prepared:
+    """A run with everything loaded and nothing trained."""
+
+    classifier: Classifier
+    examples: dict[str, Examples]
+    truncated: dict[str, int]
+    probe: Probe | None
+    base_fingerprint: dict[str, Any]
+
+
+def execute(
+    config: RunConfig,
+    splits: Splits,
+    folder: Path,
+    *,
+    reporter: Reporter,
+    resume: bool = False,
+    trackers: tuple[str, ...] = (),
+    features: FrozenFeatures | None = None,
+) -> RunResult:
+    """Train, evaluate and save one run.
+
+    Args:
+        config: what to run.
+        splits: the texts that ``config.data`` describes.
+        folder: the run's folder; ``run.json`` stands there already.
+        reporter: told how the work goes.
+        resume: go on from the newest checkpoint.
+        trackers: names that Accelerate knows, such as ``tensorboard`` or ``wandb``.
+        features: frozen features of the same splits, if some are there already.
+
+    Raises:
+        DeltafitError: the input cannot be used, or training failed; nothing half-made is left
+            beside the checkpoints.
+        Interrupted: the person asked to stop; the run can be resumed.
+    """
+    accelerator = _accelerator(config, folder, trackers)
+    features = features or FrozenFeatures(
+        config.model, splits, config.settings.max_length, reporter
+    )
+    run = _prepare(config, splits, features, reporter)
+    run.classifier.model.to(accelerator.device)
+    before = {name: _judge(run, splits, name)[0] for name in run.examples if name != "train"}
+    _adapt(config, run)
+    foretold = expected_memory(run.classifier, config, run.examples["train"].rows)
+    course, peak = _train(config, run, folder, reporter, accelerator, resume)
+    reporter.start("evaluation", len(run.examples), 0)
+    after: dict[str, Any] = {}
+    logits: dict[str, np.ndarray] = {}
+    for done, name in enumerate(run.examples, 1):
+        after[name], logits[name] = _judge(run, splits, name)
+        reporter.step(done, None, None)
+    judged = next((name for name in ("test", "validation") if name in after), None)
+    metrics = {
+        "judged_on": judged,
+        "head": run.classifier.head.kind,
+        "before": before,
+        "after": after,
+        "history": course.history,
+        "best_step": course.best_step,
+        "truncated": run.truncated,
+        "notes": course.notes,
+        "expected_memory": foretold,
+        "versions": versions(),
+        "environment": environment_of(accelerator),
+    }
+    if accelerator.is_main_process:
+        _save(config, run, splits, folder, after)
+        metrics["costs"] = costs_of(run.classifier, course, peak, folder / "adapter")
+        _write_predictions(folder, splits, logits)
+        write_json_atomically(folder / METRICS_FILE, metrics)
+    accelerator.end_training()
+    return RunResult(folder, metrics)
+
+
+def _accelerator(config: RunConfig, folder: Path, trackers: tuple[str, ...]) -> Accelerator:
+    precision = config.settings.precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("fp16 needs a CUDA device. Use --precision bf16 or float32.")
+    # Accelerate keeps the first precision of a process for ever; runs in one process may differ.
+    AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "float32" else precision,
+            log_with=list(trackers) or None,
+            project_dir=folder / "logs",
+        )
+        accelerator.init_trackers("deltafit", config=_flat(config.to_dict()))
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"The tracker {', '.join(trackers)} cannot be used: {error} Install it with "
+            "pip install 'deltafit[trackers]'."
+        ) from error
+    return accelerator
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names, with the plain values that trackers take."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return result
+
+
+def _prepare(
+    config: RunConfig, splits: Splits, features: FrozenFeatures, reporter: Reporter
+) -> _Prepared:
+    kind: HeadKind = features.best_pooling() if config.head.kind == "auto" else config.head.kind
+    classifier = load_classifier(
+        features.source,
+        splits.train.label_names,
+        HeadSettings(kind, config.head.dropout),
+        seed=config.settings.seed,
+    )
+    probe = None
+    if config.head.start == "probe":
+        assert kind != "architecture"
+        probe = features.probe(kind)
+        head = classifier.model.get_submodule("classifier")
+        state = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
+        head.load_state_dict(state)
+    examples, truncated = {}, {}
+    for name, part in splits.parts().items():
+        tokens = tokenise(classifier.tokenizer, part.texts, config.settings.max_length)
+        examples[name] = Examples(tokens.input_ids, part.labels)
+        truncated[name] = tokens.truncated
+    cut, total = sum(truncated.values()), sum(map(len, examples.values()))
+    if cut:
+        reporter.say(
+            f"{cut / total:.1%} of texts ({cut}) were cut to {config.settings.max_length} tokens."
+        )
+    return _Prepared(
+        classifier,
+        examples,
+        truncated,
+        probe,
+        fingerprint(classifier.model, classifier.head_parameters),
+    )
+
+
+def _adapt(config: RunConfig, run: _Prepared) -> None:
+    adapt(
+        run.classifier.model,
+        config.method,
+        seed=config.settings.seed,
+        head=run.classifier.head_parameters,
+        # A run of its own has no use for the values that a replacement trains away from.
+        keep_base=isinstance(config.method, DeltaMethod),
+    )
+
+
+def _train(
+    config: RunConfig,
+    run: _Prepared,
+    folder: Path,
+    reporter: Reporter,
+    accelerator: Accelerator,
+    resume: bool,
+) -> tuple[Course, PeakMemory]:
+    checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
+    with measured_memory() as peak:
+        course = TrainingLoop(
+            run.classifier,
+            run.examples["train"],
+            run.examples.get("validation"),
+            config.settings,
+            learning_rate=config.learning_rate,
+            folder=folder / "checkpoints",
+            reporter=reporter,
+            accelerator=accelerator,
+        ).run(checkpoint)
+    return course, peak
+
+
+def _judge(run: _Prepared, splits: Splits, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Return a part's metrics, and again without rows that stand in the training part."""
+    examples = run.examples[name]
+    labels, names = np.asarray(examples.labels), run.classifier.label_names
+    logits = compute_logits(run.classifier, examples.rows)
+    metrics = classification_metrics(labels, logits, names)
+    duplicates = splits.duplicates(name)
+    if duplicates and len(duplicates) < len(labels):
+        kept = np.setdiff1d(np.arange(len(labels)), duplicates)
+        without = classification_metrics(labels[kept], logits[kept], names)
+        metrics["without_duplicates"] = {"removed": len(duplicates), **without}
+    return metrics, logits
+
+
+def _save(
+    config: RunConfig, run: _Prepared, splits: Splits, folder: Path, after: dict[str, Any]
+) -> None:
+    short = ("accuracy", "accuracy_interval", "macro_f1", "log_loss", "count")
+    save_classifier(
+        run.classifier,
+        folder / "adapter",
+        base_fingerprint=run.base_fingerprint,
+        max_length=config.settings.max_length,
+        facts={
+            "method": config.method.to_dict(),
+            "metrics": {
+                name: {key: figures[key] for key in short if key in figures}
+                for name, figures in after.items()
+            },
+            "data": {"source": splits.train.source, "sha256": splits.train.content_hash()},
+        },
+    )
+
+
+def _write_predictions(folder: Path, splits: Splits, logits: dict[str, np.ndarray]) -> None:
+    """Keep the logits of held-out rows, so that runs can be compared row by row later."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, part in splits.parts().items():
+        if name != "train":
+            tensors[f"{name}/logits"] = torch.from_numpy(logits[name])
+            tensors[f"{name}/labels"] = torch.tensor(part.labels)
+    if tensors:
+        write_tensors_atomically(folder / PREDICTIONS_FILE, tensors)
+

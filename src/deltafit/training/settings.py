@@ -1,0 +1,96 @@
+"""How a run trains: one frozen dataclass, checked when made, saved with every run."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from deltafit.errors import UsageError
+from deltafit.tasks.metrics import find_metric
+
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["float32", "bf16", "fp16"]
+ClassWeights = Literal["none", "balanced"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Hyperparameters of one run, the method's own apart.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: rows in one forward pass.
+        accumulation: forward passes in one optimiser step; a step's result does not depend on
+            how its rows are cut into passes.
+        learning_rate: the highest rate; None takes the method's default.
+        head_learning_rate: the same for the head; None takes ``learning_rate``.
+        weight_decay: AdamW's, on matrices; biases and norms are left out.
+        schedule: of the rate after the warm-up; linear and cosine end at zero.
+        warmup: share of all steps in which the rate rises from near zero.
+        label_smoothing: share of the target spread over all classes.
+        class_weights: ``"balanced"`` weighs a class by the inverse of its frequency.
+        clip: largest norm of the gradient; None for no clipping.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, slower.
+        precision: float32, or mixed precision in bf16 or fp16 (CUDA only).
+        max_length: tokens a text is cut to.
+        evaluate_every: optimiser steps between evaluations; None evaluates after each epoch.
+        metric: which validation figure picks the best checkpoint.
+        patience: stop after so many evaluations without a better figure; None never stops early.
+        seed: of the order of rows, of starting values and of dropout.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    epochs: int = 3
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    schedule: Schedule = "linear"
+    warmup: float = 0.06
+    label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
+    clip: float | None = 1.0
+    gradient_checkpointing: bool = False
+    precision: Precision = "float32"
+    max_length: int = 256
+    evaluate_every: int | None = None
+    metric: str = "accuracy"
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "max_length"):
+            _check_whole(name, getattr(self, name), 1)
+        for name in ("evaluate_every", "patience"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 1)
+        _check_whole("seed", self.seed, 0)
+        for name in ("learning_rate", "head_learning_rate", "clip"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), "above 0", lambda value: value > 0)
+        _check_number("weight_decay", self.weight_decay, "at least 0", lambda value: value >= 0)
+        for name in ("warmup", "label_smoothing"):
+            _check_number(
+                name, getattr(self, name), "at least 0 and below 1", lambda value: 0 <= value < 1
+            )
+        hints = get_type_hints(type(self))
+        for name in ("schedule", "precision", "class_weights"):
+            choices = get_args(hints[name])
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
+                )
+        find_metric(self.metric)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+
+
+def _check_number(name: str, value: Any, wanted: str, fits: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not fits(value):
+        raise UsageError(f"{name} must be a number {wanted}; got {value!r}.")

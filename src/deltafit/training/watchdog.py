@@ -1,0 +1,78 @@
+"""Watching the gradients of the first steps: what never gets one is not being trained."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from deltafit.errors import DeltafitError
+
+WATCHED_STEPS = 3
+
+
+class GradientWatchdog:
+    """Stops a run in which a tensor's gradient has always been zero.
+
+    A tensor may rightly have a zero gradient at first: with B = 0 every A has none, and behind a
+    head that starts at zero nothing has. After three applied steps all have had one.
+
+    Attributes:
+        outside: names of tensors that take no part in the loss at all, once known.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.outside: tuple[str, ...] = ()
+        self._silent = set(names)
+        self._unreached = set(names)
+        self._steps = 0
+
+    @property
+    def watching(self) -> bool:
+        """Whether the first steps are not over."""
+        return self._steps < WATCHED_STEPS
+
+    def look(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        """Look at the gradients of one step that will be applied.
+
+        Raises:
+            DeltafitError: at the last watched step, a tensor had only zeros.
+        """
+        self._steps += 1
+        for name in tuple(self._silent):
+            gradient = trainable[name].grad
+            if gradient is not None:
+                self._unreached.discard(name)
+                if bool(torch.count_nonzero(gradient)):
+                    self._silent.discard(name)
+        if self.watching:
+            return
+        self.outside = tuple(name for name in trainable if name in self._unreached)
+        stuck = [name for name in trainable if name in self._silent - self._unreached]
+        if stuck or len(self._unreached) == len(trainable):
+            self._refuse(stuck or list(self.outside), len(trainable))
+
+    def _refuse(self, stuck: list[str], total: int) -> None:
+        shown = ", ".join(stuck[:3])
+        more = f" and {len(stuck) - 3} more" if len(stuck) > 3 else ""
+        raise DeltafitError(
+            f"After {WATCHED_STEPS} steps the gradient of {len(stuck)} of {total} trained tensors "
+            f"has always been zero: {shown}{more}. They are not being trained. Usual causes: "
+            "gradient checkpointing over frozen inputs, a target that the model's forward never "
+            "uses, or gradients too small for fp16."
+        )
+
+    def state(self) -> dict[str, object]:
+        """Return what a checkpoint keeps."""
+        return {
+            "steps": self._steps,
+            "silent": sorted(self._silent),
+            "unreached": sorted(self._unreached),
+            "outside": list(self.outside),
+        }
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take up what ``state`` gave."""
+        self._steps = int(state["steps"])  # type: ignore[call-overload]  # our own JSON
+        self._silent = set(state["silent"])  # type: ignore[call-overload]
+        self._unreached = set(state["unreached"])  # type: ignore[call-overload]
+        self.outside = tuple(state["outside"])  # type: ignore[arg-type]
