@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from deltafit.errors import DeltafitError
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path``; on success it takes its place in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         _flush_to_disk(temporary)
         # mkstemp makes the file private; a result should be as readable as any other file.
@@ -32,7 +33,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -44,6 +46,14 @@ def _umask() -> int:
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[TextIO]:
+    """Yield a UTF-8 text file to write to; it becomes ``path`` only when all went well."""
+    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -88,22 +98,35 @@ def write_tensors_atomically(
 def write_folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path`` to fill; it becomes ``path`` only when all went well.
 
-    An existing folder at ``path`` is replaced.
+    An existing folder at ``path`` is replaced. That takes two renames, and a process killed
+    between them leaves the old folder whole under the hidden name ``.<name>.<random>.old``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        previous = temporary.with_suffix(".old")
-        if path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        shutil.rmtree(previous, ignore_errors=True)
+        _put_in_place(temporary, path)
     except OSError as error:
         raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(folder, path)
+        return
+    previous = folder.with_suffix(".old")
+    os.replace(path, previous)
+    try:
+        os.replace(folder, path)
+    except OSError:
+        os.replace(previous, path)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

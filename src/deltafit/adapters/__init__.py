@@ -1,15 +1,14 @@
 """Where an adapter sits: select targets, inject, switch, merge, save and load."""
 
+from deltafit.adapters.injection import adapt, generator_for
 from deltafit.adapters.layers import is_adapted, layer_state, view_of
 from deltafit.adapters.merging import merge, merge_and_unload, unmerge
 from deltafit.adapters.model import (
     Adapter,
     activate,
-    adapt,
     adapter_tensors,
     base_parameters,
     disabled,
-    generator_for,
     model_adapters,
     remove_adapter,
 )

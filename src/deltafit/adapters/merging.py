@@ -1,9 +1,12 @@
 """Merging an adapter into the weights, and taking it out again to the very bits."""
 
+from typing import Any
+
+import torch
 from torch import nn
 
 from deltafit.adapters.layers import layer_state
-from deltafit.adapters.model import forget_adapters, model_adapters
+from deltafit.adapters.model import forget_adapters, model_adapters, moved_like
 from deltafit.errors import DeltafitError
 
 
@@ -22,16 +25,21 @@ def merge(model: nn.Module) -> None:
         raise DeltafitError("No adapter is active, so there is nothing to merge.")
     if state.merged is not None:
         raise DeltafitError(f"The adapter {state.active!r} is merged already.")
+    with torch.no_grad():
+        merged = {
+            target: layer.view.changed(layer.deltas(state.active))
+            for target in state.adapters[state.active].targets
+            for layer in (layer_state(model.get_submodule(target)),)
+        }
     originals: dict[str, nn.Parameter] = {}
-    for target in state.adapters[state.active].targets:
+    for target, values in merged.items():
         module = model.get_submodule(target)
-        layer = layer_state(module)
-        for leaf, value in layer.view.changed(layer.deltas(state.active)).items():
+        for leaf, value in values.items():
             original = module._parameters[leaf]
             assert original is not None
             originals[f"{target}.{leaf}"] = original
-            module._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=False)
-        layer.active = None
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        layer_state(module).active = None
     state.merged = originals
 
 
@@ -47,7 +55,7 @@ def unmerge(model: nn.Module) -> None:
     for name, original in state.merged.items():
         target, _, leaf = name.rpartition(".")
         module = model.get_submodule(target)
-        module._parameters[leaf] = original
+        module._parameters[leaf] = moved_like(original, model.get_parameter(name))
         layer_state(module).active = state.active
     state.merged = None
 
@@ -55,8 +63,15 @@ def unmerge(model: nn.Module) -> None:
 def merge_and_unload(model: nn.Module) -> None:
     """Merge the active adapter for good: the model is plain again and knows nothing of adapters.
 
-    Every other adapter is dropped.
+    Every other adapter is dropped. Where a tied weight was untied, the configuration of a
+    transformers model says so, or loading it again would tie the two.
     """
-    if model_adapters(model).merged is None:
+    state = model_adapters(model)
+    if state.merged is None:
         merge(model)
+    standing = {id(parameter) for parameter in model.parameters()}
+    untied = any(id(original) in standing for original in (state.merged or {}).values())
+    config: Any = getattr(model, "config", None)
+    if untied and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False
     forget_adapters(model)

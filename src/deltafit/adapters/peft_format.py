@@ -7,17 +7,21 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from deltafit.adapters.layers import Conv1DView, view_of
+from deltafit.adapters.model import base_parameters
+from deltafit.adapters.structure import within
 from deltafit.errors import DeltafitError
 from deltafit.methods import LoRA
 
+Value = TypeVar("Value", int, float)
 PREFIX = "base_model.model."
 _LAYER_KEY = re.compile(r"(.+)\.(?:(lora_A|lora_B)\.weight|lora_embedding_(A|B))")
+_BASE_KEY = re.compile(r"(.+)\.base_layer(\.weight|\.bias)")
 # Keys that say nothing about the computation, or that are read below.
 _UNDERSTOOD = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules",
@@ -27,6 +31,12 @@ _UNDERSTOOD = {
 }  # fmt: skip
 # Starting points that change the frozen weights, so that the base is no longer the base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Settings with which the adapter computes something other than W·x + s·B·A·x.
+_OTHER_FORMULA = (
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens",
+    "layer_replication", "target_parameters", "trainable_token_indices", "arrow_config",
+    "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,14 @@ class PeftAdapter:
         method: the method, with exact module names as its targets.
         tensors: ``<module>.lora_A`` and the like, and replaced parameters by their names.
         replaced: names of the parameters stored whole.
+        base: parameters of the base that PEFT stored too (those of adapted embeddings).
         notes: sentences about settings that were not understood.
     """
 
     method: LoRA
     tensors: dict[str, Tensor]
     replaced: tuple[str, ...]
+    base: dict[str, Tensor]
     notes: tuple[str, ...]
 
 
@@ -94,8 +106,9 @@ def to_peft_config(
         "target_modules": _shortest_targets(model, targets),
         "bias": "none",
     }
-    ranks = {re.escape(t): m.rank for t, m in resolved.items() if m.rank != method.rank}
-    other_alphas = {re.escape(t): a for t, a in alphas.items() if a != alpha}
+    # PEFT reads the names as expressions for the end of a module's name; "^" makes them the whole.
+    ranks = {f"^{re.escape(t)}": m.rank for t, m in resolved.items() if m.rank != method.rank}
+    other_alphas = {f"^{re.escape(t)}": a for t, a in alphas.items() if a != alpha}
     optional = {
         "rank_pattern": ranks,
         "alpha_pattern": other_alphas,
@@ -121,12 +134,13 @@ def whole_modules(model: nn.Module, parameters: Sequence[str]) -> list[str]:
     Raises:
         DeltafitError: a parameter's module holds others too, which PEFT cannot express.
     """
-    wanted = set(parameters)
+    others = set(base_parameters(model)) - set(parameters)
     modules: list[str] = []
     for parameter in parameters:
         parents = parameter.split(".")[:-1]
         candidates = (".".join(parents[:end]) for end in range(1, len(parents) + 1))
-        holder = next((name for name in candidates if _all_within(model, name, wanted)), None)
+        whole = (c for c in candidates if not any(within(other, c) for other in others))
+        holder = next(whole, None)
         if holder is None:
             raise DeltafitError(
                 f"The parameter {parameter!r} is trained but its whole module is not; PEFT's "
@@ -137,12 +151,9 @@ def whole_modules(model: nn.Module, parameters: Sequence[str]) -> list[str]:
     return modules
 
 
-def _all_within(model: nn.Module, module_name: str, wanted: set[str]) -> bool:
-    module = model.get_submodule(module_name)
-    return all(f"{module_name}.{name}" in wanted for name, _ in module.named_parameters())
-
-
-def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> PeftAdapter:
+def from_peft(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+) -> PeftAdapter:
     """Read what PEFT wrote.
 
     Raises:
@@ -153,6 +164,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: 
     ours: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     replaced: list[str] = []
+    base: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         match = _LAYER_KEY.fullmatch(name)
@@ -160,10 +172,12 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: 
             module_name, leaf = match[1], match[2] or f"lora_{match[3]}"
             ours[f"{module_name}.{leaf}"] = tensor
             ranks[module_name] = tensor.shape[0 if leaf == "lora_A" else 1]
-        elif "lora_" in name.rpartition(".")[2] or name.endswith((".base_layer.weight",)):
+        elif stored_base := _BASE_KEY.fullmatch(name):
+            base[stored_base[1] + stored_base[2]] = tensor
+        elif any(segment.startswith("lora_") for segment in name.split(".")):
             raise DeltafitError(
                 f"{folder}: the tensor {key!r} belongs to a variant of LoRA that cannot be loaded "
-                "here (DoRA, a bias of B, or a resized embedding)."
+                "here (such as DoRA, or a bias of B)."
             )
         else:
             ours[name] = tensor
@@ -180,10 +194,18 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: 
         dropout=float(config.get("lora_dropout", 0.0)),
         scaling="alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r",
         target_modules=tuple(ranks),
-        rank_pattern=tuple((m, r) for m, r in ranks.items() if r != rank),
-        alpha_pattern=tuple((m, a) for m, a in alphas.items() if a != alpha),
+        rank_pattern=_pattern(ranks, rank),
+        alpha_pattern=_pattern(alphas, alpha),
     )
-    return PeftAdapter(method, ours, tuple(replaced), _notes(config))
+    return PeftAdapter(method, ours, tuple(replaced), base, _notes(config))
+
+
+def _pattern(values: Mapping[str, Value], default: Value) -> tuple[tuple[str, Value], ...]:
+    """Return the values that are not the default; all of them if names are ends of others."""
+    other = {name: value for name, value in values.items() if value != default}
+    if any(name.endswith(f".{end}") for end in other for name in values):
+        other = dict(sorted(values.items(), key=lambda item: -len(item[0])))
+    return tuple(other.items())
 
 
 def _by_pattern(pattern: Mapping[str, Any], module_name: str, default: Any) -> Any:
@@ -194,14 +216,20 @@ def _by_pattern(pattern: Mapping[str, Any], module_name: str, default: Any) -> A
     return default
 
 
-def _check_config(config: Mapping[str, Any], folder: Path) -> None:
+def _check_config(config: Any, folder: Path) -> None:
+    if not isinstance(config, dict):
+        raise DeltafitError(f"{folder}/adapter_config.json holds no JSON object.")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise DeltafitError(
             f"{folder}/adapter_config.json: peft_type is {kind!r}; only LORA can be loaded here."
         )
-    if config.get("use_dora"):
-        raise DeltafitError(f"{folder}/adapter_config.json: use_dora is on; DoRA cannot be loaded.")
+    variant = next((key for key in _OTHER_FORMULA if config.get(key)), None)
+    if variant is not None:
+        raise DeltafitError(
+            f"{folder}/adapter_config.json sets {variant} to {config[variant]!r}, a variant of "
+            "LoRA that cannot be loaded here."
+        )
     if config.get("bias", "none") != "none":
         raise DeltafitError(
             f"{folder}/adapter_config.json: bias is {config['bias']!r}; only 'none' can be loaded."
@@ -219,7 +247,8 @@ def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         f"adapter_config.json sets {key!r} to {value!r}, which is not known here and was ignored."
         for key, value in config.items()
-        if key not in _UNDERSTOOD and value not in (None, False, "none", {}, [], "")
+        if key not in _UNDERSTOOD
+        and value not in (None, False, "none", {}, [], "")
         and key not in ("corda_config", "eva_config", "megatron_core", "qalora_group_size")
     )
 

@@ -5,16 +5,18 @@ The tensors file carries the method as metadata, so that it reads back exactly; 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from deltafit.adapters.injection import adapt
 from deltafit.adapters.model import (
     activate,
-    adapt,
     adapter_tensors,
+    base_parameters,
     model_adapters,
     remove_adapter,
 )
@@ -36,12 +38,21 @@ _METADATA = "deltafit"
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter as read from disk, before it is put on a model."""
+    """An adapter as read from disk, before it is put on a model.
+
+    Attributes:
+        method: what was trained.
+        tensors: ``<module>.<tensor>`` of the layers, and replaced parameters by their names.
+        replaced: names of the parameters stored whole.
+        base: parameters that the base must have, bit for bit, where the file holds such.
+        notes: sentences about what was not understood.
+    """
 
     method: Method
     tensors: dict[str, Tensor]
     replaced: tuple[str, ...]
-    notes: tuple[str, ...]
+    base: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def save_adapter(
@@ -72,18 +83,22 @@ def save_adapter(
     adapter = state.adapters[name]
     replaced = tuple(adapter.replaced)
     tensors: dict[str, Tensor] = dict(adapter_tensors(model, name))
+    config = None
+    if isinstance(adapter.method, LoRA):  # made first: it may be refused
+        config = to_peft_config(
+            model, adapter.method, adapter.targets, replaced,
+            base_name=base_name, task_type=task_type,
+        )  # fmt: skip
     metadata = {"method": adapter.method.to_dict(), "replaced": replaced}
     write_tensors_atomically(
         folder / TENSORS_FILE,
         to_peft_tensors(model, tensors, adapter.targets),
         {"format": "pt", _METADATA: json.dumps(metadata)},
     )
-    if isinstance(adapter.method, LoRA):
-        config = to_peft_config(
-            model, adapter.method, adapter.targets, replaced,
-            base_name=base_name, task_type=task_type,
-        )  # fmt: skip
+    if config is not None:
         write_json_atomically(folder / CONFIG_FILE, config)
+    else:
+        (folder / CONFIG_FILE).unlink(missing_ok=True)  # of an adapter saved here before
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
@@ -107,12 +122,17 @@ def read_adapter(folder: Path) -> StoredAdapter:
         metadata = (file.metadata() or {}).get(_METADATA)
     if metadata is None:
         foreign = from_peft(read_json(folder / CONFIG_FILE), tensors, folder)
-        return StoredAdapter(foreign.method, foreign.tensors, foreign.replaced, foreign.notes)
-    content = json.loads(metadata)
-    replaced = tuple(content["replaced"])
-    return StoredAdapter(
-        method_from_dict(content["method"]), _our_names(tensors, replaced), replaced, ()
-    )
+        return StoredAdapter(
+            foreign.method, foreign.tensors, foreign.replaced, foreign.base, foreign.notes
+        )
+    try:
+        content = json.loads(metadata)
+        method, replaced = method_from_dict(content["method"]), tuple(content["replaced"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeltafitError(
+            f"{path} does not say what was trained (its metadata is damaged); restore a copy."
+        ) from error
+    return StoredAdapter(method, _our_names(tensors, replaced), replaced)
 
 
 def _our_names(tensors: dict[str, Tensor], replaced: Sequence[str]) -> dict[str, Tensor]:
@@ -134,17 +154,26 @@ def load_adapter(
         DeltafitError: tensors are missing, left over or of another shape; each is named, and the
             model is as it was.
     """
+    present = base_parameters(model)
+    for parameter, value in stored.base.items():
+        if parameter not in present or not torch.equal(value, present[parameter].cpu().to(value)):
+            raise DeltafitError(
+                f"The adapter was made on a base with another {parameter!r} (it may have more "
+                "tokens). Load that base."
+            )
+    active = model_adapters(model).active
     adapt(
         model,
         stored.method,
         name=name,
         head=stored.replaced,
-        initial={parameter: stored.tensors[parameter] for parameter in stored.replaced},
+        initial={n: stored.tensors[n] for n in stored.replaced if n in stored.tensors},
     )
     try:
         fill_adapter(model, name, stored.tensors)
     except DeltafitError:
         remove_adapter(model, name)
+        activate(model, active)
         raise
     model_adapters(model).adapters[name].trainable = trainable
     activate(model, name)

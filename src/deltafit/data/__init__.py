@@ -1,11 +1,12 @@
 """Load, check, split and tokenise labelled texts; find models and data sets by name."""
 
 from deltafit.data.catalogue import DATA_SETS, MODELS, ModelSource, resolve_model
+from deltafit.data.facts import duplicates_between
 from deltafit.data.labels import LabelSet, class_weights, label_set
 from deltafit.data.rows import MalformedTableError
 from deltafit.data.sampling import balanced_indices, stratified_cut, stratified_sample
 from deltafit.data.splits import Splits, load_labelled, load_splits
-from deltafit.data.texts import LabelledTexts, duplicates_between
+from deltafit.data.texts import LabelledTexts
 from deltafit.data.tokens import Tokenised, epoch_order, length_grouped, tokenise
 from deltafit.data.unlabelled import iterate_texts, load_texts
 

@@ -148,7 +148,7 @@ def resolve_model(name_or_path: str | Path) -> ModelSource:
     if name in MODELS:
         return _from_catalogue(MODELS[name])
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return ModelSource(name, str(path), _gguf_in_folder(path), hub_id=None)
     if path.is_file():
         if path.suffix.lower() != ".gguf":

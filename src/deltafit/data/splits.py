@@ -1,24 +1,18 @@
 """Training, validation and test parts: as given, or cut, and the facts of how."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deltafit.data.columns import Columns, find_columns
+from deltafit.data.facts import describe, duplicates_between
 from deltafit.data.labels import LabelSet
 from deltafit.data.rows import Table
 from deltafit.data.sampling import balanced_indices, check_seed, stratified_cut, stratified_sample
 from deltafit.data.sources import DataSource, find_data
-from deltafit.data.texts import (
-    LabelledTexts,
-    conflicting_texts,
-    duplicates_between,
-    read_labelled,
-    surplus_copies,
-)
+from deltafit.data.texts import LabelledTexts, read_labelled
 from deltafit.errors import DeltafitError, UsageError
 
 # The test part of a catalogue name that has none of its own. Its seed is fixed and not the run's,
@@ -119,13 +113,10 @@ def load_splits(
         limit: train on a stratified subsample of at most so many rows.
 
     Returns:
-        the parts. ``facts`` has: ``data``, ``origin``, ``location``; ``columns``; ``label_names``;
-        ``counts``, ``class_counts``, ``content_hash`` and ``source`` by part; ``test``,
-        ``validation`` and ``train`` (sentences: how each came about); ``duplicates`` (for
-        validation and test, rows whose text stands in training: ``verbatim``, and
-        ``apart_from_outer_whitespace``); ``surplus_copies_in_training``;
-        ``conflicting_texts_in_training``; ``single_row_classes``; and ``notes``, sentences that
-        the person should see.
+        the parts. ``facts`` has ``data``, ``origin``, ``location``, ``columns``, ``seed`` and
+        ``single_row_classes``; ``train``, ``validation`` and ``test``, sentences on how each came
+        about; and what `facts.describe` adds, with ``notes``, sentences that the person should
+        see.
 
     Raises:
         DeltafitError: anything wrong with the data; the sentence says file, row and column.
@@ -147,7 +138,8 @@ def load_splits(
     train = _reduced(train, balance, limit, seed, facts)
     train, valid = _validation_part(reader, train, how_validation, seed, facts)
     parts = {"train": train, "validation": valid, "test": test}
-    facts |= _described(reader, {name: part for name, part in parts.items() if part is not None})
+    given = {name: part for name, part in parts.items() if part is not None}
+    facts |= {"columns": vars(reader.columns), **describe(given, reader.notes)}
     return Splits(train, valid, test, facts)
 
 
@@ -254,46 +246,6 @@ def _validation_part(
             "measure them."
         )
     return train.select(cut.kept), train.select(cut.cut)
-
-
-def _described(reader: _Reader, parts: dict[str, LabelledTexts]) -> dict[str, Any]:
-    train = parts["train"]
-    columns = reader.columns
-    duplicates = {
-        name: {
-            "verbatim": len(duplicates_between(train, part, verbatim=True)),
-            "apart_from_outer_whitespace": len(duplicates_between(train, part)),
-        }
-        for name, part in parts.items()
-        if name != "train"
-    }
-    conflicts = conflicting_texts(train)
-    notes = list(reader.notes)
-    notes += [
-        f"{counts['apart_from_outer_whitespace']} of {len(parts[name]):,} {name} texts also stand "
-        f"in training ({counts['verbatim']} of them to the character)."
-        for name, counts in duplicates.items()
-        if counts["apart_from_outer_whitespace"]
-    ]
-    if conflicts:
-        notes.append(f"{conflicts} training texts stand there with more than one label.")
-    return {
-        "columns": vars(columns) if columns else {},
-        "label_names": list(train.label_names),
-        "counts": {name: len(part) for name, part in parts.items()},
-        "class_counts": {name: _class_counts(part) for name, part in parts.items()},
-        "content_hash": {name: part.content_hash() for name, part in parts.items()},
-        "source": {name: part.source for name, part in parts.items()},
-        "duplicates": duplicates,
-        "surplus_copies_in_training": surplus_copies(train.texts),
-        "conflicting_texts_in_training": conflicts,
-        "notes": notes,
-    }
-
-
-def _class_counts(part: LabelledTexts) -> dict[str, int]:
-    counts = Counter(part.labels)
-    return {name: counts[label] for label, name in enumerate(part.label_names)}
 
 
 def load_labelled(

@@ -190,35 +190,3 @@ def _encode(
             "Correct the label, remove the row, or add such rows to the training part",
         )
     return tuple(found for found in ids if found is not None)
-
-
-def surplus_copies(texts: Sequence[str]) -> int:
-    """Count rows whose text, outer whitespace apart, already stands in an earlier row."""
-    return len(texts) - len({text.strip() for text in texts})
-
-
-def duplicates_between(
-    train: LabelledTexts, other: LabelledTexts, *, verbatim: bool = False
-) -> tuple[int, ...]:
-    """Return the indices of rows in ``other`` whose text also stands in ``train``.
-
-    Args:
-        train: the training part.
-        other: the part to be measured on.
-        verbatim: every character must be equal; otherwise outer whitespace, which tokenizers
-            drop or nearly so, is ignored.
-    """
-
-    def key(text: str) -> str:
-        return text if verbatim else text.strip()
-
-    seen = {key(text) for text in train.texts}
-    return tuple(index for index, text in enumerate(other.texts) if key(text) in seen)
-
-
-def conflicting_texts(labelled: LabelledTexts) -> int:
-    """Count the texts, outer whitespace apart, that stand there with more than one label."""
-    pairs = {
-        (text.strip(), label) for text, label in zip(labelled.texts, labelled.labels, strict=True)
-    }
-    return len(pairs) - len({text for text, _ in pairs})

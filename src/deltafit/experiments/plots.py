@@ -53,7 +53,7 @@ def accuracy_plot(rows: Sequence[Row]) -> Figure:
     axes.set_yticks(range(len(rows)), [_wrapped(row["name"]) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
-    axes.set_xlabel(f"test {metric_title(rows)}, with 95 % interval")
+    axes.set_xlabel(f"{metric_title(rows)}, with 95 % interval")
     _legend_of_kinds(figure, rows)
     _clean(axes, "x")
     return figure
@@ -98,7 +98,7 @@ def share_plot(rows: Sequence[Row]) -> Figure:
     below = f"\nfar below the axis: {'; '.join(far)}" if far else ""
     axes.set_xlabel(f"share of parameters trained, % (logarithmic){below}")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:g}")
-    axes.set_ylabel(f"test {metric_title(rows)}")
+    axes.set_ylabel(metric_title(rows))
     _legend_of_kinds(figure, rows)
     _clean(axes, "both")
     return figure
@@ -201,7 +201,7 @@ def class_f1_plot(metrics: Mapping[str, Any], title: str) -> Figure:
     axes.set_ylim(len(worst) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("F1 on the test part, %")
+    axes.set_xlabel("F1, %")
     extent = (
         f"\nthe {len(worst)} worst of {len(present)} classes" if len(worst) < len(present) else ""
     )

@@ -66,7 +66,7 @@ def write_report(
         rows: the comparison, as `deltafit.experiments.tables` describes a row.
         histories: of each run, by name: records with ``step`` and ``train_loss`` or
             ``validation_loss``.
-        metrics: of each run, by name: what `classification_metrics` returned on the test part.
+        metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         facts: about data and environment, for the report's last section; must be JSON.
     """
     plots = _write_plots(folder / "plots", rows, histories, metrics)
@@ -142,9 +142,9 @@ def _write_plots(
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, str]]:
     """Draw every plot there are figures for; return ``(caption, file name)`` of each."""
-    figures = [("Test result with its 95 % interval", "accuracy.png", accuracy_plot(rows))]
+    figures = [("Result with its 95 % interval", "accuracy.png", accuracy_plot(rows))]
     if any(row.get("trainable") for row in rows):
-        figures.append(("Test result against the share trained", "share.png", share_plot(rows)))
+        figures.append(("Result against the share trained", "share.png", share_plot(rows)))
     if any(histories.values()):
         figures.append(("Loss in training", "loss.png", loss_plot(histories)))
     for index, (name, measured) in enumerate(metrics.items(), start=1):
@@ -170,7 +170,7 @@ def _markdown_report(
         f"**{conclusion}**",
         comparison_markdown(rows).rstrip(),
         "The interval of a result is Wilson's, 95 %. The difference is in points of accuracy, "
-        "paired on the same test rows; *within noise* means that its 95 % interval includes 0. "
+        "paired on the same rows; *within noise* means that its 95 % interval includes 0. "
         "Time and examples/s are training alone; memory is the peak of the process.",
     ]
     if notes:

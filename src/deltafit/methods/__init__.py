@@ -1,5 +1,7 @@
 """What is trained: one method a file, all behind one interface."""
 
+from collections.abc import Mapping
+
 from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
@@ -23,6 +25,18 @@ def parse_method(text: str) -> Method:
     return _parse_method(text, METHODS)
 
 
+def method_with(text: str, settings: Mapping[str, str]) -> Method:
+    """Return the method of ``parse_method`` with further settings, each as its own flag's text.
+
+    A list's items are parted with commas here: ``{"target_modules": "query,value"}``.
+
+    Raises:
+        UsageError: as ``parse_method``; or a setting is given in both places.
+    """
+    joined = ",".join(f"{key}={value.replace(',', '+')}" for key, value in settings.items())
+    return parse_method(text + ("," if ":" in text else ":") * bool(joined) + joined)
+
+
 def method_from_dict(content: dict[str, object]) -> Method:
     """Return the method that ``Method.to_dict`` described.
 
@@ -43,5 +57,6 @@ __all__ = [
     "Method",
     "ModelParts",
     "method_from_dict",
+    "method_with",
     "parse_method",
 ]

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Generator, Tensor
 
+from deltafit.errors import UsageError
+
 
 class Layer(Protocol):
     """One adapted layer as a method sees it, whatever its type.
@@ -56,6 +58,11 @@ class Method(ABC):
     result_name: ClassVar[str]
     default_learning_rate: ClassVar[float]
 
+    def __post_init__(self) -> None:
+        # Lists and mappings are welcome; as tuples they make the method hashable.
+        for field in fields(self):
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of the parameters trained whole, the head apart."""
         return ()
@@ -66,6 +73,7 @@ class Method(ABC):
         return {"method": self.command_line_name, **settings}
 
     def __str__(self) -> str:
+        """Return what ``deltafit.methods.parse_method`` reads back to the same method."""
         changed = ",".join(
             f"{field.name}={_short(getattr(self, field.name))}"
             for field in fields(self)
@@ -75,16 +83,44 @@ class Method(ABC):
 
 
 def _short(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return "+".join(">".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
 class DeltaMethod(Method):
-    """A method that learns a change Δ of each target layer's parameters."""
+    """A method that learns a change Δ of each target layer's parameters.
+
+    Raises:
+        UsageError: a name is no text, or a layer's index no whole number.
+    """
 
     target_modules: str | tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     trained_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+        names = "module names such as ('query', 'value')"
+        _check_all(self.trained_modules, str, "trained_modules", names)
+        targets = self.target_modules
+        if not isinstance(targets, str):
+            _check_all(targets or (), str, "target_modules", names)
+        elif targets.lower() != "all-linear" and not targets.startswith("re:"):
+            # So that the method's text says that this is an expression and no name.
+            object.__setattr__(self, "target_modules", f"re:{targets}")
+
+    def patterns(self) -> tuple[str, ...]:
+        """Return the ends of module names that settings are given for; each must be a target's."""
+        return ()
 
     @abstractmethod
     def for_module(self, module_name: str) -> "DeltaMethod":
@@ -110,3 +146,8 @@ class DeltaMethod(Method):
         The fallback computes the layer again with its deltas: slow, and right for every method.
         """
         return layer.forward_with(self.deltas(layer, tensors), x)
+
+
+def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
+    if not isinstance(values, tuple) or any(type(value) is not kind for value in values):
+        raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")

@@ -22,6 +22,7 @@ class LastBlocks(Method):
     count: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
             raise UsageError(f"count must be a whole number of at least 1; got {self.count!r}.")
 

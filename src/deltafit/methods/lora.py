@@ -36,8 +36,10 @@ class LoRA(DeltaMethod):
         scaling: s: ``"alpha/r"`` (the paper), ``"alpha"``, or ``"alpha/sqrt(r)"``
             (Kalajdzievski, arXiv:2312.03732).
         initialisation: ``"kaiming"``, uniform within ±1/√inputs (√5 as the slope gives that bound,
-            as in torch's own linear layers), or ``"gaussian"`` with standard deviation 1/√rank.
-        rank_pattern: module name (whole segments at its end) → rank, in place of ``rank``.
+            as in torch's own linear layers; B of an embedding has ``rank`` inputs), or
+            ``"gaussian"`` with standard deviation 1/√rank.
+        rank_pattern: module name (whole segments at its end) → rank, in place of ``rank``; the
+            first that matches counts.
         alpha_pattern: the same for ``alpha``.
 
     Raises:
@@ -57,13 +59,14 @@ class LoRA(DeltaMethod):
     alpha_pattern: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
             _check_rank(rank)
         for alpha in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):
-            if not math.isfinite(alpha) or alpha <= 0:
-                raise UsageError(f"alpha must be a finite number above 0; got {alpha}.")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1; got {self.dropout}.")
+            if not _is_number(alpha) or not 0 < alpha < math.inf:
+                raise UsageError(f"alpha must be a finite number above 0; got {alpha!r}.")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1; got {self.dropout!r}.")
         for name, value, choices in (
             ("scaling", self.scaling, get_args(Scaling)),
             ("initialisation", self.initialisation, get_args(Initialisation)),
@@ -76,6 +79,10 @@ class LoRA(DeltaMethod):
         """The scaling s of Δ = s·B·A."""
         divisor = {"alpha/r": self.rank, "alpha": 1.0, "alpha/sqrt(r)": math.sqrt(self.rank)}
         return self.alpha / divisor[self.scaling]
+
+    def patterns(self) -> tuple[str, ...]:
+        """Return the module names of ``rank_pattern`` and ``alpha_pattern``."""
+        return tuple(name for name, _ in (*self.rank_pattern, *self.alpha_pattern))
 
     def for_module(self, module_name: str) -> "LoRA":
         """Return the method with the rank and alpha that the patterns give this module."""
@@ -119,6 +126,10 @@ class LoRA(DeltaMethod):
             return values.normal_(0, 1 / math.sqrt(self.rank), generator=generator)
         bound = 1 / math.sqrt(shape[1])
         return values.uniform_(-bound, bound, generator=generator)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_rank(rank: object) -> None:

@@ -1,5 +1,6 @@
 """Methods from text: the command line's ``lora:rank=8`` and the JSON of result files."""
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields
@@ -15,13 +16,15 @@ Methods = Mapping[str, type[Method]]
 def parse_method(text: str, methods: Methods) -> Method:
     """Return the method described as ``name`` or ``name:setting=value,setting=value``.
 
-    A list inside a value is joined with ``+`` (``target_modules=query+value``); a pattern's
-    entries are written ``name>number`` (``rank_pattern=query>4+value>8``).
+    A list inside a value is joined with ``+`` or ``,`` (``target_modules=query+value``); a
+    pattern's entries are written ``name>number`` (``rank_pattern=query>4+value>8``); a regular
+    expression begins with ``re:``.
     """
     name, _, settings = text.strip().partition(":")
     method = _known(name, methods)
     given: dict[str, Any] = {}
-    for part in filter(None, settings.split(",")):
+    # Only a comma before the next setting separates: others belong to a list or an expression.
+    for part in filter(None, re.split(r",(?=\s*[\w-]+\s*=)|,\s*$", settings)):
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals:
@@ -41,7 +44,7 @@ def method_from_dict(content: Mapping[str, Any], methods: Methods) -> Method:
     method = _known(str(settings.pop("method", "")), methods)
     for key in settings:
         _setting(method, key)
-    return method(**{key: _frozen(value) for key, value in settings.items()})
+    return method(**settings)
 
 
 def _known(name: str, methods: Methods) -> type[Method]:
@@ -69,11 +72,6 @@ def _setting(method: type[Method], key: str) -> Any:
     )
 
 
-def _frozen(value: Any) -> Any:
-    """JSON has lists where the frozen dataclasses have tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
 def _read(text: str, kind: Any, where: str) -> Any:
     """Read ``text`` as a value of the annotated type ``kind``."""
     if get_origin(kind) in (Union, types.UnionType):
@@ -82,7 +80,8 @@ def _read(text: str, kind: Any, where: str) -> Any:
         return text  # the method itself refuses a choice it does not have
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        return tuple(_read_item(part, item, where) for part in text.split("+"))
+        parts = filter(None, re.split(r"[+,]", text))
+        return tuple(_read_item(part.strip(), item, where) for part in parts)
     try:
         return int(text)
     except ValueError:
@@ -90,14 +89,15 @@ def _read(text: str, kind: Any, where: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{where} takes a number; got {text!r}.") from None
+        hint = " Further settings are written setting=value." if "," in text else ""
+        raise UsageError(f"{where} takes a number; got {text!r}.{hint}") from None
 
 
 def _read_union(text: str, kind: Any, where: str) -> Any:
     if text.lower() == "none":
         return None
     options = [option for option in get_args(kind) if option is not type(None)]
-    if str in options and (text == "all-linear" or text.startswith("re:")):
+    if str in options and (text.lower() == "all-linear" or text.startswith("re:")):
         return text
     return _read(text, next(option for option in options if option is not str), where)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from deltafit.data import tokenise
 from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.inference import compute_logits
-from deltafit.data import tokenise
 
 # Written for this purpose and never training texts: different lengths, topics and alphabets.
 SENTENCES = (
@@ -46,7 +46,9 @@ def largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max()) / scale
 
 
-def check_canaries(classifier: Classifier, expected: np.ndarray, max_length: int, where: str) -> float:
+def check_canaries(
+    classifier: Classifier, expected: np.ndarray, max_length: int, where: str
+) -> float:
     """Return the largest difference from the stored logits.
 
     Raises:

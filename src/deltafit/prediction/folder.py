@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deltafit.adapters import StoredAdapter, load_adapter, read_adapter, save_adapter
-from deltafit.data import resolve_model
+from deltafit.data import ModelSource, resolve_model
 from deltafit.errors import DeltafitError
 from deltafit.files import (
     read_json,
@@ -83,7 +83,7 @@ def save_classifier(
         "head_parameters": list(classifier.head_parameters),
         "max_length": max_length,
         "base": {
-            "name": classifier.source.name,
+            "name": _lasting_name(classifier.source),
             "hub_id": classifier.source.hub_id,
             "tensors": base_fingerprint,
         },
@@ -95,11 +95,18 @@ def save_classifier(
         save_adapter(
             classifier.model,
             temporary,
-            base_name=classifier.source.hub_id or classifier.source.location,
+            base_name=classifier.source.hub_id or str(Path(classifier.source.location).resolve()),
             task_type="SEQ_CLS" if architecture_head else None,
         )
         write_tensors_atomically(temporary / CANARIES_FILE, {"logits": torch.from_numpy(logits)})
         write_json_atomically(temporary / FACTS_FILE, content)
+
+
+def _lasting_name(source: ModelSource) -> str:
+    """Return what finds a base again, whatever the working directory is by then."""
+    if source.hub_id is not None:
+        return source.name
+    return str(Path(source.location).resolve() / (source.gguf_file or ""))
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -144,16 +151,13 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     expected = read_tensors(folder / CANARIES_FILE).get("logits")
     if expected is None:
         raise DeltafitError(f"{folder / CANARIES_FILE} holds no logits; the folder is damaged.")
-    source = resolve_model(model or facts["base"]["name"])
-    classifier = load_classifier(
-        source, facts["label_names"], HeadSettings(**facts["head"]), seed=0
-    )
+    classifier = _load_base(folder, facts, model)
     head = tuple(facts["head_parameters"])
     check_fingerprint(
         facts["base"]["tensors"],
         fingerprint(classifier.model, head),
         where=str(folder),
-        base=source.name,
+        base=classifier.source.name,
     )
     _check_head(folder, stored, head)
     load_adapter(classifier.model, stored)
@@ -161,6 +165,24 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     max_length = int(facts["max_length"])
     difference = check_canaries(classifier, expected.numpy(), max_length, str(folder))
     return SavedClassifier(classifier, max_length, facts, stored.notes, difference)
+
+
+def _load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
+    """Load the base with a new head, as it was before it was trained."""
+    try:
+        return load_classifier(
+            resolve_model(model or facts["base"]["name"]),
+            facts["label_names"],
+            HeadSettings(**facts["head"]),
+            seed=0,
+        )
+    except DeltafitError as error:
+        if model is not None:
+            raise
+        raise DeltafitError(
+            f"The base model of {folder} could not be loaded. {error} If it has moved, name its "
+            "place with --model."
+        ) from error
 
 
 def _check_head(folder: Path, stored: StoredAdapter, head: tuple[str, ...]) -> None:
@@ -180,8 +202,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS_FILE
     facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise DeltafitError(f"{path} holds no JSON object; the file is damaged.")
     needed = ("format", "label_names", "head", "head_parameters", "max_length", "base")
-    missing = [key for key in needed if not isinstance(facts, dict) or key not in facts]
+    missing = [key for key in needed if key not in facts]
     if missing:
         raise DeltafitError(f"{path}: the key {missing[0]!r} is missing; the file is damaged.")
     if facts["format"] != FORMAT:

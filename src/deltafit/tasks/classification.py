@@ -1,5 +1,6 @@
 """Text classification: a pretrained model with its head, and how texts become logits and loss."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,7 +55,7 @@ class Classifier:
     @property
     def pad_token_id(self) -> int:
         """The token that fills up a batch."""
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]  # load_tokenizer sets it
+        return int(self.tokenizer.pad_token_id)
 
 
 def load_classifier(
@@ -68,17 +69,22 @@ def load_classifier(
     Raises:
         DeltafitError: the model cannot be found or loaded.
     """
-    tokenizer, positions = load_tokenizer(source)
+    tokenizer, decoder = load_tokenizer(source)
+    model: nn.Module
     if head.kind == "architecture":
         model, head_parameters = load_architecture_classifier(
             source, tuple(label_names), tokenizer, seed
         )
+        forward = model.forward
     else:
         encoder = load_encoder(source, tokenizer)
         width = int(encoder.config.get_text_config().hidden_size)
         pooling: Pooling = head.kind
         model = PooledClassifier(encoder, width, len(label_names), pooling, head.dropout)
         head_parameters = ("classifier.weight", "classifier.bias")
+        forward = encoder.forward
+    # Some decoders (BLOOM, XLNet) know places from the attention mask alone.
+    positions = decoder and "position_ids" in inspect.signature(forward).parameters
     model.eval()
     return Classifier(
         model, tokenizer, tuple(label_names), head, head_parameters, source, positions

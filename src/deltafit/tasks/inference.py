@@ -13,9 +13,7 @@ from deltafit.tasks.pooling import POOLINGS, Pooling, pool
 Rows = Sequence[Sequence[int]]
 
 
-def compute_logits(
-    classifier: Classifier, rows: Rows, *, batch_size: int = 32
-) -> np.ndarray:
+def compute_logits(classifier: Classifier, rows: Rows, *, batch_size: int = 32) -> np.ndarray:
     """Return the logits of tokenised texts in their order, float32 ``[texts, labels]``.
 
     The model runs in evaluation mode and without mixed precision, whatever it trained with.

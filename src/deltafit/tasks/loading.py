@@ -5,11 +5,14 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from deltafit.adapters import generator_for
+from deltafit.adapters.structure import repeated_blocks, within
 from deltafit.data import ModelSource
 from deltafit.errors import DeltafitError
 
@@ -26,7 +30,7 @@ Loaded = TypeVar("Loaded")
 
 
 def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
-    """Return the tokenizer, and whether the model is a decoder that needs position ids.
+    """Return the tokenizer, and whether the model is a decoder, which reads from left to right.
 
     A tokenizer without a pad token gets the end-of-text token in its place.
     """
@@ -39,14 +43,19 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
                 f"The tokenizer of {source.name} has neither a pad token nor an end-of-text token."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    config = _explained(
-        source, lambda: AutoConfig.from_pretrained(source.location, **_gguf(source))
-    )
-    kind = config.model_type
+    kind = load_config(source).model_type
     decoder = (
         kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
     return tokenizer, decoder
+
+
+def load_config(source: ModelSource) -> PreTrainedConfig:
+    """Return the model's configuration."""
+    config: PreTrainedConfig = _explained(
+        source, lambda: AutoConfig.from_pretrained(source.location, **_gguf(source))
+    )
+    return config
 
 
 def load_architecture_classifier(
@@ -59,6 +68,9 @@ def load_architecture_classifier(
 
     The head is what the checkpoint lacks. A checkpoint that brings a whole classifier keeps its
     values where the number of labels agrees; then the head is all that lies outside the encoder.
+
+    Raises:
+        DeltafitError: the model cannot be loaded, or the checkpoint lacks more than a head.
     """
     names = {str(index): name for index, name in enumerate(label_names)}
     model, report = _explained(
@@ -75,12 +87,37 @@ def load_architecture_classifier(
         ),
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    parameters = dict(model.named_parameters())
-    new = tuple(name for name in parameters if name in missing)
+    new = _missing_parameters(source, model, report)
     _initialise_anew(model, new, seed)
     prefix = f"{model.base_model_prefix}."
-    return model, new or tuple(name for name in parameters if not name.startswith(prefix))
+    outside = (name for name, _ in model.named_parameters() if not name.startswith(prefix))
+    return model, new or tuple(outside)
+
+
+def _missing_parameters(
+    source: ModelSource, model: PreTrainedModel, report: dict[str, Any]
+) -> tuple[str, ...]:
+    """Return the parameters that the checkpoint lacks, or holds in another shape.
+
+    Raises:
+        DeltafitError: one is of the blocks or the embeddings, which no head can replace.
+    """
+    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    new = tuple(name for name, _ in model.named_parameters() if name in missing)
+    stacks = [stack.name for stack in repeated_blocks(model)]
+    lost = [
+        name
+        for name in new
+        if any(within(name, stack) for stack in stacks)
+        or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+    ]
+    if lost:
+        raise DeltafitError(
+            f"The checkpoint of {source.name} at {source.location} lacks {len(lost)} tensors of "
+            f"the pretrained model, or holds them in another shape: {', '.join(lost[:3])}"
+            f"{', …' if len(lost) > 3 else ''}. Do config.json and the weights belong together?"
+        )
+    return new
 
 
 def _initialise_anew(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
@@ -92,20 +129,33 @@ def _initialise_anew(model: PreTrainedModel, names: Sequence[str], seed: int) ->
             for leaf, parameter in module.named_parameters(recurse=False):
                 # transformers' own initialisers skip what carries this mark.
                 loaded = f"{module_name}.{leaf}" not in names
-                parameter._is_hf_initialized = loaded  # type: ignore[attr-defined]
+                parameter._is_hf_initialized = loaded
             model._init_weights(module)
 
 
 def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the model without any head, giving ``last_hidden_state``."""
-    model: PreTrainedModel = _explained(
+    """Return the model without any head, giving ``last_hidden_state``.
+
+    What the checkpoint lacks (a pooler, which that state does not need) always starts from the
+    same values, so that a base is the same base whenever it is loaded.
+
+    Raises:
+        DeltafitError: the model cannot be loaded, or the checkpoint lacks more than a pooler.
+    """
+    model, report = _explained(
         source,
         lambda: AutoModel.from_pretrained(
-            source.location, dtype=torch.float32, **_weights(source)
+            source.location,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_weights(source),
         ),
     )
+    _initialise_anew(model, _missing_parameters(source, model, report), seed=0)
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model
+    encoder: PreTrainedModel = model
+    return encoder
 
 
 def _gguf(source: ModelSource) -> dict[str, Any]:
@@ -125,7 +175,7 @@ def _explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
         return load()
     except ImportError as error:
         raise DeltafitError(f"Loading {source.name} needs another package: {error}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DeltafitError(
             f"Could not load the model {source.name!r} from {source.location}: {reason} Give a "

@@ -60,8 +60,9 @@ def save_checkpoint(
     with write_folder_atomically(folder / f"step-{step:08d}") as temporary:
         write_tensors_atomically(temporary / "tensors.safetensors", tensors)
         write_json_atomically(temporary / "state.json", {"step": step, **state})
-    for older in _steps(folder)[:-1]:
-        shutil.rmtree(older, ignore_errors=True)
+    # What a killed process left half written goes too.
+    for stale in (*_steps(folder)[:-1], *folder.glob(".*.part"), *folder.glob(".*.old")):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -79,7 +80,10 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         except DeltafitError as error:
             problems.append(error)
     if problems:
-        raise problems[0]
+        raise DeltafitError(
+            f"No checkpoint in {folder} can be read. {problems[0]} Delete {folder} and resume to "
+            "train from the beginning."
+        ) from problems[0]
     return None
 
 

@@ -17,7 +17,7 @@ from deltafit.data import epoch_order
 from deltafit.methods import Full
 from deltafit.tasks.classification import Classifier
 from deltafit.training.config import RunConfig
-from deltafit.training.loop import Course
+from deltafit.training.course import Course
 from deltafit.training.memory import PeakMemory
 
 
@@ -61,7 +61,9 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def expected_memory(classifier: Classifier, config: RunConfig, rows: Sequence[Sequence[int]]) -> dict[str, int]:
+def expected_memory(
+    classifier: Classifier, config: RunConfig, rows: Sequence[Sequence[int]]
+) -> dict[str, int]:
     """Foretell the bytes that training will need, by part, for an adapted model.
 
     Activations are those of the first epoch's largest batch; see ``activation_values`` for what

@@ -9,7 +9,7 @@ from types import FrameType
 from deltafit.errors import DeltafitError
 
 
-class Interrupted(DeltafitError):
+class Interrupted(DeltafitError):  # noqa: N818  # it is no error that the person asked to stop
     """The person asked to stop; the run can be resumed."""
 
 
@@ -28,15 +28,6 @@ class StopRequest:
         if self._set:
             raise KeyboardInterrupt
         self._set = True
-
-    def raise_if_set(self, step: int, total: int) -> None:
-        """Stop here if that was asked for.
-
-        Raises:
-            Interrupted: it was.
-        """
-        if self._set and step < total:
-            raise Interrupted(f"Stopped after step {step} of {total}; a checkpoint was written.")
 
 
 @contextmanager

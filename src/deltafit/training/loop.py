@@ -2,21 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from deltafit.data import class_weights, epoch_order
-from deltafit.errors import DeltafitError
-from deltafit.tasks.classification import Classifier, classification_loss, collate, logits_of
-from deltafit.tasks.inference import compute_logits
-from deltafit.tasks.metrics import classification_metrics, find_metric, predictions_collapsed
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.tasks.classification import Classifier
+from deltafit.tasks.metrics import find_metric
 from deltafit.training.checkpoints import (
     Checkpoint,
     load_best,
@@ -24,55 +20,20 @@ from deltafit.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
-from deltafit.training.interruption import stop_requested
+from deltafit.training.course import Course, Examples
+from deltafit.training.gradients import (
+    StepGradients,
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
+from deltafit.training.interruption import Interrupted, StopRequest, stop_requested
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
+from deltafit.training.validation import unwrap_forward, validate
 from deltafit.training.watchdog import GradientWatchdog
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Tokenised texts and their label indices."""
-
-    rows: Sequence[Sequence[int]]
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass
-class Course:
-    """Where a run stands; kept in every checkpoint as JSON.
-
-    Attributes:
-        step: optimiser steps applied.
-        seconds: spent in training steps alone.
-        examples: rows seen.
-        history: one entry an evaluation: step, epoch, train_loss, validation figures.
-        best_step: the step of the best evaluation; None before the first.
-        waited: evaluations since then.
-        notes: sentences for the person.
-        loss_sum: training loss times rows since the last evaluation.
-        loss_rows: rows since the last evaluation.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    examples: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int | None = None
-    waited: int = 0
-    notes: list[str] = field(default_factory=list)
-    loss_sum: float = 0.0
-    loss_rows: int = 0
-
-    def entry_of(self, step: int | None) -> dict[str, Any] | None:
-        """Return the history's entry of a step."""
-        return next((entry for entry in self.history if entry["step"] == step), None)
 
 
 class TrainingLoop:
@@ -87,6 +48,9 @@ class TrainingLoop:
         folder: for checkpoints.
         reporter: told how the work goes.
         accelerator: devices, precision and trackers.
+
+    Raises:
+        UsageError: the settings need validation rows, or what the model does not offer.
     """
 
     def __init__(
@@ -101,16 +65,18 @@ class TrainingLoop:
         reporter: Reporter,
         accelerator: Accelerator,
     ) -> None:
+        if settings.patience is not None and validation is None:
+            raise UsageError("Stopping early (patience) needs validation rows to judge by.")
         self.classifier, self.train, self.validation = classifier, train, validation
         self.settings, self.folder, self.reporter = settings, folder, reporter
         self.accelerator = accelerator
         self.course = Course()
+        self._order_of_epoch: tuple[int, list[int]] = (-1, [])
         model = classifier.model.to(accelerator.device)
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.watchdog = GradientWatchdog(tuple(self.trainable))
-        optimiser = make_optimiser(
-            self.trainable, set(classifier.head_parameters), settings, learning_rate
-        )
+        head = set(classifier.head_parameters)
+        self.watchdog = GradientWatchdog(tuple(self.trainable), head)
+        optimiser = make_optimiser(self.trainable, head, settings, learning_rate)
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
@@ -120,6 +86,9 @@ class TrainingLoop:
             else [1.0] * len(classifier.label_names)
         )
         self.class_weights = torch.tensor(weights, device=accelerator.device)
+        self.gradients = StepGradients(
+            self.model, classifier, train, settings, self.class_weights, accelerator
+        )
         self.rows_per_step = settings.batch_size * settings.accumulation
         self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
         self.total_steps = settings.epochs * self.steps_per_epoch
@@ -139,13 +108,17 @@ class TrainingLoop:
         with stop_requested() as asked:
             while self.course.step < self.total_steps and not self._out_of_patience():
                 self._step()
-                evaluated = self._is_evaluation_due()
+                evaluated, stop = self._is_evaluation_due(), self._is_stop_due(asked)
                 if evaluated:
                     self._evaluate()
-                if asked() or evaluated or time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                if stop or evaluated or time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._save()
                     saved = time.monotonic()
-                asked.raise_if_set(self.course.step, self.total_steps)
+                if stop:
+                    raise Interrupted(
+                        f"Stopped after step {self.course.step} of {self.total_steps}; a "
+                        "checkpoint was written."
+                    )
         if self.course.best_step is not None and self.course.best_step != self.course.step:
             load_best(self.folder, self.trainable)
         self._release()
@@ -157,6 +130,15 @@ class TrainingLoop:
         self.watchdog.restore(checkpoint.state["watchdog"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _is_stop_due(self, asked: StopRequest) -> bool:
+        if self.course.step == self.total_steps:
+            return False  # nothing is left to stop
+        if self.accelerator.num_processes == 1:
+            return asked()
+        # All processes leave at the same step, or the others would wait for ever.
+        flag = torch.tensor(float(asked()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -183,14 +165,15 @@ class TrainingLoop:
             self.optimiser.optimizer,
             rate_factor(course.step, self.total_steps, settings.schedule, settings.warmup),
         )
-        loss = self._gradients(rows)
+        loss = self.gradients.accumulate(rows)
         if not math.isfinite(loss):
             raise self._diverged("loss", loss)
         norm = self._clip()
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise self._diverged("gradient's norm", norm)
-        if self.watchdog.watching:
+        if math.isfinite(norm):
             self._watch()
+        elif self.accelerator.scaler is None:
+            raise self._diverged("gradient's norm", norm)
+        # else fp16's scale was too high: the scaler leaves this step out and lowers it.
         self.optimiser.step()
         self.optimiser.zero_grad()
         course.step += 1
@@ -201,63 +184,20 @@ class TrainingLoop:
         self.reporter.step(course.step, loss, course.examples / course.seconds)
 
     def _order(self, epoch: int) -> list[int]:
-        cached: tuple[int, list[int]] | None = getattr(self, "_cached_order", None)
-        if cached is None or cached[0] != epoch:
-            cached = epoch, epoch_order(len(self.train), self.settings.seed, epoch)
-            self._cached_order = cached
-        return cached[1]
-
-    def _gradients(self, rows: Sequence[int]) -> float:
-        """Accumulate the gradient of the mean loss over ``rows``; return that loss.
-
-        Each pass's loss is divided by the weight of the whole step, so that the result does not
-        depend on how the step is cut into passes or spread over processes.
-        """
-        labels = torch.tensor([self.train.labels[row] for row in rows])
-        whole = float(self.class_weights.cpu()[labels].sum())
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        own = rows[rank::world] or rows[:1]
-        share = world if rows[rank::world] else 0
-        passes = [
-            own[start : start + self.settings.batch_size]
-            for start in range(0, len(own), self.settings.batch_size)
-        ]
-        total = torch.zeros((), device=self.accelerator.device)
-        for number, part in enumerate(passes):
-            last = number == len(passes) - 1
-            with _nothing() if last else self.accelerator.no_sync(self.model):
-                loss = self._loss(part) * (share / whole)
-                self.accelerator.backward(loss)
-                total += loss.detach()
-        return float(self.accelerator.reduce(total, "mean"))
-
-    def _loss(self, rows: Sequence[int]) -> Tensor:
-        """Return the weighted sum of the rows' losses."""
-        device = self.accelerator.device
-        batch = collate(
-            [self.train.rows[row] for row in rows],
-            self.classifier.pad_token_id,
-            positions=self.classifier.positions,
-        )
-        labels = torch.tensor([self.train.labels[row] for row in rows], device=device)
-        with self.accelerator.autocast():
-            logits = logits_of(self.model, {k: v.to(device) for k, v in batch.items()})
-        mean = classification_loss(
-            logits,
-            labels,
-            class_weights=self.class_weights,
-            label_smoothing=self.settings.label_smoothing,
-        )
-        return mean * self.class_weights[labels].sum()
+        if self._order_of_epoch[0] != epoch:
+            order = epoch_order(len(self.train), self.settings.seed, epoch)
+            self._order_of_epoch = (epoch, order)
+        return self._order_of_epoch[1]
 
     def _clip(self) -> float:
         limit = self.settings.clip if self.settings.clip is not None else math.inf
         return float(self.accelerator.clip_grad_norm_(self.trainable.values(), limit))
 
     def _watch(self) -> None:
-        if any(group["lr"] > 0 for group in self.optimiser.param_groups):
-            self.watchdog.look(self.trainable)
-        if not self.watchdog.watching and self.watchdog.outside:
+        if not self.watchdog.watching:
+            return
+        self.watchdog.look(self.trainable)
+        if self.watchdog.outside:
             names = self.watchdog.outside
             self._note(
                 f"{len(names)} tensors take no part in the model's output and are not trained: "
@@ -283,30 +223,19 @@ class TrainingLoop:
         }
         course.loss_sum, course.loss_rows = 0.0, 0
         if self.validation is not None:
-            entry |= self._validate(self.validation)
+            figures, collapsed = validate(
+                self.classifier, self.validation, self.class_weights, self.settings.label_smoothing
+            )
+            entry |= figures
+            if collapsed:
+                self._note(
+                    f"At step {course.step} every validation row was given the same class. The "
+                    "learning rate may be far too high or too low, or the training too short."
+                )
         course.history.append(entry)
         numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
         self.accelerator.log(numbers, step=course.step)
         self._keep_best(entry)
-
-    def _validate(self, validation: Examples) -> dict[str, float]:
-        with self._plain_forward():
-            logits = compute_logits(self.classifier, validation.rows)
-        if predictions_collapsed(logits):
-            self._note(
-                f"At step {self.course.step} every validation row was given the same class. The "
-                "learning rate may be far too high or too low, or the training too short."
-            )
-        labels = torch.tensor(validation.labels)
-        metrics = classification_metrics(labels.numpy(), logits, self.classifier.label_names)
-        loss = classification_loss(
-            torch.from_numpy(logits),
-            labels,
-            class_weights=self.class_weights.cpu(),
-            label_smoothing=self.settings.label_smoothing,
-        )
-        figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
-        return {**figures, "loss": float(loss)}
 
     def _keep_best(self, entry: dict[str, Any]) -> None:
         if self.validation is None:
@@ -330,40 +259,9 @@ class TrainingLoop:
             self.course.notes.append(sentence)
             self.reporter.say(sentence)
 
-    @contextmanager
-    def _plain_forward(self) -> Iterator[None]:
-        """Take Accelerate's mixed precision off the model: evaluation runs in float32."""
-        wrapped = self.classifier.model.__dict__.pop("forward", None)
-        try:
-            yield
-        finally:
-            if wrapped is not None:
-                self.classifier.model.forward = wrapped
-
     def _release(self) -> None:
         """Leave the model as it came: plain forward, no checkpointing, evaluation mode."""
-        self.classifier.model.__dict__.pop("forward", None)
-        self.classifier.model.__dict__.pop("_original_forward", None)
+        unwrap_forward(self.classifier.model)
         if self.settings.gradient_checkpointing:
-            _checkpointing_owner(self.classifier.model).gradient_checkpointing_disable()
+            disable_gradient_checkpointing(self.classifier.model)
         self.classifier.model.eval()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recompute activations in the backward pass, in the form that works over a frozen base.
-
-    The reentrant form drops the gradient where a block's input needs none, as every block's does
-    under a frozen embedding.
-    """
-    owner = _checkpointing_owner(model)
-    owner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _checkpointing_owner(model: nn.Module) -> Any:
-    enable: Callable[..., None] | None = getattr(model, "gradient_checkpointing_enable", None)
-    return model if enable is not None else model.get_submodule("encoder")

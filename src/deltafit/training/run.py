@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from deltafit.adapters import adapt
 from deltafit.data import Splits, tokenise
-from deltafit.errors import UsageError
 from deltafit.files import write_json_atomically, write_tensors_atomically
 from deltafit.methods import DeltaMethod
 from deltafit.prediction.fingerprint import fingerprint
@@ -20,16 +18,18 @@ from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, lo
 from deltafit.tasks.inference import compute_logits
 from deltafit.tasks.metrics import classification_metrics
 from deltafit.tasks.probe import Probe
+from deltafit.training.accelerator import started_accelerator
 from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import costs_of, environment_of, expected_memory
+from deltafit.training.course import Course, Examples
 from deltafit.training.features import FrozenFeatures
-from deltafit.training.loop import Course, Examples, TrainingLoop
+from deltafit.training.folders import METRICS_FILE
+from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
 from deltafit.training.progress import Reporter
 
 PREDICTIONS_FILE = "predictions.safetensors"
-METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def execute(
     resume: bool = False,
     trackers: tuple[str, ...] = (),
     features: FrozenFeatures | None = None,
+    before: dict[str, Any] | None = None,
 ) -> RunResult:
     """Train, evaluate and save one run.
 
@@ -77,19 +78,38 @@ def execute(
         resume: go on from the newest checkpoint.
         trackers: names that Accelerate knows, such as ``tensorboard`` or ``wandb``.
         features: frozen features of the same splits, if some are there already.
+        before: the untouched model's metrics, if a run with the same seed and head has them.
 
     Raises:
         DeltafitError: the input cannot be used, or training failed; nothing half-made is left
             beside the checkpoints.
         Interrupted: the person asked to stop; the run can be resumed.
     """
-    accelerator = _accelerator(config, folder, trackers)
     features = features or FrozenFeatures(
         config.model, splits, config.settings.max_length, reporter
     )
+    with started_accelerator(
+        config.settings.precision, folder, trackers, config.to_dict()
+    ) as accelerator:
+        metrics = _run(config, splits, folder, reporter, accelerator, features, resume, before)
+    return RunResult(folder, metrics)
+
+
+def _run(
+    config: RunConfig,
+    splits: Splits,
+    folder: Path,
+    reporter: Reporter,
+    accelerator: Accelerator,
+    features: FrozenFeatures,
+    resume: bool,
+    before: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Do what ``execute`` says; return the content of ``metrics.json``."""
     run = _prepare(config, splits, features, reporter)
     run.classifier.model.to(accelerator.device)
-    before = {name: _judge(run, splits, name)[0] for name in run.examples if name != "train"}
+    if before is None:
+        before = {name: _judge(run, splits, name)[0] for name in run.examples if name != "train"}
     _adapt(config, run)
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows)
     course, peak = _train(config, run, folder, reporter, accelerator, resume)
@@ -99,9 +119,8 @@ def execute(
     for done, name in enumerate(run.examples, 1):
         after[name], logits[name] = _judge(run, splits, name)
         reporter.step(done, None, None)
-    judged = next((name for name in ("test", "validation") if name in after), None)
     metrics = {
-        "judged_on": judged,
+        "judged_on": next((name for name in ("test", "validation") if name in after), None),
         "head": run.classifier.head.kind,
         "before": before,
         "after": after,
@@ -118,54 +137,21 @@ def execute(
         metrics["costs"] = costs_of(run.classifier, course, peak, folder / "adapter")
         _write_predictions(folder, splits, logits)
         write_json_atomically(folder / METRICS_FILE, metrics)
-    accelerator.end_training()
-    return RunResult(folder, metrics)
-
-
-def _accelerator(config: RunConfig, folder: Path, trackers: tuple[str, ...]) -> Accelerator:
-    precision = config.settings.precision
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise UsageError("fp16 needs a CUDA device. Use --precision bf16 or float32.")
-    # Accelerate keeps the first precision of a process for ever; runs in one process may differ.
-    AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "float32" else precision,
-            log_with=list(trackers) or None,
-            project_dir=folder / "logs",
-        )
-        accelerator.init_trackers("deltafit", config=_flat(config.to_dict()))
-    except (ValueError, ImportError) as error:
-        raise UsageError(
-            f"The tracker {', '.join(trackers)} cannot be used: {error} Install it with "
-            "pip install 'deltafit[trackers]'."
-        ) from error
-    return accelerator
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names, with the plain values that trackers take."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return result
+    return metrics
 
 
 def _prepare(
     config: RunConfig, splits: Splits, features: FrozenFeatures, reporter: Reporter
 ) -> _Prepared:
-    kind: HeadKind = features.best_pooling() if config.head.kind == "auto" else config.head.kind
+    kind: HeadKind = features.best_pooling() if config.head.head == "auto" else config.head.head
     classifier = load_classifier(
         features.source,
         splits.train.label_names,
-        HeadSettings(kind, config.head.dropout),
+        HeadSettings(kind, config.head.head_dropout),
         seed=config.settings.seed,
     )
     probe = None
-    if config.head.start == "probe":
+    if config.head.head_start == "probe":
         assert kind != "architecture"
         probe = features.probe(kind)
         head = classifier.model.get_submodule("classifier")
@@ -267,4 +253,3 @@ def _write_predictions(folder: Path, splits: Splits, logits: dict[str, np.ndarra
             tensors[f"{name}/labels"] = torch.tensor(part.labels)
     if tensors:
         write_tensors_atomically(folder / PREDICTIONS_FILE, tensors)
-

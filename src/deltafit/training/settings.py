@@ -1,15 +1,19 @@
-"""How a run trains: one frozen dataclass, checked when made, saved with every run."""
+"""What can be set about a run: frozen dataclasses, checked when made, saved with every run.
+
+The command line takes its flags, their defaults and their help from here.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from deltafit.errors import UsageError
-from deltafit.tasks.metrics import find_metric
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["float32", "bf16", "fp16"]
 ClassWeights = Literal["none", "balanced"]
+HeadChoice = Literal["architecture", "cls", "mean", "last", "auto"]
+HeadStart = Literal["new", "probe"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,70 @@ class TrainingSettings:
                 raise UsageError(
                     f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
                 )
+        # scikit-learn is heavy, and these settings are also the command line's flags.
+        from deltafit.tasks.metrics import find_metric
+
         find_metric(self.metric)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the texts come from and how they are split; see ``deltafit.data.load_splits``.
+
+    Attributes:
+        data: a .csv, .tsv or .jsonl file, a folder with train and test files, or one of imdb,
+            rotten_tomatoes, sms_spam, banking77.
+        test_data: the rows to judge on; without it, the data's own test part if it has one.
+        validation: share of the training rows to choose checkpoints on, a file, or none.
+        text_column: the column of texts, where it is not found by itself.
+        label_column: the column of labels, where it is not found by itself.
+        balance: downsample every class of the training rows to the smallest.
+        limit: train on a stratified sample of so many rows.
+        split_seed: of the cuts, the sample and the balancing.
+    """
+
+    data: str
+    test_data: str | None = None
+    validation: str = "0.1"
+    text_column: str | None = None
+    label_column: str | None = None
+    balance: bool = False
+    limit: int | None = None
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Which head is trained, and from where it starts.
+
+    Attributes:
+        head: the architecture's own, a pooling (cls, mean, last), or auto: the pooling whose
+            probe does best on the validation rows.
+        head_start: new, or probe: logistic regression on the frozen features.
+        head_dropout: probability of dropping a pooled feature in training.
+
+    Raises:
+        UsageError: a choice is unknown, or the architecture's own head is to start from a probe.
+    """
+
+    head: HeadChoice = "architecture"
+    head_start: HeadStart = "new"
+    head_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("head", self.head, get_args(HeadChoice)),
+            ("head start", self.head_start, get_args(HeadStart)),
+        ):
+            if value not in choices:
+                raise UsageError(f"The {name} must be one of {', '.join(choices)}; got {value!r}.")
+        if not 0 <= self.head_dropout < 1:
+            raise UsageError(f"The head's dropout must be in [0, 1); got {self.head_dropout}.")
+        if self.head == "architecture" and (self.head_start == "probe" or self.head_dropout):
+            raise UsageError(
+                "The architecture's own head has layers of its own, so it can neither start from a "
+                "linear probe nor take another dropout. Choose a head of cls, mean, last or auto."
+            )
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

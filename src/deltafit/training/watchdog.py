@@ -1,6 +1,6 @@
 """Watching the gradients of the first steps: what never gets one is not being trained."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -16,12 +16,21 @@ class GradientWatchdog:
     A tensor may rightly have a zero gradient at first: with B = 0 every A has none, and behind a
     head that starts at zero nothing has. After three applied steps all have had one.
 
+    A tensor outside the graph (a pooler that the head does not read) gets no gradient at all. It
+    is named and left out, unless it is everything but the head: then the graph was cut, as
+    reentrant checkpointing over a frozen base does (PEFT#1142).
+
+    Args:
+        names: of the trained tensors.
+        head: those among them that make up the head.
+
     Attributes:
         outside: names of tensors that take no part in the loss at all, once known.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], head: Collection[str] = ()) -> None:
         self.outside: tuple[str, ...] = ()
+        self._head = set(head)
         self._silent = set(names)
         self._unreached = set(names)
         self._steps = 0
@@ -48,8 +57,11 @@ class GradientWatchdog:
             return
         self.outside = tuple(name for name in trainable if name in self._unreached)
         stuck = [name for name in trainable if name in self._silent - self._unreached]
-        if stuck or len(self._unreached) == len(trainable):
-            self._refuse(stuck or list(self.outside), len(trainable))
+        body = set(trainable) - self._head or set(trainable)
+        if body <= self._unreached:
+            stuck = [name for name in trainable if name in self._unreached]
+        if stuck:
+            self._refuse(stuck, len(trainable))
 
     def _refuse(self, stuck: list[str], total: int) -> None:
         shown = ", ".join(stuck[:3])

@@ -1,0 +1,206 @@
+"""Putting an adapter on a model: everything is checked and made first, then put in its place."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from deltafit.adapters.layers import adapter_dtype, add_to_layer, is_adapted, view_of
+from deltafit.adapters.model import (
+    Adapter,
+    activate,
+    base_parameters,
+    disabled,
+    model_adapters,
+    refuse_merged,
+    register,
+)
+from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
+from deltafit.adapters.targets import matches, select_targets
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.methods import DeltaMethod, Method
+
+
+class _Parts:
+    """The model's parameters by part, as replacements choose among them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def every(self) -> tuple[str, ...]:
+        """Return the names of all base parameters."""
+        return tuple(base_parameters(self.model))
+
+    def last_blocks(self, count: int) -> tuple[str, ...]:
+        """Return the names of the last blocks' parameters."""
+        return parameters_of_last_blocks(self.model, count)
+
+
+def adapt(
+    model: nn.Module,
+    method: Method,
+    *,
+    name: str = "default",
+    seed: int = 0,
+    head: Sequence[str] = (),
+    initial: Mapping[str, Tensor] | None = None,
+    keep_base: bool = True,
+) -> None:
+    """Add an adapter to ``model`` and make it the active, trainable one.
+
+    Everything else is frozen. The model's outputs do not change: Δ starts at zero, and replaced
+    parameters start as copies.
+
+    Args:
+        model: any module with linear layers; changed in place, or not at all on an error.
+        method: what to train.
+        name: the adapter's name on this model.
+        seed: with each tensor's name, decides its starting values, whatever the order.
+        head: names of the parameters that make up the head; always trained.
+        initial: starting values of replaced parameters. A linear layer outside the blocks may get
+            another number of outputs so: a head with other labels.
+        keep_base: False trains the replaced parameters in place, without a copy to return to:
+            what full fine-tuning in a process of its own wants. ``initial`` must be empty then.
+
+    Raises:
+        UsageError: the targets match nothing; the sentence lists the nearest candidates.
+        DeltafitError: the name is taken or unusable, nothing would be trained, starting values do
+            not fit, or an adapter is merged.
+    """
+    _check_name(model, name)
+    targets, replaced_names = _select(model, method, head)
+    with disabled(model):  # shapes and values are the base's
+        base = base_parameters(model)
+        values = {n: value.to(base[n]) for n, value in (initial or {}).items() if n in base}
+        _check_initial(model, initial or {}, replaced_names, base, keep_base)
+        layers = {target: _layer(model, target, method, seed) for target in targets}
+        replaced = {
+            n: nn.Parameter(values.get(n, base[n]).detach().clone()) if keep_base else base[n]
+            for n in replaced_names
+        }
+    activate(model, None)
+    register(model, name, Adapter(method, targets, replaced, trainable=True), base)
+    for target, (layer_method, tensors) in layers.items():
+        parent = model.get_submodule(target.rpartition(".")[0])
+        add_to_layer(model.get_submodule(target), name, layer_method, tensors, parent)
+    activate(model, name)
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    # A dict of parameters keeps them as attributes, beside its own.
+    if not name or "." in name or hasattr(nn.ParameterDict, name):
+        raise DeltafitError(
+            f"An adapter cannot be named {name!r}: a name must not be empty, hold a dot, or be "
+            "that of an attribute of torch modules."
+        )
+    if name in model_adapters(model).adapters:
+        raise DeltafitError(
+            f"The model already has an adapter named {name!r}. Choose another name, or remove "
+            "that one first."
+        )
+    refuse_merged(model)
+
+
+def _select(
+    model: nn.Module, method: Method, head: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the modules to adapt and of the parameters to replace."""
+    replaced = _replaced_names(model, method, head)
+    if not isinstance(method, DeltaMethod):
+        if not replaced:
+            raise DeltafitError(
+                f"The method {method} would train nothing: name the parameters of the head."
+            )
+        return (), replaced
+    excluded = {parameter.rpartition(".")[0] for parameter in replaced}
+    targets = select_targets(model, method.target_modules, layers=method.layers, exclude=excluded)
+    for pattern in method.patterns():
+        if not any(matches(target, pattern) for target in targets):
+            raise UsageError(
+                f"A setting is given for {pattern!r}, which is the end of no target's name. "
+                f"Targets are {', '.join(targets[:3])}{' ...' * (len(targets) > 3)}"
+            )
+    return targets, replaced
+
+
+def _replaced_names(model: nn.Module, method: Method, head: Sequence[str]) -> tuple[str, ...]:
+    base = base_parameters(model)
+    wanted = {*head, *method.trained_parameters(_Parts(model))}
+    for module_name in method.trained_modules if isinstance(method, DeltaMethod) else ():
+        inside = [n for n in base if within(n, module_name)]
+        if not inside:
+            raise DeltafitError(
+                f"trained_modules names {module_name!r}, which has no parameters in this model. "
+                f"Its top modules are {', '.join(name for name, _ in model.named_children())}."
+            )
+        wanted.update(inside)
+    unknown = sorted(wanted - set(base))
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise DeltafitError(f"The model has no parameter {unknown[0]!r}{more}.")
+    return tuple(name for name in base if name in wanted)
+
+
+def _check_initial(
+    model: nn.Module,
+    initial: Mapping[str, Tensor],
+    replaced: Sequence[str],
+    base: Mapping[str, nn.Parameter],
+    keep_base: bool,
+) -> None:
+    unknown = [name for name in initial if name not in replaced]
+    if unknown:
+        raise DeltafitError(f"Starting values given for {unknown[0]!r}, which is not trained.")
+    if initial and not keep_base:
+        raise DeltafitError("Starting values need keep_base=True: they are not the base's.")
+    other = [n for n, value in initial.items() if value.shape != base[n].shape]
+    resized = {n: (len(base[n]), len(initial[n])) for n in other if _may_resize(model, n, base)}
+    problems = [n for n in other if n not in resized or initial[n].shape[1:] != base[n].shape[1:]]
+    if len(set(resized.values())) > 1 or not _whole_layers(resized, base):
+        problems = other
+    if problems:
+        listed = "; ".join(
+            f"{n!r} has shape {list(initial[n].shape)} and not {list(base[n].shape)}"
+            for n in problems[:3]
+        )
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise DeltafitError(
+            f"The adapter does not fit this base: {listed}{more}. Only a head's last linear layer "
+            "may differ, in its number of outputs."
+        )
+
+
+def _may_resize(model: nn.Module, name: str, base: Mapping[str, nn.Parameter]) -> bool:
+    module = name.rpartition(".")[0]
+    in_block = any(stack.index_of(module) is not None for stack in repeated_blocks(model))
+    return isinstance(model.get_submodule(module), nn.Linear) and not in_block
+
+
+def _whole_layers(resized: Mapping[str, object], base: Mapping[str, nn.Parameter]) -> bool:
+    """Return whether a resized layer's weight and bias are both resized."""
+    modules = {name.rpartition(".")[0] for name in resized}
+    return all(name in resized for name in base if name.rpartition(".")[0] in modules)
+
+
+def generator_for(seed: int, tensor_name: str) -> Generator:
+    """Return a CPU generator that depends on ``seed`` and the tensor's name alone."""
+    digest = hashlib.sha256(f"{seed}/{tensor_name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _layer(
+    model: nn.Module, name: str, method: Method, seed: int
+) -> tuple[DeltaMethod, dict[str, Tensor]]:
+    """Return the method as it applies to one module, and its tensors there."""
+    assert isinstance(method, DeltaMethod)
+    module = model.get_submodule(name)
+    resolved = method.for_module(name)
+    tensors = resolved.initialise(
+        view_of(module), lambda tensor: generator_for(seed, f"{name}.{tensor}")
+    )
+    own = [n for n in tensors if hasattr(module, n) and not is_adapted(module)]
+    if own:
+        raise DeltafitError(f"{name} has a {own[0]} already: another library has adapted it.")
+    device, dtype = next(module.parameters()).device, adapter_dtype(module)
+    return resolved, {n: t.to(device=device, dtype=dtype) for n, t in tensors.items()}

@@ -1,0 +1,81 @@
+"""What every command shares: errors as sentences, exit codes, where progress goes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from deltafit.errors import DeltafitError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deltafit.training.progress import ConsoleReporter
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return a console; standard output carries results, standard error the rest."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def reporting() -> Iterator["ConsoleReporter"]:
+    """Show progress on standard error within the block."""
+    from deltafit.training.progress import ConsoleReporter
+
+    with ConsoleReporter(console(stderr=True)).shown() as reporter:
+        yield reporter
+
+
+@contextmanager
+def explained(resume: str | None = None) -> Iterator[None]:
+    """Turn errors into one sentence and an exit code.
+
+    Args:
+        resume: what to say about going on after an interruption.
+
+    Raises:
+        typer.Exit: 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise _exit(str(error), WRONG_USAGE) from error
+    except DeltafitError as error:
+        from deltafit.training.interruption import Interrupted
+
+        if isinstance(error, Interrupted):
+            raise _exit(f"{error} {resume or ''}", INTERRUPTED) from error
+        raise _exit(str(error), FAILED) from error
+    except KeyboardInterrupt as error:
+        raise _exit(f"Stopped. {resume or ''}", INTERRUPTED) from error
+    except BrokenPipeError as error:
+        # The reader of our output has gone, as `head` does; that is no failure.
+        sys.stdout = None  # or the interpreter complains at its end
+        raise typer.Exit(0) from error
+    except MemoryError as error:
+        raise _exit("Out of memory. Lower --batch-size or --max-length.", FAILED) from error
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise _exit(f"The system refused: {error.strerror or error}{place}.", FAILED) from error
+
+
+def _exit(sentence: str, code: int) -> typer.Exit:
+    console(stderr=True).print(
+        f"deltafit: {sentence.strip()}", markup=False, highlight=False, soft_wrap=True
+    )
+    return typer.Exit(code)
+
+
+def again_with_resume() -> str:
+    """Return a sentence with the present command line and ``--resume``."""
+    import shlex
+
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return f"Go on with: deltafit {shlex.join([*words, '--resume'])}"

@@ -1,0 +1,162 @@
+"""``compare``: several methods and cheap baselines on the same rows, and what that says."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltafit.data import Splits
+from deltafit.errors import UsageError
+from deltafit.experiments.report import verdict, write_report
+from deltafit.experiments.rows import Row, baselines, candidate_of, compared, loss_history
+from deltafit.methods import Method, parse_method
+from deltafit.training.config import RunConfig
+from deltafit.training.features import FrozenFeatures
+from deltafit.training.folders import begin, finished_metrics
+from deltafit.training.progress import Reporter, Silent
+from deltafit.training.run import execute
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+from deltafit.training.train import load_data, run_content
+
+DEFAULT_METHODS = ("head", "last-block", "lora", "full")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        folder: holds ``report.md``, ``comparison.csv``, ``comparison.json``, ``plots/`` and
+            ``runs/``, each run as ``train`` leaves it.
+        rows: one a method or baseline; see ``deltafit.experiments.tables``.
+        verdict: which to ship, in a sentence or two.
+        facts: of the data and the machine.
+    """
+
+    folder: Path
+    rows: list[Row]
+    verdict: str
+    facts: dict[str, Any]
+
+
+def compare(
+    model: str,
+    data: str | DataConfig,
+    output: str | Path,
+    *,
+    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    seeds: Sequence[int] = (0,),
+    head: HeadConfig = HeadConfig(),
+    settings: TrainingSettings = TrainingSettings(),
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Train every method with every seed on the same splits, and judge all on the same rows.
+
+    Rows are those of the test part; without one, of the validation part, which also chose the
+    checkpoints, as a note then says.
+
+    Args:
+        model: a folder with a transformers checkpoint, a catalogue name or a hub name.
+        data: a file, folder or catalogue name; ``DataConfig`` for all that can be said of it.
+        output: the comparison's folder; refused if it exists, unless ``resume``.
+        methods: what to compare, each a method or its text, such as ``"lora:rank=4"``.
+        seeds: each method is trained once a seed; the splits stay the same.
+        head: which head all of them train, and where it starts.
+        settings: the hyperparameters; the learning rate is each method's own unless given.
+        resume: keep finished runs and go on with the unfinished one.
+        reporter: told how the work goes; silent by default.
+
+    Raises:
+        DeltafitError: the input cannot be used, or training failed.
+        UsageError: an argument makes no sense, or ``output`` is taken.
+        Interrupted: the process was asked to stop; the comparison can be resumed.
+    """
+    reporter = reporter or Silent()
+    chosen = [parse_method(m) if isinstance(m, str) else m for m in methods]
+    _check(chosen, seeds)
+    data = DataConfig(data) if isinstance(data, str) else data
+    splits = load_data(data)
+    judged = _judged_part(splits)
+    folder = Path(output)
+    configs = [
+        RunConfig(model, data, method, head, replace(settings, seed=seed))
+        for method in chosen
+        for seed in seeds
+    ]
+    content = run_content(configs[0], splits)
+    content["config"] = [config.to_dict() for config in configs]
+    begin(folder, content, resume=resume)
+    features = FrozenFeatures(model, splits, settings.max_length, reporter)
+    candidates = baselines(splits, judged, features, settings.seed, reporter)
+    histories: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    facts: dict[str, Any] = {"model": model, "judged_on": judged, "data": splits.facts}
+    before: dict[int, dict[str, Any]] = {}
+    for method in chosen:
+        finished = []
+        for config in (config for config in configs if config.method == method):
+            run = folder / "runs" / _slug(config)
+            metrics = _run(config, splits, run, features, reporter, resume, before)
+            finished.append((run, metrics))
+        candidates.append(candidate_of(method, finished, judged, splits))
+        metrics = finished[0][1]
+        histories[str(method)] = loss_history(metrics)
+        figures[str(method)] = metrics["after"][judged]
+        facts["environment"] = metrics["environment"] | metrics["versions"]
+    rows = compared(candidates)
+    facts |= {"head": asdict(head), "settings": asdict(settings)}
+    write_report(folder, rows, histories, figures, facts)
+    return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
+    for what, values in (("method", methods), ("seed", seeds)):
+        if not values:
+            raise UsageError(f"Give at least one {what} to compare.")
+        twice = [value for index, value in enumerate(values) if value in values[:index]]
+        if twice:
+            raise UsageError(f"The {what} {twice[0]} is given twice; the runs would be the same.")
+
+
+def _judged_part(splits: Splits) -> str:
+    if splits.test is not None:
+        return "test"
+    if splits.validation is not None:
+        return "validation"
+    raise UsageError(
+        "There is nothing to judge on: no test part, and --validation none. Give --test-data, or "
+        "leave a validation part."
+    )
+
+
+def _slug(config: RunConfig) -> str:
+    safe = "".join(c if c.isalnum() or c in "=.-" else "_" for c in str(config.method))
+    return f"{safe}-seed{config.settings.seed}"
+
+
+def _run(
+    config: RunConfig,
+    splits: Splits,
+    folder: Path,
+    features: FrozenFeatures,
+    reporter: Reporter,
+    resume: bool,
+    before: dict[int, dict[str, Any]],
+) -> dict[str, Any]:
+    """Return the metrics of a run, finished already or executed now.
+
+    ``before`` holds the metrics of the untouched model by seed: every method starts from the same
+    one, so it is measured once.
+    """
+    begin(folder, run_content(config, splits), resume=resume)
+    metrics = finished_metrics(folder)
+    if metrics is None:
+        reporter.say(f"{config.method}, seed {config.settings.seed}")
+        metrics = execute(
+            config, splits, folder,
+            reporter=reporter, resume=resume, features=features,
+            before=before.get(config.settings.seed),
+        ).metrics  # fmt: skip
+    before[config.settings.seed] = metrics["before"]
+    return metrics

@@ -1,0 +1,117 @@
+"""``inspect``: what a model offers to adapters, or what a saved adapter changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from deltafit.adapters import layer_state, model_adapters, select_targets
+from deltafit.adapters.inspection import Inspection, inspect_model
+from deltafit.data import resolve_model
+from deltafit.errors import DeltafitError
+from deltafit.methods import DeltaMethod, LoRA
+from deltafit.prediction.folder import load_saved
+from deltafit.tasks.loading import load_config
+
+
+@dataclass(frozen=True)
+class MatrixChange:
+    """How far one adapted matrix moved.
+
+    Attributes:
+        name: the module.
+        shape: of the weight's view, ``[outputs, inputs]`` (``[vocabulary, width]`` of a lookup).
+        delta_norm: Frobenius norm of ΔW.
+        weight_norm: Frobenius norm of W.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    delta_norm: float
+    weight_norm: float
+
+    @property
+    def share(self) -> float:
+        """ΔW's norm as a share of W's."""
+        return self.delta_norm / self.weight_norm if self.weight_norm else float("inf")
+
+
+@dataclass(frozen=True)
+class AdapterInspection:
+    """What a saved adapter holds: its facts, the matrices it changed, what it replaced."""
+
+    folder: Path
+    facts: dict[str, Any]
+    changes: tuple[MatrixChange, ...]
+    replaced: dict[str, tuple[int, ...]]
+
+
+def inspect(
+    model_or_folder: str | Path,
+    *,
+    method: LoRA = LoRA(),
+    batch_size: int = 16,
+    sequence_length: int = 128,
+    model: str | None = None,
+) -> Inspection | AdapterInspection:
+    """Look into a model, or into a saved adapter.
+
+    A model's weights are not loaded: its structure alone decides.
+
+    Args:
+        model_or_folder: a model as ``train`` takes it, or the folder of a run or adapter.
+        method: the rank and targets to count with.
+        batch_size: examples in a training step, for the memory foretold.
+        sequence_length: tokens in an example, padding included.
+        model: where to find an adapter's base, if not where it was found when training.
+
+    Raises:
+        DeltafitError: there is no such model or adapter, or it cannot be loaded.
+    """
+    folder = Path(model_or_folder)
+    if any((folder / name).is_file() for name in ("deltafit.json", "run.json")):
+        return _inspect_adapter(folder, model)
+    source = resolve_model(model_or_folder)
+    config = load_config(source)
+    try:
+        with torch.device("meta"):
+            structure = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise DeltafitError(
+            f"{source.name} is a {config.model_type!r} model, for which transformers has no text "
+            "classifier."
+        ) from error
+    prefix = f"{structure.base_model_prefix}."
+    head = [name for name, _ in structure.named_parameters() if not name.startswith(prefix)]
+    modules = {name.rpartition(".")[0] for name in head}
+    targets = select_targets(
+        structure, method.target_modules, layers=method.layers, exclude=modules
+    )
+    return inspect_model(
+        structure,
+        targets,
+        rank=method.rank,
+        head=modules,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+    )
+
+
+def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
+    saved = load_saved(folder, model=model)
+    network = saved.classifier.model
+    state = model_adapters(network)
+    assert state.active is not None
+    adapter = state.adapters[state.active]
+    changes = []
+    for target in adapter.targets if isinstance(adapter.method, DeltaMethod) else ():
+        layer = layer_state(network.get_submodule(target))
+        delta = layer.deltas(state.active)["weight"].detach().double()
+        weight = layer.view.view().detach().double()
+        changes.append(
+            MatrixChange(target, tuple(delta.shape), float(delta.norm()), float(weight.norm()))
+        )
+    replaced = {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
+    return AdapterInspection(folder, saved.facts, tuple(changes), replaced)

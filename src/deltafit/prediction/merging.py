@@ -1,0 +1,98 @@
+"""``merge``: a saved adapter and its base as one plain checkpoint that loads without deltafit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from deltafit.adapters import merge_and_unload
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.files import (
+    write_folder_atomically,
+    write_json_atomically,
+    write_tensors_atomically,
+)
+from deltafit.prediction.canaries import TOLERANCE, canary_logits, largest_difference
+from deltafit.prediction.folder import load_saved
+from deltafit.tasks.pooling import PooledClassifier
+
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging changed, on the canary sentences.
+
+    Attributes:
+        folder: the checkpoint.
+        largest_change: the largest change of a logit, relative where logits are above 1.
+        flipped: predictions that changed, of 16.
+        head_apart: whether the head is a file of its own, since transformers has no such class.
+    """
+
+    folder: Path
+    largest_change: float
+    flipped: int
+    head_apart: bool
+
+
+def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -> MergeReport:
+    """Add a saved adapter to its base and write a plain transformers checkpoint.
+
+    With the architecture's own head the checkpoint loads with
+    ``AutoModelForSequenceClassification`` and predicts the same. A pooled head has no class in
+    transformers: the checkpoint is the encoder alone (``AutoModel``), and ``head.safetensors``
+    and ``head.json`` beside it say how to read logits off it.
+
+    Args:
+        folder: a run's folder or its ``adapter`` folder.
+        output: the new folder; refused if it exists.
+        model: where to find the base, if not where it was found when training.
+
+    Raises:
+        DeltafitError: the folder cannot be loaded or proven, or merging changes its predictions.
+        UsageError: ``output`` exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise UsageError(f"{output} exists already. Choose another --output.")
+    saved = load_saved(folder, model=model)
+    classifier = saved.classifier
+    before = canary_logits(classifier, saved.max_length)
+    merge_and_unload(classifier.model)
+    after = canary_logits(classifier, saved.max_length)
+    change = largest_difference(after, before)
+    flipped = int((before.argmax(1) != after.argmax(1)).sum())
+    if not change <= TOLERANCE or flipped:
+        raise DeltafitError(
+            f"Merging {folder} would change its predictions: a canary's logit moves by "
+            f"{change:.2g} and {flipped} of {len(before)} predictions flip. Nothing was written."
+        )
+    pooled = isinstance(classifier.model, PooledClassifier)
+    plain = classifier.model.get_submodule("encoder") if pooled else classifier.model
+    assert isinstance(plain, PreTrainedModel)
+    names = classifier.label_names
+    plain.config.id2label = dict(enumerate(names))
+    plain.config.label2id = {name: index for index, name in enumerate(names)}
+    with write_folder_atomically(output) as temporary:
+        plain.save_pretrained(temporary)
+        classifier.tokenizer.save_pretrained(temporary)
+        if pooled:
+            _write_head(classifier.model, temporary, names, saved.max_length)
+    return MergeReport(output, change, flipped, pooled)
+
+
+def _write_head(
+    model: torch.nn.Module, folder: Path, names: tuple[str, ...], max_length: int
+) -> None:
+    assert isinstance(model, PooledClassifier)
+    head = {f"classifier.{name}": p for name, p in model.classifier.named_parameters()}
+    write_tensors_atomically(folder / HEAD_FILE, head)
+    description = {
+        "pooling": model.pooling,
+        "label_names": list(names),
+        "max_length": max_length,
+        "logits": "pool(last_hidden_state) @ classifier.weight.T + classifier.bias",
+    }
+    write_json_atomically(folder / "head.json", description)

@@ -1,0 +1,103 @@
+"""``predict``, ``evaluate``, ``verify``: using a saved classifier."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from deltafit.data import load_labelled, tokenise
+from deltafit.errors import DeltafitError
+from deltafit.prediction.folder import SavedClassifier, load_saved
+from deltafit.tasks.inference import compute_logits
+from deltafit.tasks.metrics import classification_metrics
+
+# Enough to sort by length within, few enough that memory stays constant for any input.
+_TEXTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one text: the likeliest label, and all probabilities."""
+
+    text: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def predict(
+    folder: str | Path | SavedClassifier,
+    texts: Iterable[str],
+    *,
+    model: str | None = None,
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """Yield a prediction for every text, in order, reading texts as they are needed.
+
+    Args:
+        folder: a run's folder, its ``adapter`` folder, or one loaded already.
+        texts: any number of them; an empty one is an error that gives its number.
+        model: where to find the base, if not where it was found when training.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        DeltafitError: the folder cannot be loaded or proven, or a text is empty.
+    """
+    saved = folder if isinstance(folder, SavedClassifier) else load_saved(folder, model=model)
+    names = saved.classifier.label_names
+    remaining, first = iter(texts), 1
+    while chunk := list(islice(remaining, _TEXTS_AT_ONCE)):
+        empty = next((first + i for i, text in enumerate(chunk) if not text.strip()), None)
+        if empty is not None:
+            raise DeltafitError(f"Text {empty} is empty; remove it or fill it in.")
+        rows = tokenise(saved.classifier.tokenizer, chunk, saved.max_length).input_ids
+        logits = compute_logits(saved.classifier, rows, batch_size=batch_size)
+        for text, probabilities in zip(chunk, softmax(logits.astype(np.float64), 1), strict=True):
+            best = int(probabilities.argmax())
+            named = {name: float(p) for name, p in zip(names, probabilities, strict=True)}
+            yield Prediction(text, names[best], float(probabilities[best]), named)
+        first += len(chunk)
+
+
+def evaluate(
+    folder: str | Path | SavedClassifier,
+    data: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    model: str | None = None,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """Measure a saved classifier on labelled texts; see ``classification_metrics``.
+
+    Args:
+        folder: a run's folder, its ``adapter`` folder, or one loaded already.
+        data: a file; or a folder or catalogue name, whose test part is taken.
+        text_column: the column of texts, where it is not to be found by itself.
+        label_column: the same for labels.
+        model: where to find the base, if not where it was found when training.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        DeltafitError: the folder cannot be loaded or proven, or the data cannot be used.
+    """
+    saved = folder if isinstance(folder, SavedClassifier) else load_saved(folder, model=model)
+    names = saved.classifier.label_names
+    part = load_labelled(data, names, text_column=text_column, label_column=label_column)
+    tokens = tokenise(saved.classifier.tokenizer, part.texts, saved.max_length)
+    logits = compute_logits(saved.classifier, tokens.input_ids, batch_size=batch_size)
+    metrics = classification_metrics(np.asarray(part.labels), logits, names)
+    return {**metrics, "truncated": tokens.truncated, "source": part.source}
+
+
+def verify(folder: str | Path, *, model: str | None = None) -> SavedClassifier:
+    """Load a saved classifier, which checks its files, its base and its canaries.
+
+    Raises:
+        DeltafitError: something has changed since it was saved; the sentence says what.
+    """
+    return load_saved(folder, model=model)

@@ -1,0 +1,47 @@
+"""What a run learns from, and where it stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised texts and their label indices."""
+
+    rows: Sequence[Sequence[int]]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Course:
+    """Where a run stands; kept in every checkpoint as JSON.
+
+    Attributes:
+        step: optimiser steps applied.
+        seconds: spent in training steps alone.
+        examples: rows seen.
+        history: one entry an evaluation: step, epoch, train_loss, validation figures.
+        best_step: the step of the best evaluation; None before the first.
+        waited: evaluations since then.
+        notes: sentences for the person.
+        loss_sum: training loss times rows since the last evaluation.
+        loss_rows: rows since the last evaluation.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int | None = None
+    waited: int = 0
+    notes: list[str] = field(default_factory=list)
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+
+    def entry_of(self, step: int | None) -> dict[str, Any] | None:
+        """Return the history's entry of a step."""
+        return next((entry for entry in self.history if entry["step"] == step), None)

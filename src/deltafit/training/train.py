@@ -1,0 +1,75 @@
+"""``train``: from a model's name and a table of labelled texts to an adapter on disk."""
+
+from pathlib import Path
+
+from deltafit.data import Splits, load_splits
+from deltafit.methods import LoRA, Method, parse_method
+from deltafit.training.config import RunConfig
+from deltafit.training.folders import begin, finished_metrics
+from deltafit.training.progress import Reporter, Silent
+from deltafit.training.run import RunResult, execute
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+
+
+def train(
+    model: str,
+    data: str | DataConfig,
+    output: str | Path,
+    *,
+    method: str | Method = LoRA(),
+    head: HeadConfig = HeadConfig(),
+    settings: TrainingSettings = TrainingSettings(),
+    resume: bool = False,
+    trackers: tuple[str, ...] = (),
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Train one method and keep its adapter.
+
+    Args:
+        model: a folder with a transformers checkpoint, a catalogue name or a hub name.
+        data: a file, folder or catalogue name; ``DataConfig`` for all that can be said of it.
+        output: the run's folder; refused if it exists, unless ``resume``.
+        method: what to train, or its text, such as ``"lora:rank=4"``.
+        head: which head, and where it starts.
+        settings: the hyperparameters.
+        resume: go on with the unfinished run in ``output``; a finished one is returned as it is.
+        trackers: ``"tensorboard"``, ``"wandb"`` or another name that Accelerate knows.
+        reporter: told how the work goes; silent by default.
+
+    Raises:
+        DeltafitError: the input cannot be used, or training failed.
+        UsageError: an argument makes no sense, or ``output`` is taken.
+        Interrupted: the process was asked to stop; the run can be resumed.
+    """
+    data = DataConfig(data) if isinstance(data, str) else data
+    method = parse_method(method) if isinstance(method, str) else method
+    config = RunConfig(model, data, method, head, settings)
+    splits = load_data(data)
+    folder = Path(output)
+    begin(folder, run_content(config, splits), resume=resume)
+    finished = finished_metrics(folder)
+    if finished is not None:
+        return RunResult(folder, finished)
+    return execute(
+        config, splits, folder, reporter=reporter or Silent(), resume=resume, trackers=trackers
+    )
+
+
+def load_data(data: DataConfig) -> Splits:
+    """Load the splits that a configuration describes."""
+    return load_splits(
+        data.data,
+        test_data=data.test_data,
+        validation=data.validation,
+        text_column=data.text_column,
+        label_column=data.label_column,
+        seed=data.split_seed,
+        balance=data.balance,
+        limit=data.limit,
+    )
+
+
+def run_content(config: RunConfig, splits: Splits) -> dict[str, object]:
+    """Return what ``run.json`` holds: the configuration and the texts it was run on."""
+    hashes = {name: part.content_hash() for name, part in splits.parts().items()}
+    return {"config": config.to_dict(), "data": splits.facts, "content_hash": hashes}

@@ -1,0 +1,47 @@
+"""Helpers of the adapter tests: adapters with random values, and what a model is made of."""
+
+import torch
+from torch import Tensor, nn
+
+from deltafit.adapters import adapter_tensors
+from tests.tiny_models import tiny_inputs
+
+
+def randomise(model: nn.Module, name: str = "default", seed: int = 1, std: float = 0.3) -> None:
+    """Give every tensor of an adapter random values, as if it had been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in adapter_tensors(model, name).values():
+            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(std * values)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, **options: int) -> Tensor:
+    """Logits of a tiny transformers model on its tiny inputs."""
+    return model(**tiny_inputs(model, **options)).logits
+
+
+def head_of(model: nn.Module) -> list[str]:
+    """Names of the parameters outside the encoder."""
+    return [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
+
+
+def anatomy(model: nn.Module) -> dict[str, object]:
+    """All that must be as before when adapters are gone: values by their bytes and identities."""
+    modules = dict(model.named_modules())
+    return {
+        "classes": {name: type(module) for name, module in modules.items()},
+        "attributes": {name: set(module.__dict__) for name, module in modules.items()},
+        "shapes": {name: module.extra_repr() for name, module in modules.items()},
+        "keys": list(model.state_dict()),
+        "identities": {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)},
+        "gradients": {n: p.requires_grad for n, p in model.named_parameters()},
+        "hooks": {n: len(m._forward_hooks) + len(m._forward_pre_hooks) for n, m in modules.items()},
+        "bits": {n: bits(t) for n, t in model.state_dict().items()},
+    }
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The very bytes of a tensor, of any dtype."""
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

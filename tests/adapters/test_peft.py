@@ -1,0 +1,391 @@
+"""PEFT as oracle: its adapters load here and ours there to the same logits; one step is one step."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from deltafit.adapters import (
+    adapt,
+    adapter_tensors,
+    load_adapter,
+    merge,
+    model_adapters,
+    read_adapter,
+    remove_adapter,
+    save_adapter,
+)
+from deltafit.errors import DeltafitError
+from deltafit.methods import Head, LoRA
+from tests.adapters.adapted import anatomy, head_of, logits, randomise
+from tests.tiny_models import ARCHITECTURES, SHARED_BLOCKS, TwoTower, tiny_inputs, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+RSLORA = "alpha/sqrt(r)"
+# What is adapted, beside the defaults of every architecture: names of all layer types, an
+# expression, chosen blocks, patterns, scalings.
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in (*ARCHITECTURES, *SHARED_BLOCKS)),
+    *((name, {"target_modules": "all-linear"}) for name in ("bert", "distilbert", "gpt2", "llama")),
+    ("bert", {"target_modules": ("word_embeddings", "query"), "rank": 3}),
+    ("roberta", {"target_modules": ("word_embeddings", "dense"), "scaling": RSLORA}),
+    ("distilbert", {"target_modules": ("word_embeddings", "lin1"), "scaling": "alpha"}),
+    ("gpt2", {"target_modules": ("wte", "c_attn", "mlp.c_proj"), "scaling": "alpha"}),
+    ("llama", {"target_modules": ("embed_tokens", "q_proj"), "scaling": RSLORA}),
+    ("gemma", {"target_modules": ("embed_tokens", "q_proj")}),
+    ("electra", {"target_modules": ("word_embeddings", "embeddings_project")}),
+    ("bert", {"target_modules": r".*\.(query|intermediate\.dense)", "layers": (0, -1)}),
+    ("llama", {"target_modules": r".*\.layers\.[02]\..*(q|down)_proj"}),
+    ("gpt2", {"layers": (1,), "dropout": 0.3}),
+    *(
+        (
+            "bert",
+            {
+                "target_modules": ("query", "value", "word_embeddings"),
+                "rank_pattern": (("layer.1.attention.self.query", 2), ("value", 5)),
+                "alpha_pattern": (("value", 7.5), ("word_embeddings", 3)),
+                "scaling": scaling,
+            },
+        )
+        for scaling in ("alpha/r", "alpha", RSLORA)
+    ),
+    ("gpt2", {"trained_modules": ("transformer.ln_f", "transformer.h.2")}),
+    ("bert", {"target_modules": ("key",), "trained_modules": ("bert.pooler",)}),
+]
+
+
+def test_this_is_the_peft_that_the_claims_name() -> None:
+    assert peft.__version__ == "0.21.2"
+
+
+@pytest.mark.parametrize(("architecture", "settings"), SETTINGS, ids=str)
+def test_ours_loads_in_peft(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    adapt(model, LoRA(**settings), head=head_of(model))
+    randomise(model)
+    adapted = logits(model)
+    save_adapter(model, tmp_path, base_name="somewhere", task_type="SEQ_CLS")
+    theirs = peft.PeftModel.from_pretrained(tiny_model(architecture), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs), adapted, **EXACT)
+    assert not torch.allclose(adapted, logits(tiny_model(architecture)), atol=1e-2)
+    # the same tensors, none missing, none of theirs left as it was made
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    own = {
+        name: tensor
+        for name, tensor in peft.get_peft_model_state_dict(theirs).items()
+        if not name.endswith("base_layer.weight")
+    }
+    assert {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in stored.items()}
+    # and back through PEFT's own writing, which drops our metadata
+    theirs.save_pretrained(tmp_path / "again")
+    again = tiny_model(architecture)
+    load_adapter(again, read_adapter(tmp_path / "again"))
+    torch.testing.assert_close(logits(again), adapted, **EXACT)
+
+
+THEIRS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("bert", "roberta", "electra", "gpt2", "llama", "opt", "gpt_neox")),
+    ("distilbert", {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier"]}),
+    ("bert", {"target_modules": ["query", "word_embeddings"], "use_rslora": True, "r": 3}),
+    ("gpt2", {"target_modules": ["wte", "c_attn", "c_fc"], "fan_in_fan_out": True}),
+    ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]}),
+    ("gemma", {"target_modules": ["embed_tokens", "up_proj"]}),
+    ("llama", {"target_modules": r".*\.(k|gate)_proj", "init_lora_weights": "gaussian"}),
+    ("bert", {"target_modules": "all-linear", "exclude_modules": ["key"]}),
+    *(
+        (
+            "bert",
+            {
+                "target_modules": ["query", "value", "dense"],
+                "rank_pattern": {"query": 2, r"layer\.[01].*dense": 5, "^bert.pooler.dense": 1},
+                "alpha_pattern": {r".*\.1\..*value": 32, "query": 1},
+                "use_rslora": rslora,
+            },
+        )
+        for rslora in (False, True)
+    ),
+    ("bert", {"modules_to_save": ["pooler"], "lora_dropout": 0.2}),
+]
+
+
+def theirs_on_disk(
+    model: nn.Module, folder: Path, task_type: str | None = "SEQ_CLS", **settings: Any
+) -> nn.Module:
+    """An adapter of PEFT's with random values, saved by PEFT."""
+    config = peft.LoraConfig(task_type=task_type, **settings)
+    wrapped = peft.get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+@pytest.mark.parametrize(("architecture", "settings"), THEIRS, ids=str)
+def test_theirs_loads_here(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    theirs = theirs_on_disk(tiny_model(architecture), tmp_path, **settings)
+    model = tiny_model(architecture)
+    before, start = anatomy(model), logits(model)
+    stored = read_adapter(tmp_path)
+    assert stored.notes == ()
+    load_adapter(model, stored)
+    adapted = logits(model)
+    torch.testing.assert_close(adapted, logits(theirs), **EXACT)
+    assert not torch.allclose(adapted, start, atol=1e-2)
+    assert not any(p.requires_grad for p in model.parameters())
+    merge(model)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-4, atol=1e-4)
+    model = tiny_model(architecture)
+    load_adapter(model, stored)
+    # our own writing of it reads back to the same, here and there
+    save_adapter(model, tmp_path / "ours", task_type="SEQ_CLS")
+    again, there = tiny_model(architecture), tiny_model(architecture)
+    load_adapter(again, read_adapter(tmp_path / "ours"))
+    assert torch.equal(logits(again), adapted)
+    there = peft.PeftModel.from_pretrained(there, tmp_path / "ours").eval()
+    torch.testing.assert_close(logits(there), adapted, **EXACT)
+    remove_adapter(again, "default")
+    assert {**anatomy(again), "identities": 0} == {**before, "identities": 0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("bert", {"target_modules": ("query", "value", "word_embeddings")}),
+        ("roberta", {"scaling": RSLORA, "rank": 3}),
+        ("distilbert", {"target_modules": "all-linear"}),
+        ("gpt2", {"target_modules": ("c_attn", "wte"), "scaling": "alpha", "alpha": 2}),
+        ("llama", {"target_modules": ("q_proj", "down_proj")}),
+        ("gemma", {"target_modules": ("embed_tokens",)}),
+    ],
+    ids=str,
+)
+def test_one_step_of_sgd_is_pefts(
+    architecture: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model(architecture)
+    adapt(model, LoRA(**settings), head=head_of(model))
+    randomise(model, std=0.1)
+    for name, tensor in adapter_tensors(model, "default").items():
+        # PEFT too gives the padding row no gradient, but lets B see what stands there: zero it
+        if name.endswith(("embeddings.lora_A", "embed_tokens.lora_A", "wte.lora_A")):
+            tensor.data[:, model.config.pad_token_id] = 0
+    save_adapter(model, tmp_path / "start", task_type="SEQ_CLS")
+    theirs = peft.PeftModel.from_pretrained(
+        tiny_model(architecture), tmp_path / "start", is_trainable=True
+    ).eval()
+    labels = torch.tensor([0, 2, 1])
+    for one in (model, theirs):
+        trained = [p for p in one.parameters() if p.requires_grad]
+        optimiser = torch.optim.SGD(trained, lr=0.1)
+        functional.cross_entropy(one(**tiny_inputs(model)).logits, labels).backward()
+        optimiser.step()
+    save_adapter(model, tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    start, ours, peers = (
+        load_file(tmp_path / folder / "adapter_model.safetensors")
+        for folder in ("start", "ours", "theirs")
+    )
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, peers[name], rtol=1e-6, atol=1e-6)
+        assert not torch.equal(tensor, start[name]), name
+
+
+def test_a_model_without_heads_or_transformers(tmp_path: Path) -> None:
+    inputs = torch.randn(4, 12), torch.randn(4, 20)
+    model = TwoTower()
+    adapt(model, LoRA(("user.0", "item.2"), rank=2, trained_modules=("user.2",)))
+    randomise(model)
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(TwoTower(), tmp_path)
+    torch.testing.assert_close(theirs(*inputs), model(*inputs), **EXACT)
+
+
+def test_a_causal_language_model_with_tied_weights(tmp_path: Path) -> None:
+    def lm() -> nn.Module:
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(tiny_model("gpt2").config).eval()
+
+    model = lm()
+    adapt(model, LoRA(("wte", "c_attn")))
+    randomise(model)
+    save_adapter(model, tmp_path / "ours", task_type="CAUSAL_LM")
+    there = peft.PeftModel.from_pretrained(lm(), tmp_path / "ours").eval()
+    torch.testing.assert_close(logits(there), logits(model), **EXACT)
+    theirs = theirs_on_disk(lm(), tmp_path / "theirs", "CAUSAL_LM", target_modules=["wte"])
+    here = lm()
+    load_adapter(here, read_adapter(tmp_path / "theirs"))
+    torch.testing.assert_close(logits(here), logits(theirs), **EXACT)
+
+
+class Twins(nn.Module):
+    """Names that are the end of other names: each must get its own rank and alpha."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query = nn.Linear(4, 4)
+        self.inner = nn.ModuleDict({"query": nn.Linear(4, 4)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner["query"](self.query(x))
+
+
+def test_a_name_that_is_the_end_of_another(tmp_path: Path) -> None:
+    settings = {"rank_pattern": (("inner.query", 2),), "alpha_pattern": (("inner.query", 1),)}
+    model, x = Twins(), torch.randn(3, 4)
+    adapt(model, LoRA(("query",), rank=4, **settings))  # type: ignore[arg-type]
+    randomise(model)
+    save_adapter(model, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(Twins(), tmp_path / "ours")
+    torch.testing.assert_close(theirs(x), model(x), **EXACT)
+    pattern = {"rank_pattern": {"^query": 2}, "alpha_pattern": {"^query": 1}}
+    theirs = theirs_on_disk(Twins(), tmp_path / "theirs", None, target_modules=["query"], **pattern)
+    model = Twins()
+    load_adapter(model, read_adapter(tmp_path / "theirs"))
+    torch.testing.assert_close(model(x), theirs(x), **EXACT)
+
+
+def test_the_configuration_has_the_fewest_keys(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    adapt(model, LoRA(), head=head_of(model))
+    save_adapter(model, tmp_path, base_name="bert-base", task_type="SEQ_CLS")
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "bert-base",
+        "inference_mode": True,
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "target_modules": ["query", "value"],
+        "bias": "none",
+        "modules_to_save": ["classifier"],
+    }
+
+
+def test_a_lone_parameter_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    adapt(model, LoRA(), head=["classifier.weight"])
+    with pytest.raises(DeltafitError, match=r"'classifier\.weight' is trained but its whole"):
+        save_adapter(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_methods_that_peft_does_not_know_leave_no_configuration(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    adapt(model, LoRA(), name="lora")
+    save_adapter(model, tmp_path, "lora")
+    adapt(model, Head(), name="head", head=head_of(model))
+    save_adapter(model, tmp_path, "head")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_model.safetensors"]
+    assert read_adapter(tmp_path).method == Head()
+
+
+# What cannot be loaded is refused in a sentence.
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (peft.LoraConfig(use_dora=True), "sets use_dora to True, a variant"),
+        (peft.LoraConfig(bias="lora_only"), "bias is 'lora_only'"),
+        (peft.LoraConfig(lora_bias=True), "sets lora_bias to True"),
+        (peft.LoraConfig(init_lora_weights="pissa", r=4), "'pissa', which changed the base"),
+        (peft.LoraConfig(init_lora_weights="olora", r=4), "'olora', which changed the base"),
+        (peft.LoraConfig(trainable_token_indices=[1, 2]), "sets trainable_token_indices"),
+        (peft.LoraConfig(target_parameters=["classifier.weight"]), "sets target_parameters"),
+        (peft.IA3Config(target_modules=["query"], feedforward_modules=[]), "peft_type is 'IA3'"),
+        (peft.LoHaConfig(target_modules=["query"]), "peft_type is 'LOHA'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pefts_other_kinds_are_refused(config: Any, said: str, tmp_path: Path) -> None:
+    config.task_type = "SEQ_CLS"
+    peft.get_peft_model(tiny_model("bert"), config).save_pretrained(tmp_path)
+    with pytest.raises(DeltafitError, match=re.escape(said)):
+        read_adapter(tmp_path)
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    """PEFT's adapter on BERT with its configuration changed by hand."""
+    theirs_on_disk(tiny_model("bert"), folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_unknown_settings_are_told(tmp_path: Path) -> None:
+    stored = read_adapter(edited(tmp_path, from_the_future=[1], also_new=None, known_off=False))
+    assert stored.notes == (
+        "adapter_config.json sets 'from_the_future' to [1], which is not known here and was "
+        "ignored.",
+    )
+
+
+def test_tensors_of_a_variant_are_refused_even_if_the_configuration_hides_it(
+    tmp_path: Path,
+) -> None:
+    dora = peft.get_peft_model(
+        tiny_model("bert"), peft.LoraConfig(task_type="SEQ_CLS", use_dora=True)
+    )
+    dora.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": False}))
+    with pytest.raises(DeltafitError, match=r"lora_magnitude_vector.*a variant of LoRA"):
+        read_adapter(tmp_path)
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    edited(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    torch.save(load_file(weights), tmp_path / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(DeltafitError, match=r"adapter_model\.bin is a pickle"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_a_broken_configuration(text: str, tmp_path: Path) -> None:
+    edited(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(DeltafitError, match=r"adapter_config\.json"):
+        read_adapter(tmp_path)
+
+
+def test_a_stored_embedding_must_be_the_bases_own(tmp_path: Path) -> None:
+    theirs_on_disk(tiny_model("llama"), tmp_path, target_modules=["embed_tokens"])
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    for changed in (tensors[key] + 1e-3, torch.cat([tensors[key]] * 2)):
+        save_file({**tensors, key: changed}, path)
+        model = tiny_model("llama")
+        before = anatomy(model)
+        with pytest.raises(DeltafitError, match=r"another 'model\.embed_tokens\.weight'"):
+            load_adapter(model, read_adapter(tmp_path))
+        assert anatomy(model) == before and not model_adapters(model).adapters
+
+
+def test_a_half_precision_adapter_on_bases_of_every_precision(tmp_path: Path) -> None:
+    theirs = theirs_on_disk(tiny_model("bert"), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({n: t.bfloat16() for n, t in load_file(path).items()}, path)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model = tiny_model("bert").to(dtype)
+        load_adapter(model, read_adapter(tmp_path))
+        torch.testing.assert_close(
+            logits(model).float(), logits(theirs).float(), rtol=0.05, atol=0.15
+        )

@@ -1,0 +1,58 @@
+"""Rows of a comparison for the tests of tables, report and plots."""
+
+from typing import Any
+
+
+def difference(points: float, half: float) -> dict[str, Any]:
+    low, high = (points - half) / 100, (points + half) / 100
+    return {
+        **{"difference": points / 100, "low": low, "high": high, "p_value": 0.5},
+        "within_noise": low <= 0 <= high,
+    }
+
+
+def row(
+    name: str, kind: str, after: float, compared: dict[str, Any] | None, **known: object
+) -> dict[str, Any]:
+    unknown = ("trainable", "total", "before", "seconds", "examples_per_second")
+    return {
+        **dict.fromkeys((*unknown, "peak_memory_bytes", "saved_bytes")),
+        **{
+            "name": name,
+            "kind": kind,
+            "result_name": name.split(maxsplit=1)[0],
+            "metric_name": "accuracy",
+        },
+        **{"after": after, "interval": [after - 0.009, after + 0.008], "macro_f1": after - 0.01},
+        **{"difference": compared, "seeds": 1, "notes": []},
+        **known,
+    }
+
+
+def run(
+    name: str, after: float, compared: dict[str, Any] | None, **known: object
+) -> dict[str, Any]:
+    costs = {
+        **{"before": 0.0123, "seconds": 1210.0, "examples_per_second": 131.4},
+        **{"trainable": 103_373, "total": 22_742_861},
+        **{"peak_memory_bytes": 1_612_000_000, "saved_bytes": 412_000},
+    }
+    return row(name, "run", after, compared, **(costs | known))
+
+
+def example() -> list[dict[str, Any]]:
+    return [
+        row("majority class", "baseline", 0.013, difference(-92.5, 0.9), interval=[0.009, 0.017]),
+        row("TF-IDF + linear SVM", "baseline", 0.894, difference(-4.4, 1.1), seconds=1.7),
+        row("frozen features + logistic regression", "baseline", 0.93, difference(-0.8, 0.6)),
+        run("head (probe init)", 0.929, difference(-0.9, 0.6), trainable=29_645),
+        run("lora rank=8 alpha=16 targets=query,value", 0.934, difference(-0.4, 0.6)),
+        run(
+            "lora rank=16 alpha=32 targets=all-linear", 0.938, None, saved_bytes=2_812_000, seeds=3
+        ),
+        run(
+            *("full", 0.936, difference(-0.2, 0.7)),
+            **{"trainable": 22_742_861, "saved_bytes": 90_971_444, "seconds": 4810.0},
+            notes=["learning rate [2e-5] chosen on validation"],
+        ),
+    ]

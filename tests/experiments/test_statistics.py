@@ -1,0 +1,152 @@
+"""Paired tests against hand-worked formulas, enumeration and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+
+from deltafit.errors import DeltafitError
+from deltafit.experiments.statistics import paired_comparison, paired_over_seeds
+
+
+def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    a = [True] * both + [True] * only_a + [False] * only_b + [False] * neither
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    order = np.random.default_rng(0).permutation(len(a))
+    return np.array(a)[order], np.array(b)[order]
+
+
+@pytest.mark.parametrize("cells", [(80, 9, 3, 8), (5, 1, 0, 4), (0, 6, 6, 0), (900, 40, 70, 10)])
+def test_interval_and_p_value_by_hand(cells: tuple[int, int, int, int]) -> None:
+    result = paired_comparison(*answers(*cells))
+    _, only_a, only_b, _ = cells
+    n = sum(cells)
+    assert result.difference == pytest.approx((only_a - only_b) / n)
+    # Agresti & Min 2005: Wald on the table with 1/2 added to each of its four cells.
+    b, c, m = only_a + 0.5, only_b + 0.5, n + 2
+    half = 1.959963984540054 * math.sqrt((b + c) - (b - c) ** 2 / m) / m
+    assert result.low == pytest.approx((b - c) / m - half)
+    assert result.high == pytest.approx((b - c) / m + half)
+    # McNemar, exact: twice the smaller tail of Binomial(b + c, 1/2).
+    total = only_a + only_b
+    tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1)) / 2**total
+    assert result.p_value == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_swapping_the_methods_mirrors_the_result() -> None:
+    a, b = answers(70, 20, 6, 4)
+    forward, backward = paired_comparison(a, b), paired_comparison(b, a)
+    assert backward.difference == -forward.difference
+    assert (backward.low, backward.high) == pytest.approx((-forward.high, -forward.low))
+    assert backward.p_value == pytest.approx(forward.p_value)
+    assert not forward.within_noise
+    assert not backward.within_noise
+
+
+def test_no_disagreement_is_a_tie_with_an_interval_of_its_own() -> None:
+    a, _ = answers(8, 0, 0, 2)
+    result = paired_comparison(a, a)
+    assert (result.difference, result.p_value, result.within_noise) == (0, 1, True)
+    assert result.low < 0 < result.high
+
+
+def test_interval_stays_within_possible_differences() -> None:
+    result = paired_comparison(np.array([True, True]), np.array([False, False]))
+    assert result.high == 1
+    assert result.within_noise
+
+
+def test_pairing_sees_what_separate_intervals_would_miss() -> None:
+    # 90.0 against 91.2 per cent on 1,000 rows: the Wilson intervals overlap by far.
+    result = paired_comparison(*answers(899, 1, 13, 87))
+    assert not result.within_noise
+    assert result.p_value < 0.01
+
+
+def draw_answers(
+    generator: np.random.Generator, trials: int, rows: int, cells: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    cell = generator.choice(4, size=(trials, rows), p=cells)
+    return cell <= 1, (cell == 0) | (cell == 2)
+
+
+@pytest.mark.parametrize("cells", [(0.85, 0.05, 0.05, 0.05), (0.9, 0.06, 0.01, 0.03)])
+def test_interval_covers_the_truth_in_about_95_of_100(cells: tuple[float, ...]) -> None:
+    a, b = draw_answers(np.random.default_rng(1), trials=600, rows=150, cells=cells)
+    truth = cells[1] - cells[2]
+    results = [paired_comparison(*pair) for pair in zip(a, b, strict=True)]
+    covered = np.mean([result.low <= truth <= result.high for result in results])
+    assert 0.93 <= covered <= 0.985
+
+
+def test_equal_methods_are_rarely_called_different() -> None:
+    a, b = draw_answers(np.random.default_rng(2), 600, 200, (0.88, 0.03, 0.03, 0.06))
+    results = [paired_comparison(*pair) for pair in zip(a, b, strict=True)]
+    assert np.mean([not result.within_noise for result in results]) <= 0.07
+
+
+def test_one_seed_each_gives_the_interval_of_one_run_each() -> None:
+    a, b = answers(880, 60, 35, 25)
+    single, seeded = paired_comparison(a, b), paired_over_seeds(a[None], b[None])
+    assert seeded.difference == pytest.approx(single.difference)
+    assert (seeded.low, seeded.high) == pytest.approx((single.low, single.high), abs=1.5e-3)
+    assert seeded.p_value == pytest.approx(single.p_value, abs=0.01)
+
+
+def runs_of_equal_methods(generator: np.random.Generator, between: float) -> np.ndarray:
+    """Right answers ``[6 runs, 300]``; rows differ in ease, seeds by ``between``, methods not."""
+    ease = generator.normal(1.5, 1.5, size=300)
+    shift = generator.normal(0, between, size=(6, 1))
+    return ease + shift + generator.normal(0, 0.5, size=(6, 300)) > 0
+
+
+@pytest.mark.parametrize("between", [0.0, 0.1, 0.3])
+def test_equal_methods_over_seeds_are_rarely_called_different(between: float) -> None:
+    generator = np.random.default_rng(3)
+    tied = []
+    for _ in range(200):
+        correct = runs_of_equal_methods(generator, between)
+        tied.append(paired_over_seeds(correct[:3], correct[3:], resamples=400).within_noise)
+    assert np.mean(tied) >= 0.9
+
+
+def test_seeds_that_vary_widen_the_interval() -> None:
+    rows = 1000
+    steady = np.arange(rows) < 900
+    a_varying = np.stack([np.arange(rows) < level for level in (860, 920, 980)])
+    a_steady = np.stack([np.arange(rows) < 920] * 3)
+    b = steady[None]
+    varying, calm = paired_over_seeds(a_varying, b), paired_over_seeds(a_steady, b)
+    assert varying.difference == pytest.approx(calm.difference) == pytest.approx(0.02)
+    assert varying.within_noise
+    assert not calm.within_noise
+
+
+def test_resampling_is_reproducible_and_mirrors() -> None:
+    generator = np.random.default_rng(4)
+    a, b = generator.random((3, 500)) < 0.93, generator.random((2, 500)) < 0.9
+    assert paired_over_seeds(a, b) == paired_over_seeds(a, b)
+    assert paired_over_seeds(a, b, seed=1) != paired_over_seeds(a, b)
+    forward, backward = paired_over_seeds(a, b), paired_over_seeds(b, a)
+    assert (backward.low, backward.high) == pytest.approx((-forward.high, -forward.low), abs=2e-3)
+
+
+def test_a_handful_of_disagreements_over_seeds_is_no_certainty() -> None:
+    a, b = answers(196, 4, 0, 0)
+    assert paired_over_seeds(np.stack([a] * 3), np.stack([b] * 3)).within_noise
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((3,), (4,)), ((0,), (0,)), ((1, 3), (1, 3))], ids=["rows", "none", "seeds"]
+)
+def test_answers_on_different_rows_are_refused(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    with pytest.raises(DeltafitError, match="same test rows"):
+        paired_comparison(np.ones(a, dtype=bool), np.ones(b, dtype=bool))
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 3), (2, 4)), ((0, 3), (1, 3)), ((3,), (3,))])
+def test_seeded_answers_on_different_rows_are_refused(
+    a: tuple[int, ...], b: tuple[int, ...]
+) -> None:
+    with pytest.raises(DeltafitError, match="same test rows"):
+        paired_over_seeds(np.ones(a, dtype=bool), np.ones(b, dtype=bool))

@@ -1,0 +1,190 @@
+"""Loading: what the head is, where its values come from, and what is never loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+
+from deltafit.data import resolve_model
+from deltafit.errors import DeltafitError
+from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
+from deltafit.tasks.loading import load_tokenizer
+from tests.tiny_models import tiny_model
+from tests.training.tiny_runs import LABELS, SPECIAL, save_model, tiny_tokenizer
+
+HEADS = {
+    "bert": {"classifier.weight", "classifier.bias"},
+    "roberta": {f"classifier.{part}.{leaf}" for part in ("dense", "out_proj")
+                for leaf in ("weight", "bias")},
+    "distilbert": {f"{part}.{leaf}" for part in ("pre_classifier", "classifier")
+                   for leaf in ("weight", "bias")},
+    "deberta-v2": {f"{part}.{leaf}" for part in ("pooler.dense", "classifier")
+                   for leaf in ("weight", "bias")},
+    "electra": {f"classifier.{part}.{leaf}" for part in ("dense", "out_proj")
+                for leaf in ("weight", "bias")},
+    "gpt2": {"score.weight"},
+    "llama": {"score.weight"},
+    "opt": {"score.weight"},
+}  # fmt: skip
+
+
+def load(folder: str, names: tuple[str, ...] = LABELS, seed: int = 0) -> Classifier:
+    return load_classifier(resolve_model(folder), names, HeadSettings(), seed=seed)
+
+
+def head_values(classifier: Classifier) -> dict[str, torch.Tensor]:
+    return {n: classifier.model.get_parameter(n).detach() for n in classifier.head_parameters}
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_head_is_what_the_checkpoint_lacks(tmp_path: Path, architecture: str) -> None:
+    classifier = load(save_model(tmp_path, architecture))
+    assert set(classifier.head_parameters) == HEADS[architecture]
+    base = tiny_model(architecture, task="base").state_dict()
+    encoder = classifier.model.get_submodule(str(classifier.model.base_model_prefix))
+    for name, tensor in encoder.state_dict().items():
+        if name in base:
+            assert torch.equal(tensor, base[name]), name
+    assert {p.dtype for p in classifier.model.parameters()} == {torch.float32}
+
+
+def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_config(tiny_model("bert").config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    head = set(load(str(tmp_path)).head_parameters)
+    assert head == HEADS["bert"] | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "gpt2"])
+def test_new_head_depends_on_the_seed_alone(tmp_path: Path, architecture: str) -> None:
+    folder = save_model(tmp_path, architecture)
+    torch.manual_seed(1)
+    first = head_values(load(folder))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second, other = head_values(load(folder)), head_values(load(folder, seed=1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    weights = [name for name in first if name.endswith("weight")]
+    assert all(not torch.equal(first[name], other[name]) for name in weights)
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("head", ["cls", "mean"])
+def test_the_same_base_comes_out_twice_even_where_the_checkpoint_lacks_a_pooler(
+    tmp_path: Path, head: str
+) -> None:
+    BertForMaskedLM(tiny_model("bert").config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings = HeadSettings(head)  # type: ignore[arg-type]  # parametrised
+    states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        classifier = load_classifier(resolve_model(tmp_path), LABELS, settings, seed=global_seed)
+        states.append(classifier.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_head_that_the_checkpoint_brings_is_kept(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "bert", task="classification")
+    classifier = load(folder)
+    expected = tiny_model("bert").state_dict()
+    assert set(classifier.head_parameters) == HEADS["bert"]
+    for name, tensor in head_values(classifier).items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_a_head_for_other_labels_is_made_anew(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "bert", task="classification")
+    classifier = load(folder, ("no", "yes"))
+    assert set(classifier.head_parameters) == HEADS["bert"]
+    values = head_values(classifier)
+    assert values["classifier.weight"].shape == (2, 32)
+    again = head_values(load(folder, ("no", "yes")))
+    assert all(torch.equal(values[name], again[name]) for name in values)
+
+
+def test_label_names_reach_the_configuration(tmp_path: Path) -> None:
+    config = load(save_model(tmp_path)).model.config
+    assert config.id2label == dict(enumerate(LABELS))
+    assert config.label2id == {name: index for index, name in enumerate(LABELS)}
+    assert config.num_labels == 3
+
+
+@pytest.mark.parametrize("head", ["architecture", "mean"])
+def test_pickled_weights_are_refused(tmp_path: Path, head: str) -> None:
+    folder = Path(save_model(tmp_path))
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model("bert", task="base").state_dict(), folder / "pytorch_model.bin")
+    settings = HeadSettings(head)  # type: ignore[arg-type]  # parametrised
+    with pytest.raises(DeltafitError, match="safetensors"):
+        load_classifier(resolve_model(folder), LABELS, settings, seed=0)
+
+
+def test_code_in_the_checkpoint_is_never_run(tmp_path: Path) -> None:
+    folder = Path(save_model(tmp_path / "model"))
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "evil"
+    config["auto_map"] = {
+        "AutoConfig": "evil.EvilConfig",
+        "AutoModel": "evil.Evil",
+        "AutoModelForSequenceClassification": "evil.Evil",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DeltafitError):
+        load(str(folder))
+    assert not ran.exists()
+
+
+def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    folder = Path(save_model(tmp_path))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DeltafitError, match="Could not load"):
+        load(str(folder))
+
+
+def test_weights_of_half_a_model_are_refused(tmp_path: Path) -> None:
+    folder = Path(save_model(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = 5  # the checkpoint has three
+    (folder / "config.json").write_text(json.dumps(config))
+    for head in ("architecture", "mean"):
+        with pytest.raises(DeltafitError, match="layer"):
+            load_classifier(resolve_model(folder), LABELS, HeadSettings(head), seed=0)  # type: ignore[arg-type]  # a literal
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    folder = Path(save_model(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] = 80
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DeltafitError, match="embedding"):
+        load(str(folder))
+
+
+def test_pad_token_is_the_end_of_text_where_there_is_none(tmp_path: Path) -> None:
+    tokenizer, decoder = load_tokenizer(resolve_model(save_model(tmp_path / "gpt2", "gpt2")))
+    assert decoder and tokenizer.pad_token == SPECIAL[2]
+    tokenizer, decoder = load_tokenizer(resolve_model(save_model(tmp_path / "bert", "bert")))
+    assert not decoder and tokenizer.pad_token == "<pad>"
+
+
+def test_no_pad_and_no_end_of_text_is_one_sentence(tmp_path: Path) -> None:
+    save_model(tmp_path, "gpt2")
+    tokenizer = tiny_tokenizer(pad=False)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DeltafitError, match="neither a pad token nor"):
+        load_tokenizer(resolve_model(tmp_path))
+
+
+def test_a_model_without_text_classifier_is_one_sentence(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = BertConfig().to_dict() | {"model_type": "vit"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DeltafitError, match="Could not load"):
+        load(str(tmp_path))

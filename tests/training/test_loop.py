@@ -1,0 +1,354 @@
+"""The loop against plain torch, and what must not change its result."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.nn import functional
+
+from deltafit.data import class_weights, epoch_order
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.tasks.classification import collate, logits_of
+from deltafit.tasks.inference import compute_logits
+from deltafit.training.checkpoints import latest_checkpoint
+from deltafit.training.course import Examples
+from deltafit.training.gradients import enable_gradient_checkpointing
+from deltafit.training.optimisation import rate_factor
+from deltafit.training.settings import TrainingSettings
+from tests.tiny_models import PAD
+from tests.training.tiny_runs import (
+    adapted,
+    loop_on,
+    save_model,
+    tiny_examples,
+    trained_values,
+)
+
+Values = dict[str, torch.Tensor]
+# 22 rows: steps of 8, 8 and 6.
+EIGHT = TrainingSettings(epochs=2, batch_size=8, weight_decay=0.05, warmup=0.3, clip=0.5)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def bert_with_dropout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("bert"), dropout=True)
+
+
+def train(
+    model: str,
+    folder: Path,
+    settings: TrainingSettings,
+    method: Method | None = None,
+    *,
+    validation: Examples | None = None,
+    head: str = "architecture",
+) -> Values:
+    classifier = adapted(model, method, head=head)
+    loop_on(classifier, folder, settings, validation=validation).run()
+    return trained_values(classifier)
+
+
+def assert_same(first: Values, second: Values, tolerance: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=tolerance, msg=name)
+
+
+def test_equals_a_plain_torch_loop(bert: str, tmp_path: Path) -> None:
+    settings = replace(
+        EIGHT, label_smoothing=0.1, class_weights="balanced", head_learning_rate=0.03
+    )
+    examples = tiny_examples()
+    classifier = adapted(bert, LoRA(rank=2))
+    model, named = classifier.model, dict(classifier.model.named_parameters())
+    chosen = {name: p for name, p in named.items() if p.requires_grad}
+    optimiser = torch.optim.AdamW(
+        [
+            {
+                "params": [p],
+                "lr": (peak := 0.03 if name in classifier.head_parameters else 0.01),
+                "peak": peak,
+                "weight_decay": 0.05 if p.ndim == 2 else 0.0,
+            }
+            for name, p in chosen.items()
+        ]
+    )
+    weights = torch.tensor(class_weights(examples.labels, 3))
+    steps = [
+        epoch_order(22, 0, epoch)[start : start + 8] for epoch in (0, 1) for start in (0, 8, 16)
+    ]
+    model.train()
+    for number, rows in enumerate(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * rate_factor(number, 6, "linear", 0.3)
+        batch = collate([examples.rows[row] for row in rows], PAD, positions=False)
+        labels = torch.tensor([examples.labels[row] for row in rows])
+        logits = logits_of(model, batch)
+        functional.cross_entropy(logits, labels, weight=weights, label_smoothing=0.1).backward()
+        torch.nn.utils.clip_grad_norm_(list(chosen.values()), 0.5)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    assert_same(train(bert, tmp_path, settings, LoRA(rank=2)), trained_values(classifier), 1e-6)
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_accumulation_changes_nothing(bert: str, tmp_path: Path, weights: str) -> None:
+    values = [
+        train(
+            bert,
+            tmp_path / f"{size}",
+            replace(
+                EIGHT,
+                batch_size=size,
+                accumulation=8 // size,
+                class_weights=weights,  # type: ignore[arg-type]  # parametrised
+                label_smoothing=0.1,
+            ),
+        )
+        for size in (8, 4, 2)
+    ]
+    assert_same(values[0], values[1], 1e-6)
+    assert_same(values[0], values[2], 1e-6)
+
+
+def test_the_reported_loss_is_the_mean_over_the_rows(bert: str, tmp_path: Path) -> None:
+    classifier = adapted(bert)
+    examples = tiny_examples()
+    settings = TrainingSettings(epochs=1, batch_size=4, accumulation=2, learning_rate=1e-12)
+    loop = loop_on(classifier, tmp_path, settings, learning_rate=1e-12)
+    expected = functional.cross_entropy(
+        torch.tensor(compute_logits(classifier, examples.rows)), torch.tensor(examples.labels)
+    )
+    course = loop.run()
+    assert course.history[-1]["train_loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert course.examples == len(examples) and course.step == 3
+
+
+def test_evaluating_changes_no_parameter(bert_with_dropout: str, tmp_path: Path) -> None:
+    settings = replace(EIGHT, clip=None)
+    validation = tiny_examples(9, seed=1)
+    ends = []
+    for name, every, rows in (("never", None, None), ("always", 1, validation)):
+        train(
+            bert_with_dropout,
+            tmp_path / name,
+            replace(settings, evaluate_every=every),
+            validation=rows,
+        )
+        checkpoint = latest_checkpoint(tmp_path / name / "checkpoints")
+        assert checkpoint is not None and checkpoint.state["step"] == 6
+        ends.append(checkpoint.tensors)
+    assert_same(ends[0], ends[1])
+
+
+def test_runs_repeat_bit_for_bit_and_seeds_differ(bert_with_dropout: str, tmp_path: Path) -> None:
+    first = train(bert_with_dropout, tmp_path / "1", EIGHT)
+    torch.manual_seed(99)
+    assert_same(first, train(bert_with_dropout, tmp_path / "2", EIGHT))
+    other = train(bert_with_dropout, tmp_path / "3", replace(EIGHT, seed=1))
+    assert all(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_only_what_is_trained_moves(bert: str, tmp_path: Path) -> None:
+    classifier = adapted(bert, LoRA(rank=2))
+    before = {name: p.detach().clone() for name, p in classifier.model.named_parameters()}
+    trainable = {name for name, p in classifier.model.named_parameters() if p.requires_grad}
+    loop_on(classifier, tmp_path, EIGHT).run()
+    for name, parameter in classifier.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in trainable), name
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("head", ["architecture", "mean"])
+def test_gradient_checkpointing_gives_the_same_over_a_frozen_base(
+    tmp_path: Path, architecture: str, head: str
+) -> None:
+    model = save_model(tmp_path, architecture)
+    settings = replace(EIGHT, epochs=1)
+    plain = train(model, tmp_path / "a", settings, head=head)
+    saving = train(
+        model, tmp_path / "b", replace(settings, gradient_checkpointing=True), head=head
+    )
+    assert_same(plain, saving, 1e-7)
+    moved = [values for name, values in saving.items() if "lora_B" in name]
+    assert moved and all(values.count_nonzero() for values in moved)
+
+
+def test_gradient_checkpointing_is_used_in_training_and_taken_off_after_it(
+    bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    original: Callable[..., torch.Tensor] = torch.utils.checkpoint.checkpoint
+
+    def counted(*args: object, **options: object) -> torch.Tensor:
+        calls.append(bool(options.get("use_reentrant")))
+        return original(*args, **options)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    for module in ("transformers.modeling_utils", "transformers.modeling_layers"):
+        monkeypatch.setattr(f"{module}.checkpoint", counted, raising=False)
+    classifier = adapted(bert)
+    settings = replace(EIGHT, epochs=1, gradient_checkpointing=True)
+    loop_on(classifier, tmp_path, settings).run()
+    assert calls == [False] * (3 * 3)  # three layers in three steps, never reentrant
+    layers = [m for m in classifier.model.modules() if hasattr(m, "gradient_checkpointing")]
+    assert layers and not any(layer.gradient_checkpointing for layer in layers)
+
+
+def test_checkpointing_computes_no_gradient_below_what_is_trained(
+    bert: str, tmp_path: Path
+) -> None:
+    classifier = adapted(bert, LastBlocks(1))
+    reached: list[bool] = []
+    layer = classifier.model.get_submodule("bert.encoder.layer.1")
+    layer.register_forward_hook(lambda module, inputs, output: reached.append(output.requires_grad))
+    settings = replace(EIGHT, epochs=1, gradient_checkpointing=True)
+    loop_on(classifier, tmp_path, settings, validation=tiny_examples(6)).run()
+    assert reached and not any(reached)
+    hooks = classifier.model.get_input_embeddings()._forward_hooks
+    assert not hooks  # nothing of transformers' own is left behind
+
+
+def test_a_model_that_cannot_checkpoint_says_so(bert: str) -> None:
+    model = adapted(bert).model
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(UsageError, match="does not support"):
+        enable_gradient_checkpointing(model)
+
+
+class _Scripted:
+    """Gives an evaluation's figures from a list, in place of measuring them."""
+
+    def __init__(self, key: str, values: list[float]) -> None:
+        self.key, self.values = key, iter(values)
+
+    def __call__(self, *_: object) -> tuple[dict[str, float], bool]:
+        return {self.key: next(self.values)}, False
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("accuracy", [0.2, 0.8, 0.8, 0.7, 0.6, 0.5], 2),  # the first of equals
+        ("log_loss", [0.9, 0.8, 0.7, 0.9, 0.95, 1.0], 3),  # lower is better
+    ],
+)
+def test_the_best_checkpoint_is_put_back(
+    bert: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    metric: str,
+    values: list[float],
+    best: int,
+) -> None:
+    monkeypatch.setattr("deltafit.training.loop.validate", _Scripted(metric, values))
+    settings = replace(EIGHT, evaluate_every=1, metric=metric)
+    classifier = adapted(bert)
+    loop = loop_on(classifier, tmp_path, settings, validation=tiny_examples(3))
+    kept: dict[int, Values] = {}
+    save = loop._save
+
+    def keep_and_save() -> None:
+        kept[loop.course.step] = trained_values(classifier)
+        save()
+
+    monkeypatch.setattr(loop, "_save", keep_and_save)
+    course = loop.run()
+    assert course.step == 6 and course.best_step == best
+    assert_same(trained_values(classifier), kept[best])
+
+
+def test_patience_stops_after_so_many_evaluations_without_a_better_one(
+    bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = _Scripted("loss", [0.5, 0.6, 0.4, 0.4, 0.5, 0.1])
+    monkeypatch.setattr("deltafit.training.loop.validate", figures)
+    settings = replace(EIGHT, evaluate_every=1, metric="loss", patience=2)
+    course = loop_on(adapted(bert), tmp_path, settings, validation=tiny_examples(3)).run()
+    assert course.step == 5 and course.best_step == 3
+
+
+def test_patience_without_validation_rows_is_refused(bert: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="validation"):
+        loop_on(adapted(bert), tmp_path, replace(EIGHT, patience=1))
+
+
+def test_evaluation_comes_every_so_many_steps_and_at_the_end(bert: str, tmp_path: Path) -> None:
+    settings = replace(EIGHT, evaluate_every=4, head_learning_rate=1e-3)
+    course = loop_on(adapted(bert), tmp_path, settings, validation=tiny_examples(6)).run()
+    assert [entry["step"] for entry in course.history] == [4, 6]
+    assert [entry["epoch"] for entry in course.history] == [pytest.approx(4 / 3), 2]
+    assert {"accuracy", "macro_f1", "log_loss", "loss"} <= course.history[0].keys()
+
+
+def test_bf16_trains_and_leaves_a_float32_model(bert: str, tmp_path: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="bf16")
+    classifier = adapted(bert, head="mean")
+    validation = tiny_examples(6, seed=3)
+    seen: list[torch.dtype] = []
+    loop = loop_on(
+        classifier,
+        tmp_path,
+        replace(EIGHT, evaluate_every=6),
+        validation=validation,
+        accelerator=accelerator,
+    )
+    layer = classifier.model.get_submodule("encoder.encoder.layer.0.attention.self.query")
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    course = loop.run()
+    assert seen[0] == torch.bfloat16 and seen[-1] == torch.float32
+    assert "forward" not in classifier.model.__dict__
+    assert {p.dtype for p in classifier.model.parameters()} == {torch.float32}
+
+    # A model that no Accelerator ever saw gives the very logits, and the evaluation had them.
+    plain = adapted(bert, head="mean")
+    plain.model.load_state_dict(classifier.model.state_dict())
+    logits = compute_logits(plain, validation.rows)
+    assert (compute_logits(classifier, validation.rows) == logits).all()
+    expected = functional.cross_entropy(torch.tensor(logits), torch.tensor(validation.labels))
+    assert course.history[-1]["log_loss"] == pytest.approx(float(expected), abs=1e-6)
+    AcceleratorState._reset_state()
+
+
+def test_a_collapse_into_one_class_is_said(bert: str, tmp_path: Path) -> None:
+    classifier = adapted(bert, Head())
+    with torch.no_grad():
+        classifier.model.get_parameter("classifier.bias")[1] = 1e4
+    settings = replace(EIGHT, epochs=1)
+    course = loop_on(
+        classifier, tmp_path, settings, validation=tiny_examples(9), learning_rate=1e-6
+    ).run()
+    assert any("same class" in note for note in course.notes)
+
+
+def test_full_training_of_a_pooled_head_names_the_unused_pooler(bert: str, tmp_path: Path) -> None:
+    classifier = adapted(bert, Full(), head="mean")
+    course = loop_on(classifier, tmp_path, EIGHT, learning_rate=1e-4).run()
+    assert len(course.notes) == 1 and "encoder.pooler.dense.weight" in course.notes[0]
+
+
+def test_divergence_stops_with_the_step(bert: str, tmp_path: Path) -> None:
+    settings = replace(EIGHT, epochs=20, clip=None, warmup=0.0)
+    with pytest.raises(DeltafitError, match=r"diverged: at step \d+ of 60 .* Lower --lr"):
+        loop_on(adapted(bert, Full()), tmp_path, settings, learning_rate=1e6).run()
+
+
+def test_weights_that_are_not_numbers_stop_the_first_step(bert: str, tmp_path: Path) -> None:
+    classifier = adapted(bert)
+    with torch.no_grad():
+        next(classifier.model.parameters())[:] = float("nan")
+    with pytest.raises(DeltafitError, match="at step 1 of 6 the loss became nan"):
+        loop_on(classifier, tmp_path, EIGHT).run()
