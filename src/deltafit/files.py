@@ -168,11 +168,18 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        DeltafitError: the file is missing or unreadable.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
     return digest.hexdigest()
 
 

@@ -1,10 +1,15 @@
 """Helpers of the adapter tests: adapters with random values, and what a model is made of."""
 
+from pathlib import Path
+from typing import Any
+
+import peft
 import torch
 from torch import Tensor, nn
 
-from deltafit.adapters import adapter_tensors
-from tests.tiny_models import tiny_inputs
+from deltafit.adapters import adapt, adapter_tensors, save_adapter
+from deltafit.methods import LoRA, Method
+from tests.tiny_models import tiny_inputs, tiny_model
 
 
 def randomise(model: nn.Module, name: str = "default", seed: int = 1, std: float = 0.3) -> None:
@@ -45,3 +50,36 @@ def anatomy(model: nn.Module) -> dict[str, object]:
 def bits(tensor: Tensor) -> bytes:
     """The very bytes of a tensor, of any dtype."""
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def new_head(labels: int, width: int = 32, seed: int = 3) -> dict[str, Tensor]:
+    """A random ``classifier`` for a tiny BERT."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "classifier.weight": torch.randn(labels, width, generator=generator),
+        "classifier.bias": torch.randn(labels, generator=generator),
+    }
+
+
+def theirs_on_disk(
+    model: nn.Module, folder: Path, task_type: str | None = "SEQ_CLS", **settings: Any
+) -> nn.Module:
+    """An adapter of PEFT's with random values, saved by PEFT."""
+    config = peft.LoraConfig(task_type=task_type, **settings)
+    wrapped = peft.get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def saved(folder: Path, method: Method | None = None, labels: int = 3) -> Tensor:
+    """Save an adapter with random values; return the logits it gives."""
+    model = tiny_model("bert")
+    head = {"classifier.weight": torch.ones(labels, 32), "classifier.bias": torch.ones(labels)}
+    adapt(model, method or LoRA(("query",), rank=2), head=head_of(model), initial=head)
+    randomise(model)
+    save_adapter(model, folder)
+    return logits(model)

@@ -77,6 +77,16 @@ def test_a_half_precision_sum_is_rounded_once(dtype: torch.dtype) -> None:
     )
 
 
+def test_autocast_does_not_coarsen_the_sum() -> None:
+    model = tiny_model("bert")
+    adapt(model, LoRA(("query",)))
+    randomise(model)
+    adapted = logits(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        merge(model)
+    torch.testing.assert_close(logits(model), adapted)
+
+
 def test_merging_three_times_is_merging_once() -> None:
     model = tiny_model("llama").bfloat16()
     adapt(model, LoRA(rank=2))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from deltafit.data import resolve_model
+from deltafit.errors import UsageError
 from deltafit.tasks.classification import (
     HeadSettings,
     classification_loss,
@@ -54,9 +55,7 @@ def test_decoders_give_equal_logits_for_either_padding_and_for_none(
     assert classifier.tokenizer.pad_token == classifier.tokenizer.eos_token
 
     def logits(rows: list[list[int]], left: bool) -> torch.Tensor:
-        batch = collate(
-            rows, classifier.pad_token_id, positions=classifier.positions, left=left
-        )
+        batch = collate(rows, classifier.pad_token_id, positions=classifier.positions, left=left)
         with torch.no_grad():
             return logits_of(classifier.model, batch)
 
@@ -64,6 +63,12 @@ def test_decoders_give_equal_logits_for_either_padding_and_for_none(
     torch.testing.assert_close(logits(ROWS, True), alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits(ROWS, False), alone, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_a_decoders_first_token_is_no_head(tmp_path: Path) -> None:
+    source = resolve_model(save_model(tmp_path, "gpt2"))
+    with pytest.raises(UsageError, match="last or mean"):
+        load_classifier(source, LABELS, HeadSettings("cls"), seed=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -116,7 +121,5 @@ def test_loss_equals_torchs_in_float32() -> None:
     weights = torch.tensor([0.5, 2.0, 1.0])
     loss = classification_loss(logits, labels, class_weights=weights, label_smoothing=0.1)
     assert loss.dtype == torch.float32
-    expected = functional.cross_entropy(
-        logits.float(), labels, weight=weights, label_smoothing=0.1
-    )
+    expected = functional.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=0.1)
     torch.testing.assert_close(loss, expected)

@@ -19,9 +19,7 @@ def pooled_by_hand(state: torch.Tensor, mask: torch.Tensor, pooling: Pooling) ->
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("lengths", [(5, 1, 3), (4, 4, 4)])
 @pytest.mark.parametrize("left", [False, True])
-def test_equals_a_loop_over_rows(
-    pooling: Pooling, lengths: tuple[int, ...], left: bool
-) -> None:
+def test_equals_a_loop_over_rows(pooling: Pooling, lengths: tuple[int, ...], left: bool) -> None:
     state = torch.randn(len(lengths), max(lengths), 6, dtype=torch.float64)
     mask = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     for row, length in enumerate(lengths):

@@ -176,9 +176,7 @@ def test_gradient_checkpointing_gives_the_same_over_a_frozen_base(
     model = save_model(tmp_path, architecture)
     settings = replace(EIGHT, epochs=1)
     plain = train(model, tmp_path / "a", settings, head=head)
-    saving = train(
-        model, tmp_path / "b", replace(settings, gradient_checkpointing=True), head=head
-    )
+    saving = train(model, tmp_path / "b", replace(settings, gradient_checkpointing=True), head=head)
     assert_same(plain, saving, 1e-7)
     moved = [values for name, values in saving.items() if "lora_B" in name]
     assert moved and all(values.count_nonzero() for values in moved)

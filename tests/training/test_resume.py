@@ -165,9 +165,7 @@ for name, (prepare, reporter) in plans.items():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_anywhere(
-    inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path
-) -> None:
+def test_killed_anywhere(inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     subprocess.run(
         [sys.executable, "-c", KILLED, *inputs, str(tmp_path)], env=environment, check=True
@@ -193,9 +191,7 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(
 ) -> None:
     older = interrupted(inputs, tmp_path / "older", 3)
     run = interrupted(inputs, tmp_path / "run", 5)
-    shutil.copytree(
-        older / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000003"
-    )
+    shutil.copytree(older / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000003")
     damaged = run / "checkpoints" / "step-00000005" / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:500])
     assert_same_run(go(inputs, run, resume=True), undisturbed)
@@ -208,13 +204,11 @@ def test_nothing_but_damaged_checkpoints_is_one_sentence(
     run = interrupted(inputs, tmp_path / "run")
     damaged = run / "checkpoints" / "step-00000003" / file
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.raises(DeltafitError, match="Delete .*checkpoints and resume"):
+    with pytest.raises(DeltafitError, match=r"Delete .*checkpoints and resume"):
         go(inputs, run, resume=True)
 
 
-def test_resuming_another_run_names_what_differs(
-    inputs: tuple[str, str], tmp_path: Path
-) -> None:
+def test_resuming_another_run_names_what_differs(inputs: tuple[str, str], tmp_path: Path) -> None:
     run = interrupted(inputs, tmp_path / "run")
     changes: dict[str, dict[str, Any]] = {
         "config.settings.batch_size was 7 there and is 8 now": {
@@ -241,7 +235,7 @@ def test_resuming_another_run_names_what_differs(
 def test_an_existing_folder_is_refused_and_a_finished_run_given_back(
     inputs: tuple[str, str], undisturbed: RunResult
 ) -> None:
-    with pytest.raises(UsageError, match="exists already. Add --resume"):
+    with pytest.raises(UsageError, match=r"exists already\. Add --resume"):
         go(inputs, undisturbed.folder)
     stamp = (undisturbed.folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
     again = go(inputs, undisturbed.folder, resume=True)

@@ -98,9 +98,7 @@ def adapted(
     """Load a checkpoint and adapt it."""
     settings = HeadSettings(head)  # type: ignore[arg-type]  # tests give strings
     classifier = load_classifier(resolve_model(model), LABELS, settings, seed=seed)
-    adapt(
-        classifier.model, method or LoRA(rank=2), seed=seed, head=classifier.head_parameters
-    )
+    adapt(classifier.model, method or LoRA(rank=2), seed=seed, head=classifier.head_parameters)
     return classifier
 
 

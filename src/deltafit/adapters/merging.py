@@ -25,7 +25,8 @@ def merge(model: nn.Module) -> None:
         raise DeltafitError("No adapter is active, so there is nothing to merge.")
     if state.merged is not None:
         raise DeltafitError(f"The adapter {state.active!r} is merged already.")
-    with torch.no_grad():
+    device = next(model.parameters()).device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
         merged = {
             target: layer.view.changed(layer.deltas(state.active))
             for target in state.adapters[state.active].targets

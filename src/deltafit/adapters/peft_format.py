@@ -76,6 +76,13 @@ def to_peft_tensors(
     return result
 
 
+def our_name(key: str) -> str:
+    """Return our name for a tensor of PEFT's: ``<module>.lora_A``, or a parameter's own name."""
+    name = key.removeprefix(PREFIX)
+    match = _LAYER_KEY.fullmatch(name)
+    return f"{match[1]}.{match[2] or f'lora_{match[3]}'}" if match else name
+
+
 def to_peft_config(
     model: nn.Module,
     method: LoRA,
@@ -166,11 +173,10 @@ def from_peft(
     replaced: list[str] = []
     base: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
-        match = _LAYER_KEY.fullmatch(name)
-        if match:
-            module_name, leaf = match[1], match[2] or f"lora_{match[3]}"
-            ours[f"{module_name}.{leaf}"] = tensor
+        name = our_name(key)
+        if name != key.removeprefix(PREFIX):
+            module_name, _, leaf = name.rpartition(".")
+            ours[name] = tensor
             ranks[module_name] = tensor.shape[0 if leaf == "lora_A" else 1]
         elif stored_base := _BASE_KEY.fullmatch(name):
             base[stored_base[1] + stored_base[2]] = tensor

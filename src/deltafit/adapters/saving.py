@@ -4,7 +4,6 @@ The tensors file carries the method as metadata, so that it reads back exactly; 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from deltafit.adapters.model import (
     remove_adapter,
 )
 from deltafit.adapters.peft_format import (
-    PREFIX,
     as_float32,
     from_peft,
+    our_name,
     to_peft_config,
     to_peft_tensors,
 )
@@ -93,7 +92,8 @@ def save_adapter(
     write_tensors_atomically(
         folder / TENSORS_FILE,
         to_peft_tensors(model, tensors, adapter.targets),
-        {"format": "pt", _METADATA: json.dumps(metadata)},
+        # One key: safetensors writes several in a random order, and equal adapters would differ.
+        {_METADATA: json.dumps(metadata)},
     )
     if config is not None:
         write_json_atomically(folder / CONFIG_FILE, config)
@@ -132,17 +132,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
         raise DeltafitError(
             f"{path} does not say what was trained (its metadata is damaged); restore a copy."
         ) from error
-    return StoredAdapter(method, _our_names(tensors, replaced), replaced)
-
-
-def _our_names(tensors: dict[str, Tensor], replaced: Sequence[str]) -> dict[str, Tensor]:
-    result = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
-        if name not in replaced:
-            name = name.removesuffix(".weight").replace(".lora_embedding_", ".lora_")
-        result[name] = tensor
-    return result
+    return StoredAdapter(method, {our_name(key): t for key, t in tensors.items()}, replaced)
 
 
 def load_adapter(

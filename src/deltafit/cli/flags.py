@@ -15,11 +15,14 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from deltafit.cli.running import explained
+
 Result = TypeVar("Result")
 # Where a flag's usual name is not the field's.
 _NAMES = {
     "learning_rate": "--lr",
     "head_learning_rate": "--head-lr",
+    # Without a name of its own for "off", which is what leaving it out means.
     "gradient_checkpointing": "--gradient-checkpointing",
     "balance": "--balance",
 }
@@ -35,10 +38,11 @@ def takes(**settings: type[Any]) -> Callable[[Callable[..., Result]], Callable[.
     def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
         @wraps(command)
         def run(**arguments: Any) -> Result:
-            made = {
-                name: kind(**{f.name: arguments.pop(f.name) for f in fields(kind)})
-                for name, kind in settings.items()
-            }
+            with explained():  # a value that the dataclass refuses
+                made = {
+                    name: kind(**{f.name: arguments.pop(f.name) for f in fields(kind)})
+                    for name, kind in settings.items()
+                }
             return command(**arguments, **made)
 
         own = [p for n, p in inspect.signature(command).parameters.items() if n not in settings]

@@ -33,7 +33,7 @@ def show_run(console: Console, result: RunResult) -> None:
     metrics, costs = result.metrics, result.metrics["costs"]
     table = Table(title="Before and after training")
     for title in ("part", "rows", "accuracy before", "accuracy after", "95 %", "macro F1"):
-        table.add_column(title, justify="left" if title == "part" else "right")
+        table.add_column(title, justify="left" if title == "part" else "right", overflow="fold")
     for name, figures in metrics["after"].items():
         before = metrics["before"].get(name)
         low, high = figures["accuracy_interval"]
@@ -90,7 +90,7 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
     classes = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
     table = Table(title="By class, the worst first")
     for title in ("class", "precision", "recall", "F1", "rows"):
-        table.add_column(title, justify="left" if title == "class" else "right")
+        table.add_column(title, justify="left" if title == "class" else "right", overflow="fold")
     for name, figures in classes[:_CLASSES_SHOWN]:
         shares = (f"{figures[key]:.3f}" for key in ("precision", "recall", "f1"))
         table.add_row(name, *shares, str(figures["support"]))
@@ -106,7 +106,9 @@ def show_inspection(console: Console, found: Inspection | AdapterInspection) -> 
         return
     tree = Table(title=f"{found.model_class} ({format_count(found.parameters)} parameters)")
     for title in ("module", "type", "shape", "parameters", "adapted"):
-        tree.add_column(title, justify="right" if title == "parameters" else "left")
+        tree.add_column(
+            title, justify="right" if title == "parameters" else "left", overflow="fold"
+        )
     for line in found.tree:
         shape = "×".join(map(str, line.shape)) if line.shape else ""
         tree.add_row(
@@ -159,7 +161,9 @@ def _show_adapter(console: Console, found: AdapterInspection) -> None:
     if found.changes:
         table = Table(title="What the adapter changed")
         for title in ("matrix", "shape", "‖ΔW‖", "‖W‖", "share"):
-            table.add_column(title, justify="left" if title == "matrix" else "right")
+            table.add_column(
+                title, justify="left" if title == "matrix" else "right", overflow="fold"
+            )
         for change in found.changes:
             table.add_row(
                 change.name,

@@ -12,7 +12,7 @@ from deltafit.experiments.rows import Row, baselines, candidate_of, compared, lo
 from deltafit.methods import Method, parse_method
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
-from deltafit.training.folders import begin, finished_metrics
+from deltafit.training.folders import begun, finished_metrics
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -77,7 +77,7 @@ def compare(
     _check(chosen, seeds)
     data = DataConfig(data) if isinstance(data, str) else data
     splits = load_data(data)
-    judged = _judged_part(splits)
+    _judged_part(splits)  # refuse before anything is written
     folder = Path(output)
     configs = [
         RunConfig(model, data, method, head, replace(settings, seed=seed))
@@ -86,14 +86,28 @@ def compare(
     ]
     content = run_content(configs[0], splits)
     content["config"] = [config.to_dict() for config in configs]
-    begin(folder, content, resume=resume)
-    features = FrozenFeatures(model, splits, settings.max_length, reporter)
-    candidates = baselines(splits, judged, features, settings.seed, reporter)
+    with begun(folder, content, resume=resume):
+        features = FrozenFeatures(model, splits, settings.max_length, reporter)
+        return _compare(configs, splits, features, folder, reporter, resume)
+
+
+def _compare(
+    configs: Sequence[RunConfig],
+    splits: Splits,
+    features: FrozenFeatures,
+    folder: Path,
+    reporter: Reporter,
+    resume: bool,
+) -> Comparison:
+    """Do every run that is not finished, and write the report."""
+    first, judged = configs[0], _judged_part(splits)
+    candidates = baselines(splits, judged, features, first.settings.seed, reporter)
     histories: dict[str, Any] = {}
     figures: dict[str, Any] = {}
-    facts: dict[str, Any] = {"model": model, "judged_on": judged, "data": splits.facts}
+    facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
+    facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
     before: dict[int, dict[str, Any]] = {}
-    for method in chosen:
+    for method in dict.fromkeys(config.method for config in configs):
         finished = []
         for config in (config for config in configs if config.method == method):
             run = folder / "runs" / _slug(config)
@@ -105,7 +119,6 @@ def compare(
         figures[str(method)] = metrics["after"][judged]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
-    facts |= {"head": asdict(head), "settings": asdict(settings)}
     write_report(folder, rows, histories, figures, facts)
     return Comparison(folder, rows, verdict(rows), facts)
 
@@ -149,14 +162,14 @@ def _run(
     ``before`` holds the metrics of the untouched model by seed: every method starts from the same
     one, so it is measured once.
     """
-    begin(folder, run_content(config, splits), resume=resume)
-    metrics = finished_metrics(folder)
-    if metrics is None:
-        reporter.say(f"{config.method}, seed {config.settings.seed}")
-        metrics = execute(
-            config, splits, folder,
-            reporter=reporter, resume=resume, features=features,
-            before=before.get(config.settings.seed),
-        ).metrics  # fmt: skip
+    with begun(folder, run_content(config, splits), resume=resume):
+        metrics = finished_metrics(folder)
+        if metrics is None:
+            reporter.say(f"{config.method}, seed {config.settings.seed}")
+            metrics = execute(
+                config, splits, folder,
+                reporter=reporter, resume=resume, features=features,
+                before=before.get(config.settings.seed),
+            ).metrics  # fmt: skip
     before[config.settings.seed] = metrics["before"]
     return metrics

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deltafit.adapters import StoredAdapter, load_adapter, read_adapter, save_adapter
@@ -29,6 +30,7 @@ from deltafit.tasks.classification import Classifier, HeadSettings, load_classif
 FACTS_FILE = "deltafit.json"
 CANARIES_FILE = "canaries.safetensors"
 FORMAT = 1
+_NEEDED_INSIDE = (("head", "kind"), ("head", "dropout"), ("base", "name"), ("base", "tensors"))
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,7 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     folder = adapter_folder(path)
     facts = read_facts(folder)
     stored = read_adapter(folder)
-    expected = read_tensors(folder / CANARIES_FILE).get("logits")
-    if expected is None:
-        raise DeltafitError(f"{folder / CANARIES_FILE} holds no logits; the folder is damaged.")
+    expected = _read_canaries(folder, len(facts["label_names"]))
     classifier = _load_base(folder, facts, model)
     head = tuple(facts["head_parameters"])
     check_fingerprint(
@@ -163,8 +163,21 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     load_adapter(classifier.model, stored)
     classifier.model.eval()
     max_length = int(facts["max_length"])
-    difference = check_canaries(classifier, expected.numpy(), max_length, str(folder))
+    difference = check_canaries(classifier, expected, max_length, str(folder))
     return SavedClassifier(classifier, max_length, facts, stored.notes, difference)
+
+
+def _read_canaries(folder: Path, num_labels: int) -> np.ndarray:
+    path = folder / CANARIES_FILE
+    logits = read_tensors(path).get("logits")
+    if logits is None or logits.shape != (len(SENTENCES), num_labels):
+        found = "no logits" if logits is None else f"logits of shape {list(logits.shape)}"
+        raise DeltafitError(
+            f"{path} holds {found}; {FACTS_FILE} beside it has {num_labels} labels, so they would "
+            f"be [{len(SENTENCES)}, {num_labels}]. The files do not belong together."
+        )
+    expected: np.ndarray = logits.numpy()
+    return expected
 
 
 def _load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
@@ -173,7 +186,7 @@ def _load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classi
         return load_classifier(
             resolve_model(model or facts["base"]["name"]),
             facts["label_names"],
-            HeadSettings(**facts["head"]),
+            HeadSettings(facts["head"]["kind"], facts["head"]["dropout"]),
             seed=0,
         )
     except DeltafitError as error:
@@ -206,6 +219,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise DeltafitError(f"{path} holds no JSON object; the file is damaged.")
     needed = ("format", "label_names", "head", "head_parameters", "max_length", "base")
     missing = [key for key in needed if key not in facts]
+    missing += [
+        f"{outer}.{key}" for outer, key in _NEEDED_INSIDE if key not in facts.get(outer, ())
+    ]
     if missing:
         raise DeltafitError(f"{path}: the key {missing[0]!r} is missing; the file is damaged.")
     if facts["format"] != FORMAT:

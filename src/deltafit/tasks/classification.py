@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from deltafit.data import ModelSource
+from deltafit.errors import UsageError
 from deltafit.tasks.loading import load_architecture_classifier, load_encoder, load_tokenizer
 from deltafit.tasks.pooling import PooledClassifier, Pooling
 
@@ -24,10 +25,19 @@ class HeadSettings:
     Attributes:
         kind: the architecture's own classifier, or the pooling of one linear layer.
         dropout: of the pooled features in training; the architecture's own head has its own.
+
+    Raises:
+        UsageError: there is no such kind.
     """
 
     kind: HeadKind = "architecture"
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(HeadKind):
+            raise UsageError(
+                f"The head must be one of {', '.join(get_args(HeadKind))}; got {self.kind!r}."
+            )
 
 
 @dataclass
@@ -41,7 +51,8 @@ class Classifier:
         head: how logits are read off.
         head_parameters: names of the parameters the checkpoint did not hold.
         source: where the base came from.
-        positions: whether position ids must be given for padded input (decoders).
+        decoder: whether the model reads from left to right.
+        positions: whether position ids must be given for padded input (most decoders).
     """
 
     model: nn.Module
@@ -50,6 +61,7 @@ class Classifier:
     head: HeadSettings
     head_parameters: tuple[str, ...]
     source: ModelSource
+    decoder: bool
     positions: bool
 
     @property
@@ -68,8 +80,14 @@ def load_classifier(
 
     Raises:
         DeltafitError: the model cannot be found or loaded.
+        UsageError: the head is the first token's, and the model reads from left to right.
     """
     tokenizer, decoder = load_tokenizer(source)
+    if decoder and head.kind == "cls":
+        raise UsageError(
+            f"{source.name} reads from left to right, so its first token knows nothing of the text "
+            "and a cls head could learn nothing. Choose the head last or mean."
+        )
     model: nn.Module
     if head.kind == "architecture":
         model, head_parameters = load_architecture_classifier(
@@ -87,7 +105,7 @@ def load_classifier(
     positions = decoder and "position_ids" in inspect.signature(forward).parameters
     model.eval()
     return Classifier(
-        model, tokenizer, tuple(label_names), head, head_parameters, source, positions
+        model, tokenizer, tuple(label_names), head, head_parameters, source, decoder, positions
     )
 
 

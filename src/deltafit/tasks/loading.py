@@ -1,6 +1,7 @@
 """Loading pretrained models through transformers: safetensors or GGUF only, never remote code."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from deltafit.adapters import generator_for
 from deltafit.adapters.structure import repeated_blocks, within
-from deltafit.data import ModelSource
+from deltafit.data import MODELS, ModelSource
 from deltafit.errors import DeltafitError
 
 Loaded = TypeVar("Loaded")
@@ -178,9 +179,15 @@ def _explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DeltafitError(
-            f"Could not load the model {source.name!r} from {source.location}: {reason} Give a "
-            "folder with a transformers checkpoint in safetensors, a catalogue name (minilm, "
-            "smollm2), or the name of a model on the hub (which needs a connection)."
+            f"Could not load the model {source.name!r} from {source.location}: {reason}"
+            f"{_suggestion(source.name)} Give a folder with a transformers checkpoint in "
+            f"safetensors, a catalogue name ({', '.join(MODELS)}), or the name of a model on the "
+            "hub (which needs a connection)."
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def _suggestion(name: str) -> str:
+    close = get_close_matches(name, MODELS, n=1)
+    return f" Did you mean {close[0]!r}?" if close and close[0] != name else ""

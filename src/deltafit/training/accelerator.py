@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
 from deltafit.errors import UsageError
 from deltafit.training.settings import Precision
+
+
+def processes() -> PartialState:
+    """Return which of the run's processes this one is, joining the others if there are any."""
+    return PartialState(cpu=_on_cpu())
+
+
+def _on_cpu() -> bool:
+    # Without being told, processes launched together on a CPU never find one another.
+    return not torch.accelerator.is_available()
 
 
 @contextmanager
@@ -35,6 +45,7 @@ def started_accelerator(
     AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
+            cpu=_on_cpu(),
             mixed_precision="no" if precision == "float32" else precision,
             log_with=list(trackers) or None,
             project_dir=folder / "logs",

@@ -43,6 +43,8 @@ class FrozenFeatures:
         classifier = load_classifier(
             self.source, self.splits.train.label_names, HeadSettings("mean"), seed=0
         )
+        # A decoder's first token has read nothing but itself.
+        poolings = tuple(p for p in POOLINGS if p != "cls" or not classifier.decoder)
         parts = self.splits.parts()
         total, done = sum(len(part) for part in parts.values()), 0
         self.reporter.start("frozen features", total, 0)
@@ -56,6 +58,7 @@ class FrozenFeatures:
             name: compute_features(
                 classifier,
                 tokenise(classifier.tokenizer, part.texts, self.max_length).input_ids,
+                poolings=poolings,
                 progress=advance,
             )
             for name, part in parts.items()
@@ -79,4 +82,5 @@ class FrozenFeatures:
 
     def best_pooling(self) -> Pooling:
         """Return the pooling whose probe does best on held-out rows."""
-        return max(POOLINGS, key=lambda pooling: self.probe(pooling).validation_accuracy)
+        poolings = self.features["train"]
+        return max(poolings, key=lambda pooling: self.probe(pooling).validation_accuracy)

@@ -1,19 +1,26 @@
 """A run's folder: begun once, never overwritten, resumed only by the run it belongs to."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import read_json, write_json_atomically
+from deltafit.training.accelerator import processes
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
+_LOGS = "logs"
 
 
-def begin(folder: Path, content: dict[str, Any], *, resume: bool) -> None:
+@contextmanager
+def begun(folder: Path, content: dict[str, Any], *, resume: bool) -> Iterator[None]:
     """Write ``run.json`` into a new folder, or check that an existing one is of the same run.
+
+    If the block fails before anything worth resuming was written, a new folder goes again, so
+    that the corrected command can have its name.
 
     Of several processes the main one does it, and the others wait.
 
@@ -26,20 +33,30 @@ def begin(folder: Path, content: dict[str, Any], *, resume: bool) -> None:
         UsageError: the folder is there and ``resume`` was not asked for, or it is of another run;
             the sentence names the first setting that differs.
     """
-    processes = PartialState()
-    if processes.is_main_process:
-        _begin(folder, content, resume)
-    processes.wait_for_everyone()
-
-
-def _begin(folder: Path, content: dict[str, Any], resume: bool) -> None:
-    path = folder / RUN_FILE
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; --output takes a folder.")
+    process = processes()
     occupied = folder.is_dir() and any(folder.iterdir())
-    if not occupied:
-        write_json_atomically(path, content)
-        return
+    if process.is_main_process:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file; --output takes a folder.")
+        if occupied:
+            _check_same_run(folder, folder / RUN_FILE, content, resume)
+        else:
+            write_json_atomically(folder / RUN_FILE, content)
+    process.wait_for_everyone()
+    try:
+        yield
+    except BaseException:
+        if process.is_main_process and not occupied and _holds_no_result(folder):
+            shutil.rmtree(folder)
+        raise
+
+
+def _holds_no_result(folder: Path) -> bool:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return all(file.parts[0] in (_LOGS, RUN_FILE) for file in files)
+
+
+def _check_same_run(folder: Path, path: Path, content: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise UsageError(
             f"{folder} exists already. Add --resume to go on with the run in it, or choose another "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deltafit.errors import UsageError
 from deltafit.tasks.classification import Classifier, classification_loss, collate, logits_of
 from deltafit.training.course import Examples
+from deltafit.training.passes import cut_passes
 from deltafit.training.settings import TrainingSettings
 
 
@@ -37,6 +38,7 @@ class StepGradients:
     ) -> None:
         self.model, self.classifier, self.train = model, classifier, train
         self.settings, self.class_weights, self.accelerator = settings, class_weights, accelerator
+        self._lengths = [len(row) for row in train.rows]
 
     def accumulate(self, rows: Sequence[int]) -> float:
         """Add the gradient of the mean loss over ``rows`` to the parameters; return that loss.
@@ -49,8 +51,7 @@ class StepGradients:
         # A process without rows still takes part, with a share of nothing.
         own = rows[rank::world] or rows[:1]
         share = world if rows[rank::world] else 0
-        size = self.settings.batch_size
-        passes = [own[start : start + size] for start in range(0, len(own), size)]
+        passes = cut_passes(own, self._lengths, self.settings.batch_size)
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(passes, 1):
             last = number == len(passes)

@@ -5,7 +5,7 @@ from pathlib import Path
 from deltafit.data import Splits, load_splits
 from deltafit.methods import LoRA, Method, parse_method
 from deltafit.training.config import RunConfig
-from deltafit.training.folders import begin, finished_metrics
+from deltafit.training.folders import begun, finished_metrics
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -46,13 +46,13 @@ def train(
     config = RunConfig(model, data, method, head, settings)
     splits = load_data(data)
     folder = Path(output)
-    begin(folder, run_content(config, splits), resume=resume)
-    finished = finished_metrics(folder)
-    if finished is not None:
-        return RunResult(folder, finished)
-    return execute(
-        config, splits, folder, reporter=reporter or Silent(), resume=resume, trackers=trackers
-    )
+    with begun(folder, run_content(config, splits), resume=resume):
+        finished = finished_metrics(folder)
+        if finished is not None:
+            return RunResult(folder, finished)
+        return execute(
+            config, splits, folder, reporter=reporter or Silent(), resume=resume, trackers=trackers
+        )
 
 
 def load_data(data: DataConfig) -> Splits:

@@ -1,0 +1,34 @@
+"""How the rows of one optimiser step are cut into forward passes."""
+
+from collections.abc import Sequence
+
+# A cut must save this share of a pass's tokens, and this many: every pass has a cost of its own.
+_LEAST_SHARE = 0.2
+_LEAST_TOKENS = 32
+
+
+def cut_passes(rows: Sequence[int], lengths: Sequence[int], largest: int) -> list[list[int]]:
+    """Cut a step's rows into passes of texts of like length, so that little of them is padding.
+
+    What a step learns does not depend on it: its gradient is that of the mean loss over all its
+    rows. (Dropout draws other masks, of the same distribution.)
+
+    Args:
+        rows: indices of the step's rows.
+        lengths: tokens of each row of the whole data set.
+        largest: the most rows in a pass.
+    """
+    ordered = sorted(rows, key=lambda row: -lengths[row])
+    parts = [ordered[start : start + largest] for start in range(0, len(ordered), largest)]
+    return [piece for part in parts for piece in _cut(part, lengths)]
+
+
+def _cut(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Cut rows sorted by length, longest first, wherever that saves enough padding."""
+    longest = lengths[rows[0]]
+    # Cut before row i, and the rows from there on are padded to its length alone.
+    saved = {i: (longest - lengths[rows[i]]) * (len(rows) - i) for i in range(1, len(rows))}
+    best = max(saved, key=saved.__getitem__, default=0)
+    if not best or saved[best] < max(_LEAST_SHARE * longest * len(rows), _LEAST_TOKENS):
+        return [rows]
+    return [*_cut(rows[:best], lengths), *_cut(rows[best:], lengths)]

@@ -1,0 +1,306 @@
+"""A saved classifier proves itself: the same logits again, and a sentence for any change."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM
+
+from deltafit.data import tokenise
+from deltafit.errors import DeltafitError
+from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.prediction.canaries import SENTENCES, canary_logits
+from deltafit.prediction.fingerprint import fingerprint
+from deltafit.prediction.folder import load_saved, save_classifier
+from deltafit.prediction.using import verify
+from deltafit.tasks.classification import Classifier, collate, logits_of
+from tests.tiny_models import tiny_model
+from tests.training.tiny_runs import LABELS, adapted, save_model, tiny_texts, tiny_tokenizer
+
+METHODS = (LoRA(rank=2), Full(), Head(), LastBlocks(1))
+ADAPTER, CANARIES, FACTS = "adapter_model.safetensors", "canaries.safetensors", "deltafit.json"
+MAX_LENGTH = 16
+
+
+def trained(model: str, method: Method | None = None, head: str = "architecture") -> Classifier:
+    """An adapted classifier whose every trained tensor was moved."""
+    classifier = adapted(model, method, head=head)
+    with torch.no_grad():
+        for parameter in classifier.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return classifier
+
+
+def saved(folder: Path, method: Method | None = None, head: str = "architecture") -> Classifier:
+    """Save one beside its base: ``base`` and ``adapter``."""
+    model = save_model(folder / "base")
+    classifier = trained(model, method, head)
+    plain = adapted(model, Head(), head=head)
+    save_classifier(
+        classifier,
+        folder / "adapter",
+        base_fingerprint=fingerprint(plain.model, plain.head_parameters),
+        max_length=MAX_LENGTH,
+        facts={"metrics": {"test": {"accuracy": 0.5}}},
+    )
+    return classifier
+
+
+def logits(classifier: Classifier) -> torch.Tensor:
+    rows = tokenise(classifier.tokenizer, [text for text, _ in tiny_texts(7)], 16).input_ids
+    batch = collate(rows, classifier.pad_token_id, positions=classifier.positions)
+    with torch.no_grad():
+        return logits_of(classifier.model, batch)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("head", ["architecture", "mean"])
+def test_a_fresh_load_gives_the_very_logits(tmp_path: Path, method: Method, head: str) -> None:
+    classifier = saved(tmp_path, method, head)
+    found = load_saved(tmp_path / "adapter")
+    assert torch.equal(logits(found.classifier), logits(classifier))
+    assert found.canary_difference == 0 and not found.notes
+    assert found.classifier.label_names == LABELS and found.max_length == MAX_LENGTH
+    assert found.facts["metrics"]["test"]["accuracy"] == 0.5
+    assert found.facts["canaries"] == list(SENTENCES) and len(set(SENTENCES)) == 16
+
+
+def test_label_names_survive_in_any_alphabet(tmp_path: Path) -> None:
+    classifier = trained(save_model(tmp_path / "base"))
+    classifier.label_names = ("négatif", "中性", 'so "so", \n')
+    plain = fingerprint(adapted(save_model(tmp_path / "base"), Head()).model, ())
+    plain = {n: e for n, e in plain.items() if n not in classifier.head_parameters}
+    save_classifier(
+        classifier, tmp_path / "adapter", base_fingerprint=plain, max_length=9, facts={}
+    )
+    assert load_saved(tmp_path / "adapter").classifier.label_names == classifier.label_names
+
+
+def test_a_base_that_lacks_a_pooler_is_the_same_base_again(tmp_path: Path) -> None:
+    BertForMaskedLM(tiny_model("bert").config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    plain = adapted(str(tmp_path / "base"), Head(), head="mean")
+    save_classifier(
+        plain,
+        tmp_path / "adapter",
+        base_fingerprint=fingerprint(plain.model, plain.head_parameters),
+        max_length=9,
+        facts={},
+    )
+    torch.manual_seed(5)
+    load_saved(tmp_path / "adapter")
+
+
+def change_tensor(path: Path, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> str:
+    """Change the first tensor whose name holds ``part``; return its name."""
+    tensors = load_file(path)
+    name = next(name for name in tensors if part in name)
+    tensors[name] = change(tensors[name]).contiguous()
+    metadata = _metadata(path)
+    save_file(tensors, path, metadata=metadata)
+    return name
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def test_another_base_names_the_first_tensor_that_differs(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "base" / "model.safetensors"
+    name = change_tensor(weights, "layer.1.attention.self.key.weight", lambda t: t + 0.01)
+    with pytest.raises(DeltafitError, match=rf"another base .*'bert\.{name}' are others"):
+        verify(tmp_path / "adapter")
+
+
+def test_a_base_in_half_precision_is_another_base(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "base" / "model.safetensors"
+    halved = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(halved, weights, metadata={"format": "pt"})
+    with pytest.raises(DeltafitError, match="embeddings"):
+        verify(tmp_path / "adapter")
+
+
+def test_one_changed_value_between_the_samples_is_left_to_the_canaries(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "base" / "model.safetensors"
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[3, 1:] += 3.0  # the row of <unk>, which every canary holds
+        return tensor
+
+    change_tensor(weights, "word_embeddings", change)
+    with pytest.raises(DeltafitError, match=r"another base|does not give the logits"):
+        verify(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "classifier.weight", "classifier.bias"])
+def test_a_changed_adapter_or_head_fails_the_canaries(tmp_path: Path, part: str) -> None:
+    saved(tmp_path)
+    change_tensor(tmp_path / "adapter" / ADAPTER, part, lambda t: t + 0.5)
+    with pytest.raises(DeltafitError, match="does not give the logits the adapter was saved with"):
+        verify(tmp_path / "adapter")
+
+
+def test_a_head_that_is_not_a_number_fails_the_canaries(tmp_path: Path) -> None:
+    saved(tmp_path)
+    change_tensor(tmp_path / "adapter" / ADAPTER, "classifier.bias", lambda t: t * float("nan"))
+    with pytest.raises(DeltafitError, match="nan"):
+        verify(tmp_path / "adapter")
+
+
+def without_tensor(path: Path, part: str) -> None:
+    metadata = _metadata(path)
+    kept = {name: tensor for name, tensor in load_file(path).items() if part not in name}
+    save_file(kept, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("part", ["lora_B", "classifier.weight"])
+def test_a_lost_tensor_is_named(tmp_path: Path, part: str) -> None:
+    saved(tmp_path)
+    without_tensor(tmp_path / "adapter" / ADAPTER, part)
+    with pytest.raises(DeltafitError, match=part):
+        verify(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("file", [ADAPTER, CANARIES, FACTS])
+@pytest.mark.parametrize("damage", ["cut short", "gone", "empty"])
+def test_damaged_files_are_one_sentence(tmp_path: Path, file: str, damage: str) -> None:
+    saved(tmp_path)
+    path = tmp_path / "adapter" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"")
+    with pytest.raises(DeltafitError, match=file if damage != "gone" else "adapter"):
+        verify(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("format", 99, "has format 99"),
+        ("label_names", None, "label_names"),
+        ("head", None, "head"),
+        ("head", {"kind": "max", "dropout": 0.0}, "head must be one of"),
+        ("head", {"kind": "mean"}, r"head\.dropout"),
+        ("base", {}, r"base\.name"),
+        ("label_names", ["a", "b"], "do not belong together"),
+    ],
+)
+def test_facts_that_cannot_be_are_one_sentence(
+    tmp_path: Path, key: str, value: Any, sentence: str
+) -> None:
+    saved(tmp_path)
+    path = tmp_path / "adapter" / FACTS
+    facts = json.loads(path.read_text())
+    if value is None:
+        del facts[key]
+    else:
+        facts[key] = value
+    path.write_text(json.dumps(facts))
+    with pytest.raises(DeltafitError, match=sentence):
+        verify(tmp_path / "adapter")
+
+
+def test_the_folder_may_move_and_so_may_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    saved(Path())  # a base named by a relative path
+    monkeypatch.chdir(tmp_path)
+    shutil.move(tmp_path / "here" / "adapter", tmp_path / "there")
+    verify(tmp_path / "there")
+    # A run's folder stands for the adapter in it.
+    shutil.copytree(tmp_path / "there", tmp_path / "run" / "adapter")
+    verify(tmp_path / "run")
+
+
+def test_a_base_that_has_moved_is_asked_for(tmp_path: Path) -> None:
+    classifier = saved(tmp_path)
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    with pytest.raises(DeltafitError, match="name its place with --model"):
+        load_saved(tmp_path / "adapter")
+    found = load_saved(tmp_path / "adapter", model=str(tmp_path / "moved"))
+    assert torch.equal(logits(found.classifier), logits(classifier))
+    with pytest.raises(DeltafitError, match="no model at"):
+        load_saved(tmp_path / "adapter", model=str(tmp_path / "nowhere"))
+
+
+def test_folders_without_an_adapter_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DeltafitError, match="no folder"):
+        load_saved(tmp_path / "nowhere")
+    with pytest.raises(DeltafitError, match="holds no adapter"):
+        load_saved(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(DeltafitError, match="has not finished"):
+        load_saved(tmp_path)
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
+    with pytest.raises(DeltafitError, match="read_adapter"):
+        load_saved(tmp_path / "peft")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2", "roberta", "llama"])
+def test_peft_loads_the_folder_to_the_same_logits(tmp_path: Path, architecture: str) -> None:
+    model = save_model(tmp_path / "base", architecture)
+    classifier = trained(model)
+    save_classifier(classifier, tmp_path / "adapter", base_fingerprint={}, max_length=16, facts={})
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(LABELS))
+    base.config.pad_token_id = classifier.pad_token_id
+    theirs = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    rows = tokenise(classifier.tokenizer, [text for text, _ in tiny_texts(7)], 16).input_ids
+    batch = collate(rows, classifier.pad_token_id, positions=classifier.positions)
+    with torch.no_grad():
+        found = theirs(**batch).logits
+    torch.testing.assert_close(found, logits(classifier), rtol=1e-5, atol=1e-5)
+
+
+def test_saving_and_loading_never_call_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was asked for")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    saved(tmp_path)
+    verify(tmp_path / "adapter")
+
+
+def test_nothing_half_written_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deltafit.prediction.folder.write_json_atomically", full_disk)
+    with pytest.raises(DeltafitError, match="No space left"):
+        saved(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+def test_canaries_are_each_sentences_own_logits(tmp_path: Path) -> None:
+    classifier = trained(save_model(tmp_path))
+    found = canary_logits(classifier, MAX_LENGTH)
+    assert found.shape == (16, 3) and found.dtype == np.float32
+    ids = classifier.tokenizer(SENTENCES[4], truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    with torch.no_grad():
+        alone = logits_of(classifier.model, collate([ids], 1, positions=False))[0]
+    np.testing.assert_allclose(found[4], alone.numpy(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,107 @@
+"""A merged checkpoint predicts the same without deltafit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.methods import Full, LoRA
+from deltafit.prediction.folder import load_saved
+from deltafit.prediction.merging import merge
+from deltafit.tasks.classification import collate
+from tests.prediction.test_folder import logits, saved
+from tests.tiny_models import PAD
+from tests.training.tiny_runs import LABELS, tiny_texts
+
+TEXTS = [text for text, _ in tiny_texts(7)]
+
+PREDICT = """
+import json, sys
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+texts = json.loads(sys.argv[2])
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+batch = AutoTokenizer.from_pretrained(sys.argv[1])(texts, padding=True, return_tensors="pt")
+batch.pop("token_type_ids", None)
+with torch.no_grad():
+    logits = model(**batch).logits
+assert not any(name.partition(".")[0] in ("deltafit", "peft") for name in sys.modules)
+print(json.dumps({"logits": logits.tolist(), "labels": model.config.id2label}))
+"""
+
+
+def test_transformers_alone_predicts_the_same(tmp_path: Path) -> None:
+    classifier = saved(tmp_path, LoRA("all-linear", rank=2))
+    report = merge(tmp_path / "adapter", tmp_path / "merged")
+    assert report.flipped == 0 and 0 < report.largest_change < 1e-5 and not report.head_apart
+    output = subprocess.run(
+        [sys.executable, "-c", PREDICT, str(tmp_path / "merged"), json.dumps(TEXTS)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = json.loads(output)
+    assert found["labels"] == {str(index): name for index, name in enumerate(LABELS)}
+    np.testing.assert_allclose(found["logits"], logits(classifier).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_replacement_merges_to_the_very_bits(tmp_path: Path) -> None:
+    classifier = saved(tmp_path, Full())
+    report = merge(tmp_path / "adapter", tmp_path / "merged")
+    assert report.largest_change == 0
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, parameter in classifier.model.named_parameters():
+        assert torch.equal(stored[name], parameter), name
+
+
+@pytest.mark.parametrize("head", ["mean", "cls", "last"])
+def test_a_pooled_head_is_read_off_by_the_formula_beside_it(tmp_path: Path, head: str) -> None:
+    classifier = saved(tmp_path, LoRA(rank=2), head)
+    assert merge(tmp_path / "adapter", tmp_path / "merged").head_apart
+    encoder = AutoModel.from_pretrained(tmp_path / "merged").eval()
+    weights = load_file(tmp_path / "merged" / "head.safetensors")
+    description = json.loads((tmp_path / "merged" / "head.json").read_text())
+    assert description["pooling"] == head and description["label_names"] == list(LABELS)
+    expected = logits(classifier)
+    for index, text in enumerate(TEXTS):
+        ids = classifier.tokenizer(text)["input_ids"]
+        with torch.no_grad():
+            state = encoder(**collate([ids], PAD, positions=False)).last_hidden_state[0]
+        pooled = {"mean": state.mean(0), "cls": state[0], "last": state[-1]}[head]
+        found = weights["classifier.weight"] @ pooled + weights["classifier.bias"]
+        torch.testing.assert_close(found, expected[index], rtol=1e-4, atol=1e-5)
+
+
+def test_the_merged_checkpoint_is_a_base_of_its_own(tmp_path: Path) -> None:
+    saved(tmp_path)
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(DeltafitError, match="another base"):
+        load_saved(tmp_path / "adapter", model=str(tmp_path / "merged"))
+
+
+def test_an_existing_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        merge(tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_merging_that_changes_predictions_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path)
+
+    def forget(model: torch.nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.data += 0.1
+
+    monkeypatch.setattr("deltafit.prediction.merging.merge_and_unload", forget)
+    with pytest.raises(DeltafitError, match="would change its predictions"):
+        merge(tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

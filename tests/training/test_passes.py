@@ -1,0 +1,32 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltafit.training.passes import cut_passes
+
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
+
+
+@given(LENGTHS, st.integers(1, 40))
+def test_every_row_is_in_just_one_pass_and_no_pass_is_too_large(lengths, largest):
+    rows = list(range(len(lengths)))
+    passes = cut_passes(rows, lengths, largest)
+    assert sorted(row for part in passes for row in part) == rows
+    assert max(map(len, passes)) <= largest
+
+
+@given(LENGTHS, st.integers(1, 40))
+def test_passes_never_hold_more_tokens_than_plain_cutting(lengths, largest):
+    def padded(parts):
+        return sum(len(part) * max(lengths[row] for row in part) for part in parts)
+
+    rows = list(range(len(lengths)))
+    plain = [rows[start : start + largest] for start in range(0, len(rows), largest)]
+    assert padded(cut_passes(rows, lengths, largest)) <= padded(plain)
+
+
+def test_texts_of_one_length_stay_together():
+    assert cut_passes([3, 1, 2, 0], [9, 9, 9, 9], 4) == [[3, 1, 2, 0]]
+
+
+def test_one_long_text_goes_alone():
+    assert cut_passes([0, 1, 2, 3], [10, 500, 10, 11], 4) == [[1], [3, 0, 2]]

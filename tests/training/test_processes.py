@@ -1,0 +1,71 @@
+"""Two processes train what one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltafit.files import read_json, read_tensors
+from deltafit.methods import Full, LoRA, Method
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+from deltafit.training.train import train
+from tests.training.tiny_runs import save_model, write_table
+
+SCRIPT = """
+import sys
+from tests.training.test_processes import go
+go(*sys.argv[1:])
+"""
+
+
+def go(model: str, data: str, folder: str, method: str, head: str, batch_size: str) -> None:
+    """Train one run; 41 rows in steps of 8, so that the last step has a single row."""
+    torch.set_num_threads(1)
+    settings = TrainingSettings(
+        epochs=2,
+        batch_size=int(batch_size),
+        accumulation=8 // int(batch_size),
+        learning_rate=1e-3,
+        max_length=16,
+        class_weights="balanced",
+        label_smoothing=0.1,
+    )
+    train(
+        model,
+        DataConfig(data, validation="0.09"),
+        folder,
+        method=method,
+        head=HeadConfig(head),  # type: ignore[arg-type]  # comes from a command line
+        settings=settings,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "head"), [(LoRA(rank=2), "architecture"), (Full(), "mean")])
+def test_two_processes_give_what_one_gives(tmp_path: Path, method: Method, head: str) -> None:
+    model, data = save_model(tmp_path / "model"), write_table(tmp_path / "texts.csv", 45)
+    go(model, data, str(tmp_path / "one"), str(method), head, "8")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *(str(script), model, data, str(tmp_path / "two"), str(method), head, "2"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    subprocess.run(command, check=True, env=environment, timeout=200)
+
+    metrics = [read_json(tmp_path / name / "metrics.json") for name in ("one", "two")]
+    assert [m["environment"]["processes"] for m in metrics] == [1, 2]
+    assert metrics[0]["costs"]["examples_seen"] == metrics[1]["costs"]["examples_seen"] == 82
+    losses = [[entry["train_loss"] for entry in m["history"]] for m in metrics]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    one, two = (
+        read_tensors(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
