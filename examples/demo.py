@@ -38,7 +38,8 @@ def main() -> None:
             deltafit.DataConfig("rotten_tomatoes", limit=1000),
             output,
             methods=("head", "last-block", "lora", "full"),
-            settings=deltafit.TrainingSettings(epochs=3, batch_size=16, max_length=64),
+            head=deltafit.HeadConfig("mean"),  # MiniLM was pretrained for mean pooling
+            settings=deltafit.TrainingSettings(epochs=2, batch_size=16, max_length=64),
             reporter=reporter,
         )
     show_comparison(console, comparison)

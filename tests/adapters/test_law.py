@@ -15,12 +15,20 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from deltafit.adapters import adapt, adapter_tensors, generator_for, layer_state, merge
+from deltafit.adapters import (
+    adapt,
+    adapter_tensors,
+    generator_for,
+    layer_state,
+    merge,
+    remove_adapter,
+    unmerge,
+)
 from deltafit.adapters.layers import view_of
 from deltafit.errors import DeltafitError
 from deltafit.methods import METHODS, DeltaMethod, LoRA
 from deltafit.methods.base import DeltaMethod as Base
-from tests.adapters.adapted import randomise
+from tests.adapters.adapted import anatomy, randomise
 
 KINDS = ("linear", "conv1d", "embedding", "padded embedding")
 size = st.integers(1, 7)
@@ -216,6 +224,7 @@ def test_a_fused_encoder_layer_does_not_pass_the_adapter_by() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = nn.TransformerEncoder(layer, 2).eval()
+    plain = anatomy(model)
     adapt(model, LoRA(target_modules="all-linear"))
     randomise(model)
     x = torch.randn(2, 5, 16)
@@ -226,6 +235,9 @@ def test_a_fused_encoder_layer_does_not_pass_the_adapter_by() -> None:
         merged = model(x), model(x, src_key_padding_mask=padding)
     torch.testing.assert_close(adapted[0], merged[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(adapted[1][~padding], merged[1][~padding], rtol=1e-5, atol=1e-5)
+    unmerge(model)
+    remove_adapter(model, "default")
+    assert anatomy(model) == plain
 
 
 # Starting values.

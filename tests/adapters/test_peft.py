@@ -224,7 +224,11 @@ class Twins(nn.Module):
 
 
 def test_a_name_that_is_the_end_of_another(tmp_path: Path) -> None:
-    settings = {"rank_pattern": (("inner.query", 2),), "alpha_pattern": (("inner.query", 1),)}
+    # "query" is another's end; what is set for "inner.query" is the default
+    settings = {
+        "rank_pattern": (("inner.query", 4), ("query", 2)),
+        "alpha_pattern": (("inner.query", 16), ("query", 1)),
+    }
     model, x = Twins(), torch.randn(3, 4)
     adapt(model, LoRA(("query",), rank=4, **settings))  # type: ignore[arg-type]
     randomise(model)

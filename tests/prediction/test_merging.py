@@ -37,6 +37,7 @@ print(json.dumps({"logits": logits.tolist(), "labels": model.config.id2label}))
 """
 
 
+@pytest.mark.slow
 def test_transformers_alone_predicts_the_same(tmp_path: Path) -> None:
     classifier = saved(tmp_path, LoRA("all-linear", rank=2))
     report = merge(tmp_path / "adapter", tmp_path / "merged")

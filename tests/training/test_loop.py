@@ -1,22 +1,19 @@
 """The loop against plain torch, and what must not change its result."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.nn import functional
 
 from deltafit.data import class_weights, epoch_order
-from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.errors import UsageError
+from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import collate, logits_of
 from deltafit.tasks.inference import compute_logits
 from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.course import Examples
-from deltafit.training.gradients import enable_gradient_checkpointing
 from deltafit.training.optimisation import rate_factor
 from deltafit.training.settings import TrainingSettings
 from tests.tiny_models import PAD
@@ -168,62 +165,6 @@ def test_only_what_is_trained_moves(bert: str, tmp_path: Path) -> None:
         assert torch.equal(parameter, before[name]) == (name not in trainable), name
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
-@pytest.mark.parametrize("head", ["architecture", "mean"])
-def test_gradient_checkpointing_gives_the_same_over_a_frozen_base(
-    tmp_path: Path, architecture: str, head: str
-) -> None:
-    model = save_model(tmp_path, architecture)
-    settings = replace(EIGHT, epochs=1)
-    plain = train(model, tmp_path / "a", settings, head=head)
-    saving = train(model, tmp_path / "b", replace(settings, gradient_checkpointing=True), head=head)
-    assert_same(plain, saving, 1e-7)
-    moved = [values for name, values in saving.items() if "lora_B" in name]
-    assert moved and all(values.count_nonzero() for values in moved)
-
-
-def test_gradient_checkpointing_is_used_in_training_and_taken_off_after_it(
-    bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[bool] = []
-    original: Callable[..., torch.Tensor] = torch.utils.checkpoint.checkpoint
-
-    def counted(*args: object, **options: object) -> torch.Tensor:
-        calls.append(bool(options.get("use_reentrant")))
-        return original(*args, **options)
-
-    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
-    for module in ("transformers.modeling_utils", "transformers.modeling_layers"):
-        monkeypatch.setattr(f"{module}.checkpoint", counted, raising=False)
-    classifier = adapted(bert)
-    settings = replace(EIGHT, epochs=1, gradient_checkpointing=True)
-    loop_on(classifier, tmp_path, settings).run()
-    assert calls == [False] * (3 * 3)  # three layers in three steps, never reentrant
-    layers = [m for m in classifier.model.modules() if hasattr(m, "gradient_checkpointing")]
-    assert layers and not any(layer.gradient_checkpointing for layer in layers)
-
-
-def test_checkpointing_computes_no_gradient_below_what_is_trained(
-    bert: str, tmp_path: Path
-) -> None:
-    classifier = adapted(bert, LastBlocks(1))
-    reached: list[bool] = []
-    layer = classifier.model.get_submodule("bert.encoder.layer.1")
-    layer.register_forward_hook(lambda module, inputs, output: reached.append(output.requires_grad))
-    settings = replace(EIGHT, epochs=1, gradient_checkpointing=True)
-    loop_on(classifier, tmp_path, settings, validation=tiny_examples(6)).run()
-    assert reached and not any(reached)
-    hooks = classifier.model.get_input_embeddings()._forward_hooks
-    assert not hooks  # nothing of transformers' own is left behind
-
-
-def test_a_model_that_cannot_checkpoint_says_so(bert: str) -> None:
-    model = adapted(bert).model
-    model.supports_gradient_checkpointing = False
-    with pytest.raises(UsageError, match="does not support"):
-        enable_gradient_checkpointing(model)
-
-
 class _Scripted:
     """Gives an evaluation's figures from a list, in place of measuring them."""
 
@@ -287,66 +228,3 @@ def test_evaluation_comes_every_so_many_steps_and_at_the_end(bert: str, tmp_path
     assert [entry["step"] for entry in course.history] == [4, 6]
     assert [entry["epoch"] for entry in course.history] == [pytest.approx(4 / 3), 2]
     assert {"accuracy", "macro_f1", "log_loss", "loss"} <= course.history[0].keys()
-
-
-def test_bf16_trains_and_leaves_a_float32_model(bert: str, tmp_path: Path) -> None:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision="bf16")
-    classifier = adapted(bert, head="mean")
-    validation = tiny_examples(6, seed=3)
-    seen: list[torch.dtype] = []
-    loop = loop_on(
-        classifier,
-        tmp_path,
-        replace(EIGHT, evaluate_every=6),
-        validation=validation,
-        accelerator=accelerator,
-    )
-    layer = classifier.model.get_submodule("encoder.encoder.layer.0.attention.self.query")
-    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    course = loop.run()
-    assert seen[0] == torch.bfloat16 and seen[-1] == torch.float32
-    assert "forward" not in classifier.model.__dict__
-    assert {p.dtype for p in classifier.model.parameters()} == {torch.float32}
-
-    # A model that no Accelerator ever saw gives the very logits, and the evaluation had them.
-    plain = adapted(bert, head="mean")
-    plain.model.load_state_dict(classifier.model.state_dict())
-    logits = compute_logits(plain, validation.rows)
-    assert (compute_logits(classifier, validation.rows) == logits).all()
-    expected = functional.cross_entropy(torch.tensor(logits), torch.tensor(validation.labels))
-    assert course.history[-1]["log_loss"] == pytest.approx(float(expected), abs=1e-6)
-    AcceleratorState._reset_state()
-
-
-def test_a_collapse_into_one_class_is_said(bert: str, tmp_path: Path) -> None:
-    classifier = adapted(bert, Head())
-    with torch.no_grad():
-        classifier.model.get_parameter("classifier.bias")[1] = 1e4
-    settings = replace(EIGHT, epochs=1)
-    course = loop_on(
-        classifier, tmp_path, settings, validation=tiny_examples(9), learning_rate=1e-6
-    ).run()
-    assert any("same class" in note for note in course.notes)
-
-
-def test_full_training_of_a_pooled_head_names_the_unused_pooler(bert: str, tmp_path: Path) -> None:
-    classifier = adapted(bert, Full(), head="mean")
-    course = loop_on(classifier, tmp_path, EIGHT, learning_rate=1e-4).run()
-    assert len(course.notes) == 1 and "encoder.pooler.dense.weight" in course.notes[0]
-
-
-def test_divergence_stops_with_the_step(bert: str, tmp_path: Path) -> None:
-    settings = replace(EIGHT, epochs=20, clip=None, warmup=0.0)
-    with pytest.raises(DeltafitError, match=r"diverged: at step \d+ of 60 .* Lower --lr"):
-        loop_on(adapted(bert, Full()), tmp_path, settings, learning_rate=1e6).run()
-
-
-def test_weights_that_are_not_numbers_stop_the_first_step(bert: str, tmp_path: Path) -> None:
-    classifier = adapted(bert)
-    with torch.no_grad():
-        next(classifier.model.parameters())[:] = float("nan")
-    with pytest.raises(DeltafitError, match="at step 1 of 6 the loss became nan"):
-        loop_on(classifier, tmp_path, EIGHT).run()

@@ -46,7 +46,7 @@ def go(model: str, data: str, folder: str, method: str, head: str, batch_size: s
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "head"), [(LoRA(rank=2), "architecture"), (Full(), "mean")])
 def test_two_processes_give_what_one_gives(tmp_path: Path, method: Method, head: str) -> None:
-    model, data = save_model(tmp_path / "model"), write_table(tmp_path / "texts.csv", 45)
+    model, data = save_model(tmp_path / "model"), write_table(tmp_path / "texts.csv", 46)
     go(model, data, str(tmp_path / "one"), str(method), head, "8")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -90,18 +90,25 @@ def test_every_method_leaves_a_whole_run(
     assert costs["peak_memory_bytes"] > 50 << 20
 
 
-def test_lora_learns_the_words(model: str, data: DataConfig, tmp_path: Path) -> None:
-    settings = TrainingSettings(epochs=12, batch_size=8, learning_rate=1e-2, metric="log_loss")
+def test_lora_learns_the_words(data: DataConfig, tmp_path: Path) -> None:
+    settings = TrainingSettings(epochs=12, batch_size=8, learning_rate=1e-2)
+    alone = DataConfig(data.data, validation="none")
+    model = save_model(tmp_path / "model", dropout=False)
     metrics = train(
-        model, data, tmp_path / "run", method="lora:target_modules=all-linear", settings=settings
+        model, alone, tmp_path / "run", method="lora:target_modules=all-linear", settings=settings
     ).metrics
     assert metrics["after"]["train"]["accuracy"] > 0.9
+
+
+def test_the_best_evaluation_is_what_is_kept(model: str, data: DataConfig, tmp_path: Path) -> None:
+    settings = TrainingSettings(epochs=6, batch_size=8, learning_rate=1e-2, metric="log_loss")
+    metrics = train(model, data, tmp_path / "run", settings=settings).metrics
     losses = {entry["step"]: entry["log_loss"] for entry in metrics["history"]}
     assert metrics["best_step"] == min(losses, key=lambda step: losses[step])
     assert metrics["after"]["validation"]["log_loss"] == pytest.approx(min(losses.values()))
 
 
-@pytest.mark.parametrize("architecture", ["distilbert", "deberta-v2", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["deberta-v2", "gpt2"])
 def test_other_architectures(data: DataConfig, tmp_path: Path, architecture: str) -> None:
     model = save_model(tmp_path / "model", architecture)
     for head in (HeadConfig(), HeadConfig("mean", "probe")):
@@ -180,13 +187,30 @@ def test_truncation_is_counted_and_said(model: str, data: DataConfig, tmp_path: 
     assert sentence in listening.heard
 
 
-def test_a_failed_run_leaves_no_adapter(model: str, data: DataConfig, tmp_path: Path) -> None:
+def test_a_run_that_fails_at_once_leaves_no_folder(
+    model: str, data: DataConfig, tmp_path: Path
+) -> None:
     settings = TrainingSettings(epochs=9, batch_size=8, learning_rate=1e8, clip=None)
+    folder = tmp_path / "logs" / "run"  # the name that a tracker's folder would have
     with pytest.raises(DeltafitError, match="diverged"):
-        train(model, data, tmp_path / "run", method=Full(), settings=settings)
-    assert not (tmp_path / "run" / "adapter").exists()
+        train(model, data, folder, method=Full(), settings=settings)
+    assert not folder.exists()
+
+
+def test_a_run_that_fails_later_keeps_its_checkpoints(
+    model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    class Failing(Silent):
+        def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
+            if loss is not None and done == 7:  # after the first epoch's checkpoint
+                raise ZeroDivisionError
+
+    folder = tmp_path / "logs" / "run"
+    with pytest.raises(ZeroDivisionError):
+        train(model, data, folder, settings=SETTINGS, reporter=Failing())
+    assert (folder / "checkpoints" / "step-00000005").is_dir()
     with pytest.raises(DeltafitError, match="has not finished"):
-        load_saved(tmp_path / "run")
+        load_saved(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The command line: one file a command; each parses, calls and prints, and has no logic."""
 
+import sys
+from io import TextIOWrapper
+
 import typer
 
 from deltafit.cli.compare import compare
@@ -42,4 +45,8 @@ def _main(
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal or pipe that knows no "×" or "é" gets an escape instead of a traceback.
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -45,15 +45,26 @@ def compare(
         from deltafit.experiments.comparison import DEFAULT_METHODS
         from deltafit.experiments.comparison import compare as run
 
-        named = [name.strip() for name in (methods or "").split(",") if name.strip()]
         with reporting() as reporter:
             result = run(
                 model, data, output,
-                methods=[*named, *(method or ())] or DEFAULT_METHODS,
-                seeds=_whole_numbers(seeds) if seeds else (settings.seed,),
+                methods=[*_names(methods), *(method or ())] or DEFAULT_METHODS,
+                seeds=(settings.seed,) if seeds is None else _whole_numbers(seeds),
                 head=head, settings=settings, resume=resume, reporter=reporter,
             )  # fmt: skip
         show_comparison(console(), result)
+
+
+def _names(text: str | None) -> list[str]:
+    if text is None:
+        return []
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or any(sign in text for sign in ":="):
+        raise UsageError(
+            f"--methods takes names with commas, such as head,lora; got {text!r}. A method with "
+            "settings goes into a --method of its own: --method lora:rank=4,alpha=8."
+        )
+    return names
 
 
 def _whole_numbers(text: str) -> list[int]:

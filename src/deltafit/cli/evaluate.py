@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.running import console, explained
+from deltafit.cli.running import console, explained, json_line
 
 
 def evaluate(
@@ -22,8 +22,6 @@ def evaluate(
     Example: deltafit evaluate runs/imdb --data more.csv --json
     """
     with explained():
-        import json
-
         from deltafit.cli.show import show_metrics
         from deltafit.prediction.using import evaluate as run
 
@@ -32,6 +30,6 @@ def evaluate(
             text_column=text_column, label_column=label_column, model=model, batch_size=batch_size,
         )  # fmt: skip
         if as_json:
-            typer.echo(json.dumps(metrics, ensure_ascii=False))
+            typer.echo(json_line(metrics))
         else:
             show_metrics(console(), metrics)

@@ -17,6 +17,7 @@ import typer
 
 from deltafit.cli.running import explained
 
+Parser = Callable[[Any], Any]
 Result = TypeVar("Result")
 # Where a flag's usual name is not the field's.
 _NAMES = {
@@ -59,35 +60,78 @@ def _flags(kind: type[Any]) -> list[inspect.Parameter]:
     hints, help_texts = typing.get_type_hints(kind), attribute_help(kind)
     flags = []
     for field in fields(kind):
-        name = _NAMES.get(field.name, "--" + field.name.replace("_", "-"))
-        option = typer.Option(name, help=_capital(help_texts[field.name]))
+        annotation, parser, metavar = _read_as(hints[field.name])
+        option = typer.Option(
+            flag_name(field.name),
+            help=_help(help_texts[field.name], hints[field.name]),
+            parser=parser,
+            metavar=metavar,
+        )
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         flags.append(
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=default,
-                annotation=Annotated[_plain(hints[field.name]), option],
+                annotation=Annotated[annotation, option],
             )
         )
     return flags
 
 
-def _plain(hint: Any) -> Any:
-    """Return the type as the command line reads it; the dataclass checks choices itself."""
-    return str if typing.get_origin(hint) is typing.Literal else hint
+def flag_name(field: str) -> str:
+    """Return the flag of a field."""
+    return _NAMES.get(field, "--" + field.replace("_", "-"))
+
+
+def _read_as(hint: Any) -> tuple[Any, Parser | None, str | None]:
+    """Return a field's type as the command line has it, a parser and a name where it needs one."""
+    if typing.get_origin(hint) is typing.Literal:
+        return str, None, None  # the dataclass checks choices itself
+    number = next((kind for kind in (int, float) if kind in typing.get_args(hint)), None)
+    if number is None:
+        return hint, None, None
+    return hint, _number_or_none(number), f"{number.__name__}|none"
+
+
+def _number_or_none(number: type[int] | type[float]) -> Parser:
+    """Return a parser that also knows the word "none", which some defaults can be changed to."""
+
+    def parse(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text  # a default
+        if text.strip().lower() == "none":
+            return None
+        try:
+            return number(text)
+        except ValueError:
+            wanted = "a whole number" if number is int else "a number"
+            raise typer.BadParameter(f"{text!r} is not {wanted}, nor none.") from None
+
+    return parse
+
+
+def _help(text: str, hint: Any) -> str:
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if any(choice not in text for choice in choices):
+        text = f"{text.removesuffix('.')}. One of {', '.join(choices)}."
+    # A word that is itself to be typed keeps its case.
+    first = re.split(r"\W", text, maxsplit=1)[0]
+    return text if first in choices else text[:1].upper() + text[1:]
 
 
 def attribute_help(kind: type[Any]) -> dict[str, str]:
-    """Return what a dataclass's docstring says of each attribute, as plain text."""
+    """Return what a dataclass's docstring says of each attribute, for the command line.
+
+    Fields that it names are given by their flags, and None as the word to type.
+    """
+    names = {field.name for field in fields(kind)}
     section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.split(r"\n(?= {4}\w+: )", "\n" + section.rstrip())
     result = {}
     for entry in filter(None, (e.strip() for e in entries)):
         name, _, text = entry.partition(": ")
-        result[name] = re.sub(r"\s+", " ", text).replace("``", "")
+        text = re.sub(r"``(\w+)``", lambda m: flag_name(m[1]) if m[1] in names else m[1], text)
+        text = re.sub(r"\bNone\b", "none", re.sub(r"\s+", " ", text))
+        result[name] = text.replace("``", "")
     return result
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

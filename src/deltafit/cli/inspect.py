@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.running import console, explained
+from deltafit.cli.running import console, explained, json_line
 
 
 def inspect(
@@ -26,8 +26,6 @@ def inspect(
     Example: deltafit inspect runs/imdb
     """
     with explained():
-        import json
-
         from deltafit.cli.show import inspection_as_json, show_inspection
         from deltafit.methods import LoRA, method_with
         from deltafit.prediction.inspecting import inspect as run
@@ -40,6 +38,6 @@ def inspect(
             method=method, batch_size=batch_size, sequence_length=sequence_length, model=model,
         )  # fmt: skip
         if as_json:
-            typer.echo(json.dumps(inspection_as_json(found), ensure_ascii=False))
+            typer.echo(json_line(inspection_as_json(found)))
         else:
             show_inspection(console(), found)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.running import explained
+from deltafit.cli.running import explained, json_line
 from deltafit.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def predict(
     data: Annotated[str | None, typer.Option(help="A table or .txt file of texts.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write here instead of standard output.")
+        Path | None, typer.Option(help="Write this file instead of standard output.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base, if it has moved.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in one forward pass.")] = 32,
@@ -40,35 +40,39 @@ def predict(
 
         if texts and data:
             raise UsageError("Give texts or --data, not both.")
+        if text_column and not data:
+            raise UsageError("--text-column is a column of --data, which is not given.")
         source = _texts(texts, data, text_column)
-        lines = (
-            json.dumps(asdict(prediction), ensure_ascii=False)
-            for prediction in run(folder, source, model=model, batch_size=batch_size)
-        )
+        predictions = run(folder, source, model=model, batch_size=batch_size)
         if output is None:
-            for line in lines:
-                typer.echo(line)
+            for prediction in predictions:
+                typer.echo(json_line(asdict(prediction)))
             return
         with written_atomically(output) as file:
-            for line in lines:
-                file.write(line + "\n")
+            for prediction in predictions:
+                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
 
 
 def _texts(texts: list[str] | None, data: str | None, column: str | None) -> Iterable[str]:
     if texts:
+        for number, text in enumerate(texts, 1):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # the shell gave bytes that are no text
+                raise UsageError(f"Text {number} is not UTF-8 text.") from error
         return texts
     if data is not None:
         from deltafit.data import iterate_texts
 
         return (text for _, text in iterate_texts(data, text_column=column))
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("Give texts, --data FILE, or texts on standard input, one a line.")
     return _lines()
 
 
 def _lines() -> Iterator[str]:
     """Yield the lines of standard input that hold a text."""
-    sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # type: ignore[union-attr]
     try:
         for line in sys.stdin:
             if line.strip():

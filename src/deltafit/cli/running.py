@@ -1,9 +1,10 @@
 """What every command shares: errors as sentences, exit codes, where progress goes."""
 
+import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,7 +22,17 @@ def console(*, stderr: bool = False) -> "Console":
     """Return a console; standard output carries results, standard error the rest."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `explained`; rich itself would exit with 1
+
+    return PipedConsole(stderr=stderr)
+
+
+def json_line(content: Any) -> str:
+    """Return an object as one line of JSON that standard output's encoding can hold."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(content, ensure_ascii=not unicode, allow_nan=False)
 
 
 @contextmanager
@@ -59,17 +70,30 @@ def explained(resume: str | None = None) -> Iterator[None]:
         # The reader of our output has gone, as `head` does; that is no failure.
         sys.stdout = None  # or the interpreter complains at its end
         raise typer.Exit(0) from error
-    except MemoryError as error:
-        raise _exit("Out of memory. Lower --batch-size or --max-length.", FAILED) from error
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise _exit(f"The system refused: {error.strerror or error}{place}.", FAILED) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise _exit(
+            "Out of memory. A smaller --batch-size needs less; in training a smaller --max-length "
+            "and --gradient-checkpointing do too.",
+            FAILED,
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch says it with a RuntimeError: of a class of its own on a GPU, and in words on a CPU.
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in words)
 
 
 def _exit(sentence: str, code: int) -> typer.Exit:
-    console(stderr=True).print(
-        f"deltafit: {sentence.strip()}", markup=False, highlight=False, soft_wrap=True
-    )
+    with suppress(OSError):  # nobody may be reading any more; the code still tells
+        console(stderr=True).print(
+            f"deltafit: {sentence.strip()}", markup=False, highlight=False, soft_wrap=True
+        )
     return typer.Exit(code)
 
 

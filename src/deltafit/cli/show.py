@@ -1,9 +1,12 @@
 """How results look in a terminal."""
 
+import math
+from collections.abc import Container
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,25 +18,39 @@ from deltafit.experiments.tables import (
     format_count,
     format_seconds,
 )
+from deltafit.files import read_json
 from deltafit.prediction.folder import SavedClassifier
 from deltafit.prediction.inspecting import AdapterInspection
 from deltafit.prediction.merging import MergeReport
+from deltafit.training.folders import RUN_FILE
 from deltafit.training.run import RunResult
 
 _CLASSES_SHOWN = 20
 
 
 def say(console: Console, text: str = "") -> None:
-    """Print text as it is, folded at the terminal's width."""
-    console.print(text, markup=False, highlight=False)
+    """Print text as it is, folded at the terminal's width; a pipe or file has none."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _table(title: str, *columns: str, left: Container[str] = ()) -> Table:
+    """Return a table whose cells fold and are never cut; ``left`` names its columns of text."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    return table
 
 
 def show_run(console: Console, result: RunResult) -> None:
     """Print what a run gave and cost."""
     metrics, costs = result.metrics, result.metrics["costs"]
-    table = Table(title="Before and after training")
-    for title in ("part", "rows", "accuracy before", "accuracy after", "95 %", "macro F1"):
-        table.add_column(title, justify="left" if title == "part" else "right", overflow="fold")
+    for note in read_json(result.folder / RUN_FILE)["data"]["notes"]:
+        say(console, note)
+    table = _table(
+        "Before and after training",
+        *("part", "rows", "accuracy before", "accuracy after", "95 %", "macro F1"),
+        left=("part",),
+    )
     for name, figures in metrics["after"].items():
         before = metrics["before"].get(name)
         low, high = figures["accuracy_interval"]
@@ -61,7 +78,7 @@ def show_run(console: Console, result: RunResult) -> None:
         console,
         f"Trained {format_count(costs['trainable_parameters'])} of "
         f"{format_count(costs['total_parameters'])} parameters "
-        f"({costs['share_trainable']:.2%}) in {format_seconds(costs['training_seconds'])}, "
+        f"({_percent(costs['share_trainable'])}) in {format_seconds(costs['training_seconds'])}, "
         f"{speed:.0f} examples/s; peak memory {format_bytes(costs['peak_memory_bytes'])}.",
     )
     say(console, f"Adapter: {result.folder / 'adapter'} ({format_bytes(costs['saved_bytes'])}).")
@@ -88,9 +105,11 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
         f"calibration error {metrics['calibration_error']:.4f}",
     )
     classes = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
-    table = Table(title="By class, the worst first")
-    for title in ("class", "precision", "recall", "F1", "rows"):
-        table.add_column(title, justify="left" if title == "class" else "right", overflow="fold")
+    table = _table(
+        "By class, the worst first",
+        *("class", "precision", "recall", "F1", "rows"),
+        left=("class",),
+    )
     for name, figures in classes[:_CLASSES_SHOWN]:
         shares = (f"{figures[key]:.3f}" for key in ("precision", "recall", "f1"))
         table.add_row(name, *shares, str(figures["support"]))
@@ -104,15 +123,17 @@ def show_inspection(console: Console, found: Inspection | AdapterInspection) -> 
     if isinstance(found, AdapterInspection):
         _show_adapter(console, found)
         return
-    tree = Table(title=f"{found.model_class} ({format_count(found.parameters)} parameters)")
-    for title in ("module", "type", "shape", "parameters", "adapted"):
-        tree.add_column(
-            title, justify="right" if title == "parameters" else "left", overflow="fold"
-        )
+    tree = _table(
+        f"{found.model_class} ({format_count(found.parameters)} parameters)",
+        *("module", "type", "shape", "parameters", "adapted"),
+        left=("module", "type", "shape", "adapted"),
+    )
     for line in found.tree:
+        if not line.name:
+            continue  # the model itself, which the title tells
         shape = "×".join(map(str, line.shape)) if line.shape else ""
         tree.add_row(
-            "  " * line.depth + line.name,
+            "  " * (line.depth - 1) + line.name,
             line.kind,
             shape,
             format_count(line.parameters),
@@ -126,12 +147,11 @@ def show_inspection(console: Console, found: Inspection | AdapterInspection) -> 
             f"{matrix.name} ×{matrix.count}: r(d+k) = {matrix.adapter_values:,} against d·k = "
             f"{matrix.weight_values:,} ({matrix.times_fewer:.0f}× fewer)",
         )
-    costs = Table(
-        title=f"Training, {found.batch_size} examples of {found.sequence_length} tokens, float32"
+    costs = _table(
+        f"Training, {found.batch_size} examples of {found.sequence_length} tokens, float32",
+        *("", f"LoRA, rank {found.rank}", "full"),
+        left=("",),
     )
-    costs.add_column("")
-    for title in (f"LoRA, rank {found.rank}", "full"):
-        costs.add_column(title, justify="right")
     for label, cell in _COST_LINES:
         costs.add_row(label, cell(found.adapter), cell(found.full))
     console.print(costs)
@@ -139,7 +159,7 @@ def show_inspection(console: Console, found: Inspection | AdapterInspection) -> 
 
 _COST_LINES = (
     ("trained values", lambda cost: format_count(cost.trainable)),
-    ("share of all", lambda cost: f"{cost.share:.2%}"),
+    ("share of all", lambda cost: _percent(cost.share)),
     ("weights", lambda cost: format_bytes(cost.memory.weights)),
     ("gradients", lambda cost: format_bytes(cost.memory.gradients)),
     ("optimiser", lambda cost: format_bytes(cost.memory.optimiser)),
@@ -159,39 +179,38 @@ def _show_adapter(console: Console, found: AdapterInspection) -> None:
         f"{', '.join(facts['label_names'][:_CLASSES_SHOWN])}",
     )
     if found.changes:
-        table = Table(title="What the adapter changed")
-        for title in ("matrix", "shape", "‖ΔW‖", "‖W‖", "share"):
-            table.add_column(
-                title, justify="left" if title == "matrix" else "right", overflow="fold"
-            )
+        table = _table(
+            "What the adapter changed",
+            *("matrix", "shape", "‖ΔW‖", "‖W‖", "share"),
+            left=("matrix",),
+        )
         for change in found.changes:
             table.add_row(
                 change.name,
                 "×".join(map(str, change.shape)),
                 f"{change.delta_norm:.4f}",
                 f"{change.weight_norm:.2f}",
-                f"{change.share:.2%}",
+                _percent(change.share),
             )
         console.print(table)
-    count = sum(_size(shape) for shape in found.replaced.values())
+    count = sum(math.prod(shape) for shape in found.replaced.values())
     say(console, f"Stored whole: {len(found.replaced)} tensors, {format_count(count)} values.")
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    result = 1
-    for side in shape:
-        result *= side
-    return result
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def inspection_as_json(found: Inspection | AdapterInspection) -> dict[str, Any]:
     """Return an inspection as JSON values."""
     if isinstance(found, Inspection):
         return found.to_dict()
+    changes = [(asdict(change), change.share) for change in found.changes]
     return {
         "folder": str(found.folder),
         "facts": found.facts,
-        "changes": [{**asdict(change), "share": change.share} for change in found.changes],
+        # JSON has no infinity, which is the share of a weight that is all zeros.
+        "changes": [{**c, "share": s if math.isfinite(s) else None} for c, s in changes],
         "replaced": found.replaced,
     }
 

@@ -33,9 +33,10 @@ def comparison_table(rows: Sequence[Row], width: int | None = None) -> Table:
     console = get_console()
     available = width or console.width
     options = console.options.update(max_width=10_000)
+    nameless = [{**row, "name": "", "seeds": 1} for row in rows]  # names fold, figures do not
     for layout in (_one_line_table, _stacked_table):
-        table = layout(rows)
-        if Measurement.get(console, options, table).minimum <= available:
+        if Measurement.get(console, options, layout(nameless)).minimum <= available:
+            table = layout(rows)
             break
     else:
         table = _listed_table(rows)

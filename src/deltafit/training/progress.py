@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol
 
 from rich.console import Console
@@ -44,11 +45,16 @@ class Silent:
 
 
 class ConsoleReporter:
-    """Draws a bar where the console can, and otherwise prints a line every ten seconds."""
+    """Draws a bar where the console can, and otherwise prints a line every ten seconds.
+
+    A notebook can if it has ipywidgets; a terminal can unless it is a dumb one.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._live = console.is_terminal or console.is_jupyter
+        self._live = (
+            find_spec("ipywidgets") is not None if console.is_jupyter else console.is_interactive
+        )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -82,11 +88,11 @@ class ConsoleReporter:
 
     def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
         """Show the step, the loss, the speed and the time left."""
-        detail = "" if loss is None else f"loss {loss:.4f}"
+        details = [] if loss is None else [f"loss {loss:.4f}"]
         if examples_per_second is not None:
-            detail += f"  {examples_per_second:.0f} examples/s"
+            details.append(f"{examples_per_second:.0f} examples/s")
         if self._live:
-            self._bar.update(self._task, completed=done, detail=detail.strip())
+            self._bar.update(self._task, completed=done, detail="  ".join(details))
             if done >= self._total:
                 self._bar.update(self._task, visible=False)
             return
@@ -94,13 +100,19 @@ class ConsoleReporter:
         if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._total:
             return
         self._last_line = now
-        left = (now - self._began) / max(1, done - self._first) * (self._total - done)
-        self._print(f"{self._what}: {done}/{self._total}  {detail}  {left:.0f} s left")
+        passed = now - self._began
+        left = passed / max(1, done - self._first) * (self._total - done)
+        details.append(f"{passed:.1f} s" if done >= self._total else f"{left:.0f} s left")
+        self._print("  ".join((f"{self._what}: {done}/{self._total}", *details)))
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bar."""
         self._print(sentence)
 
     def _print(self, text: str) -> None:
-        # A log file has no width to fold at.
-        self.console.print(text, markup=False, highlight=False, soft_wrap=not self._live)
+        try:
+            # A log file has no width to fold at.
+            self.console.print(text, markup=False, highlight=False, soft_wrap=not self._live)
+        except OSError:
+            # The reader has gone or the disk is full: no reason to lose hours of training.
+            self.console.quiet = True
