@@ -165,6 +165,7 @@ def test_a_tied_weight_is_untied_by_merging_and_tied_again(tmp_path: Path) -> No
     adapt(model, LoRA(("wte", "c_attn")))
     randomise(model)
     merge_and_unload(model)
+    assert model.config.tie_word_embeddings is False
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(logits(again), logits(model))

@@ -96,6 +96,7 @@ def test_adapters_share_one_base_and_bring_their_own_heads() -> None:
         activate(model, name)
         outputs[name] = logits(model)
         assert outputs[name].shape == (3, labels[name])
+        assert model.classifier.out_features == labels[name]
         active = {id(t) for t in adapter_tensors(model, name).values()}
         assert {id(p) for p in model.parameters() if p.requires_grad} == active
         # one base: every parameter outside the adapters is the very memory it was

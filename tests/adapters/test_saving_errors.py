@@ -189,19 +189,18 @@ from deltafit.adapters import adapt, save_adapter
 from deltafit.methods import LoRA
 model = nn.Sequential(nn.Linear(4, 4))
 adapt(model, LoRA("all-linear", rank=4))
-setattr(os, sys.argv[2], lambda *args: os._exit(9))
+os.replace = lambda *args: os._exit(9)
 save_adapter(model, Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_kill_while_saving_leaves_the_old_adapter(call: str, tmp_path: Path) -> None:
+def test_a_kill_while_saving_leaves_the_old_adapter(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     adapt(model, LoRA("all-linear", rank=2))
     randomise(model)
     save_adapter(model, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), call]
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
     assert subprocess.run(command, check=False).returncode == 9
     assert {n: (tmp_path / n).read_bytes() for n in before} == before
     load_adapter(nn.Sequential(nn.Linear(4, 4)), read_adapter(tmp_path))

@@ -72,8 +72,8 @@ def adapt(
     targets, replaced_names = _select(model, method, head)
     with disabled(model):  # shapes and values are the base's
         base = base_parameters(model)
-        values = {n: value.to(base[n]) for n, value in (initial or {}).items() if n in base}
-        _check_initial(model, initial or {}, replaced_names, base, keep_base)
+        values = dict(initial or {})
+        _check_initial(model, values, replaced_names, base, keep_base)
         layers = {target: _layer(model, target, method, seed) for target in targets}
         replaced = {
             n: nn.Parameter(values.get(n, base[n]).detach().clone()) if keep_base else base[n]

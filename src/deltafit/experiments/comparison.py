@@ -1,5 +1,6 @@
 """``compare``: several methods and cheap baselines on the same rows, and what that says."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data, run_content
 
 DEFAULT_METHODS = ("head", "last-block", "lora", "full")
+_LONGEST_NAME = 80  # characters; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def compare(
         for method in chosen
         for seed in seeds
     ]
-    content = run_content(configs[0], splits)
-    content["config"] = [config.to_dict() for config in configs]
+    # With the first run's configuration, these two say all of them.
+    content = {"methods": [str(method) for method in chosen], "seeds": list(seeds)}
+    content |= run_content(configs[0], splits)
     with begun(folder, content, resume=resume):
         features = FrozenFeatures(model, splits, settings.max_length, reporter)
         return _compare(configs, splits, features, folder, reporter, resume)
@@ -110,7 +113,7 @@ def _compare(
     for method in dict.fromkeys(config.method for config in configs):
         finished = []
         for config in (config for config in configs if config.method == method):
-            run = folder / "runs" / _slug(config)
+            run = folder / "runs" / _folder_name(config)
             metrics = _run(config, splits, run, features, reporter, resume, before)
             finished.append((run, metrics))
         candidates.append(candidate_of(method, finished, judged, splits))
@@ -143,8 +146,12 @@ def _judged_part(splits: Splits) -> str:
     )
 
 
-def _slug(config: RunConfig) -> str:
-    safe = "".join(c if c.isalnum() or c in "=.-" else "_" for c in str(config.method))
+def _folder_name(config: RunConfig) -> str:
+    """Return a name any file system takes; with a hash where the method's text cannot be seen."""
+    text = str(config.method)
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "=.+-") else "_" for c in text)
+    if len(text) > _LONGEST_NAME or set(text) - set(safe) - set(":,"):
+        safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"{safe}-seed{config.settings.seed}"
 
 

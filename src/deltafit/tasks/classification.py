@@ -103,7 +103,7 @@ def load_classifier(
         forward = encoder.forward
     # Some decoders (BLOOM, XLNet) know places from the attention mask alone.
     positions = decoder and "position_ids" in inspect.signature(forward).parameters
-    model.eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return Classifier(
         model, tokenizer, tuple(label_names), head, head_parameters, source, decoder, positions
     )

@@ -26,6 +26,7 @@ from deltafit.adapters import generator_for
 from deltafit.adapters.structure import repeated_blocks, within
 from deltafit.data import MODELS, ModelSource
 from deltafit.errors import DeltafitError
+from deltafit.tasks.gguf import as_checkpoint
 
 Loaded = TypeVar("Loaded")
 
@@ -36,7 +37,7 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
     A tokenizer without a pad token gets the end-of-text token in its place.
     """
     tokenizer = _explained(
-        source, lambda: AutoTokenizer.from_pretrained(source.location, **_gguf(source))
+        source, lambda: AutoTokenizer.from_pretrained(as_checkpoint(source).location)
     )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -54,7 +55,7 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
 def load_config(source: ModelSource) -> PreTrainedConfig:
     """Return the model's configuration."""
     config: PreTrainedConfig = _explained(
-        source, lambda: AutoConfig.from_pretrained(source.location, **_gguf(source))
+        source, lambda: AutoConfig.from_pretrained(as_checkpoint(source).location)
     )
     return config
 
@@ -77,14 +78,14 @@ def load_architecture_classifier(
     model, report = _explained(
         source,
         lambda: AutoModelForSequenceClassification.from_pretrained(
-            source.location,
+            as_checkpoint(source).location,
             num_labels=len(label_names),
             id2label={int(index): name for index, name in names.items()},
             label2id={name: int(index) for index, name in names.items()},
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_weights(source),
+            use_safetensors=True,
         ),
     )
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -146,25 +147,17 @@ def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Pre
     model, report = _explained(
         source,
         lambda: AutoModel.from_pretrained(
-            source.location,
+            as_checkpoint(source).location,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_weights(source),
+            use_safetensors=True,
         ),
     )
     _initialise_anew(model, _missing_parameters(source, model, report), seed=0)
     model.config.pad_token_id = tokenizer.pad_token_id
     encoder: PreTrainedModel = model
     return encoder
-
-
-def _gguf(source: ModelSource) -> dict[str, Any]:
-    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
-
-
-def _weights(source: ModelSource) -> dict[str, Any]:
-    return _gguf(source) or {"use_safetensors": True}
 
 
 def _explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:

@@ -1,0 +1,47 @@
+"""GGUF weights, unpacked once into an ordinary checkpoint.
+
+Reading a GGUF file takes transformers a minute for a small model, three times over (configuration,
+tokenizer, weights), every time. So a local one is unpacked to float32 safetensors in the cache that
+transformers uses anyway, under the hash of its bytes, and loaded from there.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from deltafit.data import ModelSource
+from deltafit.files import sha256_of_file, write_folder_atomically
+
+
+def as_checkpoint(source: ModelSource) -> ModelSource:
+    """Return where to load the model from: the unpacked copy of a GGUF file, else as it is.
+
+    The copy is made when it is not there: as large as the model in float32, kept until deleted.
+
+    Raises:
+        DeltafitError: the copy cannot be written.
+        OSError, ValueError, ImportError: transformers cannot read the file.
+    """
+    if source.gguf_file is None:
+        return source
+    file = Path(source.location) / source.gguf_file
+    copy = _cache() / sha256_of_file(file)[:16]
+    if not copy.is_dir():
+        gguf = {"gguf_file": source.gguf_file}
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
+        model = AutoModel.from_pretrained(source.location, dtype=torch.float32, **gguf)
+        # The weights are dense by now; only the mark of what they were forbids saving them.
+        if model.hf_quantizer is not None:
+            model.hf_quantizer.remove_quantization_config(model)
+        with write_folder_atomically(copy) as temporary:
+            tokenizer.save_pretrained(temporary)
+            model.save_pretrained(temporary)
+    return replace(source, location=str(copy), gguf_file=None)
+
+
+def _cache() -> Path:
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return Path(home).expanduser() / "deltafit" / "gguf"

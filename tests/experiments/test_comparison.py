@@ -1,0 +1,309 @@
+"""``compare``: its rows against figures computed another way, its files, and going on."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.experiments.comparison import Comparison, compare
+from deltafit.experiments.report import verdict
+from deltafit.experiments.statistics import paired_over_seeds
+from deltafit.files import read_json, read_tensors, write_tensors_atomically
+from deltafit.methods import Head, LoRA
+from deltafit.training.progress import Silent
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+from deltafit.training.train import load_data, train
+from tests.training.tiny_runs import save_model, write_table
+
+SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
+METHODS = ("head", LoRA("all-linear", rank=2))
+SEEDS = (3, 1)
+BASELINES = [
+    "majority class",
+    "TF-IDF + linear SVM",
+    "frozen features + logistic regression",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"), dropout=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("data")
+    return DataConfig(
+        write_table(folder / "train.csv"), write_table(folder / "test.csv", 20, seed=5), "0.2"
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(
+    model: str, data: DataConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Comparison]:
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    yield compare(model, data, folder, methods=METHODS, seeds=SEEDS, settings=SETTINGS)
+
+
+def run_of(compared: Comparison, name: str, seed: int) -> Path:
+    (folder,) = (
+        path
+        for path in (compared.folder / "runs").iterdir()
+        if path.name.startswith(name) and path.name.endswith(f"-seed{seed}")
+    )
+    return folder
+
+
+def answers(compared: Comparison, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the runs of a method said of the test rows ``[seeds, rows]``, and the labels."""
+    tensors = [
+        read_tensors(run_of(compared, name, seed) / "predictions.safetensors") for seed in SEEDS
+    ]
+    said = np.stack([stored["test/logits"].numpy().argmax(1) for stored in tensors])
+    return said, tensors[0]["test/labels"].numpy()
+
+
+def by_name(compared: Comparison) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in compared.rows}
+
+
+def test_rows_are_what_scikit_learn_measures(compared: Comparison) -> None:
+    assert [row["name"] for row in compared.rows] == [
+        *BASELINES, "head", "lora:target_modules=all-linear,rank=2",
+    ]  # fmt: skip
+    assert [row["kind"] for row in compared.rows] == ["baseline"] * 3 + ["run"] * 2
+    for name in ("head", "lora"):
+        said, labels = answers(compared, name)
+
+        row = next(r for r in compared.rows if r["name"].startswith(name))
+        assert row["after"] == pytest.approx(np.mean([accuracy_score(labels, s) for s in said]))
+        macro = np.mean([f1_score(labels, s, average="macro", zero_division=0) for s in said])
+        assert row["macro_f1"] == pytest.approx(macro)
+        low, high = row["interval"]
+        assert 0 <= low < row["after"] < high <= 1 and row["seeds"] == 2
+
+
+def test_differences_are_paired_with_the_best(compared: Comparison) -> None:
+    best = max(compared.rows, key=lambda row: row["after"])
+    assert best["difference"] is None
+    assert best["name"] == "TF-IDF + linear SVM" and best["after"] == 1.0  # words decide the label
+    for name in ("head", "lora"):
+        said, labels = answers(compared, name)
+        expected = paired_over_seeds(said == labels, np.ones((1, len(labels)), dtype=bool))
+        row = next(r for r in compared.rows if r["name"].startswith(name))
+        assert row["difference"] == pytest.approx(expected.__dict__)
+        assert row["difference"]["difference"] == pytest.approx(row["after"] - 1)
+
+
+def test_the_majority_is_the_majority(compared: Comparison, data: DataConfig) -> None:
+    splits = load_data(data)
+    assert splits.test is not None
+    most = max(set(splits.train.labels), key=splits.train.labels.count)
+    share = np.mean(np.array(splits.test.labels) == most)
+    row = by_name(compared)["majority class"]
+    assert row["after"] == pytest.approx(share)
+    assert row["trainable"] is row["saved_bytes"] is row["before"] is None
+
+
+def test_frozen_features_say_how_they_were_chosen(compared: Comparison) -> None:
+    row = by_name(compared)[BASELINES[2]]
+    assert len(row["notes"]) == 1 and row["seconds"] > 0
+    assert " pooling and C=" in row["notes"][0]
+
+
+def test_runs_are_those_of_train(
+    compared: Comparison, model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    """The shared features and the figures before training, measured once, change nothing."""
+    for name, method in (("head", Head()), ("lora", LoRA("all-linear", rank=2))):
+        for seed in SEEDS:
+            alone = train(
+                model, data, tmp_path / f"{name}{seed}",
+                method=method, settings=replace(SETTINGS, seed=seed),
+            )  # fmt: skip
+            folder = run_of(compared, name, seed)
+            metrics = read_json(folder / "metrics.json")
+            for key in ("before", "after", "history", "best_step"):
+                assert metrics[key] == alone.metrics[key], (name, seed, key)
+            one, other = (
+                read_tensors(path / "adapter" / "adapter_model.safetensors")
+                for path in (folder, alone.folder)
+            )
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
+            assert read_json(folder / "run.json") == read_json(alone.folder / "run.json")
+
+
+def test_costs_and_before_are_those_of_the_runs(compared: Comparison) -> None:
+    for name in ("head", "lora"):
+        metrics = [read_json(run_of(compared, name, s) / "metrics.json") for s in SEEDS]
+        row = next(r for r in compared.rows if r["name"].startswith(name))
+        before = [m["before"]["test"]["accuracy"] for m in metrics]
+        assert row["before"] == pytest.approx(np.mean(before))
+        costs = [m["costs"] for m in metrics]
+        assert row["trainable"] == costs[0]["trainable_parameters"]
+        assert row["seconds"] == pytest.approx(np.mean([c["training_seconds"] for c in costs]))
+        assert row["peak_memory_bytes"] == max(c["peak_memory_bytes"] for c in costs)
+        assert row["saved_bytes"] == costs[0]["saved_bytes"]
+
+
+def test_files_hold_the_same_and_read_back(compared: Comparison) -> None:
+    stored = json.loads((compared.folder / "comparison.json").read_text())
+    assert stored["rows"] == json.loads(json.dumps(compared.rows))
+    assert stored["verdict"] == compared.verdict == verdict(stored["rows"])
+    facts = stored["facts"]
+    assert facts["judged_on"] == "test" and facts["environment"]["torch"] == torch.__version__
+    assert facts["data"]["counts"] == {"train": 36, "validation": 9, "test": 20}
+
+    with (compared.folder / "comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["after"]) for line in lines] == [row["after"] for row in compared.rows]
+
+    report = (compared.folder / "report.md").read_text()
+    assert compared.verdict in report and "No adapter beats the cheap baselines" in report
+    for row in compared.rows:
+        assert row["name"] in report
+    for image in (compared.folder / "plots").iterdir():
+        assert f"plots/{image.name}" in report
+        assert image.read_bytes().startswith(b"\x89PNG")
+    assert report.count("![") == len(list((compared.folder / "plots").iterdir())) == 7
+
+
+class Stop(Silent):
+    """Raises Ctrl-C when a run begins."""
+
+    def __init__(self, at: str) -> None:
+        self.at, self.said = at, list[str]()
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+        if sentence == self.at:
+            raise KeyboardInterrupt
+
+
+def test_resuming_keeps_what_is_finished(
+    compared: Comparison, model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    words: dict[str, Any] = {"methods": METHODS, "seeds": SEEDS, "settings": SETTINGS}
+    folder = tmp_path / "out"
+    stop = Stop("lora:target_modules=all-linear,rank=2, seed 3")
+    with pytest.raises(KeyboardInterrupt):
+        compare(model, data, folder, **words, reporter=stop)
+    finished = sorted((folder / "runs").glob("*/metrics.json"))
+    assert [path.parent.name for path in finished] == ["head-seed1", "head-seed3"]
+    stamps = [path.stat().st_mtime_ns for path in finished]
+    assert not (folder / "report.md").exists()
+
+    with pytest.raises(UsageError, match="exists already"):
+        compare(model, data, folder, **words)
+    with pytest.raises(UsageError, match=r"methods was \['head', 'lora.*\] there and is \['head'\]"):
+        compare(model, data, folder, **words | {"methods": ["head"]}, resume=True)
+    with pytest.raises(UsageError, match=r"seeds was \[3, 1\] there and is \[3\] now"):
+        compare(model, data, folder, **words | {"seeds": [3]}, resume=True)
+
+    listening = Stop("never")
+    again = compare(model, data, folder, **words, resume=True, reporter=listening)
+    assert not any(sentence.startswith("head, ") for sentence in listening.said)
+    assert [path.stat().st_mtime_ns for path in finished] == stamps
+    for one, other in zip(again.rows, compared.rows, strict=True):
+        for key in ("name", "before", "after", "macro_f1", "interval", "difference", "trainable"):
+            assert one[key] == other[key], (one["name"], key)
+
+    # All is finished: nothing is trained again, and a lost report is written again.
+    (folder / "report.md").unlink()
+    assert compare(model, data, folder, **words, resume=True).rows[3:] == again.rows[3:]
+    assert again.verdict in (folder / "report.md").read_text()
+
+
+def test_without_a_test_part_validation_judges_and_says_so(
+    model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    alone = replace(data, test_data=None)
+    result = compare(model, alone, tmp_path / "out", methods=["head"], settings=SETTINGS)
+    (run,) = (row for row in result.rows if row["kind"] == "run")
+    note = "judged on the validation rows, which also chose its checkpoint"
+    assert note in run["notes"] and result.facts["judged_on"] == "validation"
+    assert note in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_rows_that_stand_in_training_are_noted(
+    model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    same = replace(data, test_data=data.data)
+    result = compare(model, same, tmp_path / "out", methods=["head"], settings=SETTINGS)
+    run = result.rows[-1]
+    metrics = read_json(run_of(Comparison(result.folder, [], "", {}), "head", 0) / "metrics.json")
+    without = metrics["after"]["test"]["without_duplicates"]
+    share = f"accuracy {100 * without['accuracy']:.1f} % without the 36 rows"
+    assert any(note.startswith(share) for note in run["notes"])
+
+
+def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path: Path) -> None:
+    head = HeadConfig("auto", "probe")
+    result = compare(
+        model, data, tmp_path / "out", methods=["head", "lora"], head=head, settings=SETTINGS
+    )
+    kinds = {
+        read_json(path)["head"] for path in (tmp_path / "out" / "runs").glob("*/metrics.json")
+    }
+    frozen, head_row, lora_row = result.rows[2:]
+    assert len(kinds) == 1 and f"{kinds.pop()} pooling" in frozen["notes"][0]
+    # All start from the very probe that the baseline is.
+    assert head_row["before"] == lora_row["before"] == frozen["after"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"methods": ["lora", LoRA()]}, "The method lora is given twice"),
+        ({"methods": []}, "at least one method"),
+        ({"seeds": [0, 1, 0]}, "The seed 0 is given twice"),
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": [-1]}, "seed must be"),
+        ({"methods": ["loar"]}, "no method 'loar'"),
+    ],
+)
+def test_what_makes_no_comparison_is_refused(
+    model: str, data: DataConfig, tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        compare(model, data, tmp_path / "out", settings=SETTINGS, **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_judge_on_is_refused(model: str, data: DataConfig, tmp_path: Path) -> None:
+    alone = replace(data, test_data=None, validation="none")
+    with pytest.raises(UsageError, match="nothing to judge on"):
+        compare(model, alone, tmp_path / "out", settings=SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_that_look_alike_have_folders_of_their_own(
+    model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    methods = [LoRA(r"re:.*\.(query)"), LoRA(r"re:.*\.query|x"), LoRA(r"re:.*\.query/x|query")]
+    long = LoRA(r"re:.*query|" + "|".join(f"module{i}" for i in range(60)))
+    settings = replace(SETTINGS, epochs=1)
+    compare(model, data, tmp_path / "out", methods=[*methods[:2], long], settings=settings)
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 3
+
+
+def test_predictions_of_other_rows_are_found_out(
+    model: str, data: DataConfig, tmp_path: Path
+) -> None:
+    words: dict[str, Any] = {"methods": ["head"], "settings": SETTINGS}
+    compare(model, data, tmp_path / "out", **words)
+    path = tmp_path / "out" / "runs" / "head-seed0" / "predictions.safetensors"
+    tensors = {name: tensor[:-1] for name, tensor in read_tensors(path).items()}
+    write_tensors_atomically(path, tensors)
+    with pytest.raises(DeltafitError, match="does not fit the data"):
+        compare(model, data, tmp_path / "out", **words, resume=True)
