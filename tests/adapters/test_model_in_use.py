@@ -73,22 +73,26 @@ def test_save_pretrained_of_an_adapted_model_writes_its_base(tmp_path: Path) -> 
         assert torch.equal(logits(again), start)
 
 
-def test_compiled_and_checkpointed_models_run_the_adapter() -> None:
+def test_a_compiled_model_runs_the_adapter_and_notices_a_switch() -> None:
+    model, inputs = TwoTower(), (torch.randn(4, 12), torch.randn(4, 20))
+    start = model(*inputs)
+    adapt(model, LoRA("all-linear", rank=2))
+    randomise(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), model(*inputs))
+    activate(model, None)
+    torch.testing.assert_close(compiled(*inputs), start)
+
+
+def test_a_frozen_base_under_gradient_checkpointing_trains_the_adapter() -> None:
     model = tiny_model("bert")
     adapt(model, LoRA(rank=2))
     randomise(model)
-    adapted = logits(model)
-    compiled = torch.compile(model, backend="eager")
-    torch.testing.assert_close(logits(compiled), adapted)
-    activate(model, None)
-    assert not torch.allclose(logits(compiled), adapted)
-    activate(model, "default")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     model(**tiny_inputs(model)).logits.sum().backward()
-    assert all(
-        t.grad is not None and t.grad.any() for t in adapter_tensors(model, "default").values()
-    )
+    tensors = adapter_tensors(model, "default").values()
+    assert all(t.grad is not None and t.grad.any() for t in tensors)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
@@ -150,20 +154,22 @@ def test_a_thousand_loads_and_removals_leave_nothing_behind(tmp_path: Path) -> N
     stored = read_adapter(tmp_path)
     start, output = anatomy(model), model(*inputs)
 
-    def cycles(count: int) -> tuple[int, int]:
+    def cycles(count: int) -> int:
         for _ in range(count):
             load_adapter(model, stored)
             remove_adapter(model, "default")
         gc.collect()
-        return len(gc.get_objects()), tracemalloc.get_traced_memory()[0]
+        return len(gc.get_objects())
 
-    cycles(20)  # caches fill
-    tracemalloc.start()
-    objects, memory = cycles(10)
-    more_objects, more_memory = cycles(1000)
+    objects = cycles(20)  # caches fill
+    assert cycles(1000) - objects < 100  # one a cycle would be the least of leaks
+    tracemalloc.start()  # makes everything slower: fewer cycles see what the collector does not
+    cycles(10)
+    memory = tracemalloc.get_traced_memory()[0]
+    cycles(100)
+    grown = tracemalloc.get_traced_memory()[0] - memory
     tracemalloc.stop()
-    assert more_objects - objects < 100  # ten a cycle would be the least of leaks
-    assert more_memory - memory < 300_000  # the interpreter's own cache of names is some 200 kB
+    assert grown < 100_000  # the interpreter's cache of names grows a little at first
     activate(model, "other")
     assert anatomy(model) == start
     assert torch.equal(model(*inputs), output)

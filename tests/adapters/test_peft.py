@@ -80,6 +80,8 @@ def test_ours_loads_in_peft(architecture: str, settings: dict[str, Any], tmp_pat
         if not name.endswith("base_layer.weight")
     }
     assert {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in stored.items()}
+    if not settings:
+        return
     # and back through PEFT's own writing, which drops our metadata
     theirs.save_pretrained(tmp_path / "again")
     again = tiny_model(architecture)

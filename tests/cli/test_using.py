@@ -132,9 +132,7 @@ def test_inspect_shows_what_an_adapter_changed(tiny: Tiny) -> None:
     assert "Stored whole: 2 tensors, 99 values." in text
 
 
-def test_a_merged_checkpoint_predicts_the_same_without_deltafit(
-    tiny: Tiny, tmp_path: Path
-) -> None:
+def test_a_merged_checkpoint_predicts_the_same_without_deltafit(tiny: Tiny, tmp_path: Path) -> None:
     text = done("merge", tiny.run, "--output", tmp_path / "plain")
     assert "0 predictions flip" in text and str(tmp_path / "plain") in text
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deltafit.adapters.inspection import Inspection
 from deltafit.experiments.comparison import Comparison
@@ -41,6 +42,10 @@ def _table(title: str, *columns: str, left: Container[str] = ()) -> Table:
     return table
 
 
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))  # Text: a label such as "[spam]" is no markup
+
+
 def show_run(console: Console, result: RunResult) -> None:
     """Print what a run gave and cost."""
     metrics, costs = result.metrics, result.metrics["costs"]
@@ -54,7 +59,8 @@ def show_run(console: Console, result: RunResult) -> None:
     for name, figures in metrics["after"].items():
         before = metrics["before"].get(name)
         low, high = figures["accuracy_interval"]
-        table.add_row(
+        _add(
+            table,
             name,
             str(figures["count"]),
             "–" if before is None else f"{before['accuracy']:.4f}",
@@ -112,7 +118,7 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
     )
     for name, figures in classes[:_CLASSES_SHOWN]:
         shares = (f"{figures[key]:.3f}" for key in ("precision", "recall", "f1"))
-        table.add_row(name, *shares, str(figures["support"]))
+        _add(table, name, *shares, str(figures["support"]))
     console.print(table)
     if len(classes) > _CLASSES_SHOWN:
         say(console, f"{len(classes) - _CLASSES_SHOWN} better classes are in --json.")
@@ -132,7 +138,8 @@ def show_inspection(console: Console, found: Inspection | AdapterInspection) -> 
         if not line.name:
             continue  # the model itself, which the title tells
         shape = "×".join(map(str, line.shape)) if line.shape else ""
-        tree.add_row(
+        _add(
+            tree,
             "  " * (line.depth - 1) + line.name,
             line.kind,
             shape,
@@ -153,7 +160,7 @@ def show_inspection(console: Console, found: Inspection | AdapterInspection) -> 
         left=("",),
     )
     for label, cell in _COST_LINES:
-        costs.add_row(label, cell(found.adapter), cell(found.full))
+        _add(costs, label, cell(found.adapter), cell(found.full))
     console.print(costs)
 
 
@@ -185,7 +192,8 @@ def _show_adapter(console: Console, found: AdapterInspection) -> None:
             left=("matrix",),
         )
         for change in found.changes:
-            table.add_row(
+            _add(
+                table,
                 change.name,
                 "×".join(map(str, change.shape)),
                 f"{change.delta_norm:.4f}",
