@@ -31,11 +31,11 @@ def main() -> None:
         shutil.rmtree(output)
     console = Console()
     began = time.perf_counter()
-    say(console, "MiniLM on 1,000 sentences of Rotten Tomatoes reviews, four methods.")
+    say(console, "MiniLM on 600 sentences of Rotten Tomatoes reviews, four methods.")
     with ConsoleReporter(console).shown() as reporter:
         comparison = deltafit.compare(
             "minilm",
-            deltafit.DataConfig("rotten_tomatoes", limit=1000),
+            deltafit.DataConfig("rotten_tomatoes", limit=600),
             output,
             methods=("head", "last-block", "lora", "full"),
             head=deltafit.HeadConfig("mean"),  # MiniLM was pretrained for mean pooling

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from deltafit.adapters import select_targets
 from deltafit.errors import UsageError
 from deltafit.tasks.pooling import POOLINGS, PooledClassifier, Pooling, pool
-from tests.tiny_models import tiny_inputs, tiny_model
+from tests.tiny_models import HIDDEN, tiny_inputs, tiny_model
 
 
 def pooled_by_hand(state: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -66,3 +67,9 @@ def test_dropout_is_of_features_and_in_training_alone() -> None:
     assert torch.equal(classifier(**inputs), classifier(**inputs))
     classifier.dropout.train()
     assert not torch.equal(classifier(**inputs), classifier(**inputs))
+
+
+def test_a_pooled_classifier_has_its_encoders_default_targets():
+    model = PooledClassifier(tiny_model("bert", task="base"), HIDDEN, 3, "mean", 0.0)
+    names = {target.rpartition(".")[2] for target in select_targets(model, None)}
+    assert names == {"query", "value"}

@@ -50,6 +50,8 @@ class PooledClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        # What is known of the architecture, its default targets for one, is known of this too.
+        self.config = encoder.config
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, num_labels)
