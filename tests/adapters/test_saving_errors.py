@@ -204,3 +204,13 @@ def test_a_kill_while_saving_leaves_the_old_adapter(tmp_path: Path) -> None:
     assert subprocess.run(command, check=False).returncode == 9
     assert {n: (tmp_path / n).read_bytes() for n in before} == before
     load_adapter(nn.Sequential(nn.Linear(4, 4)), read_adapter(tmp_path))
+
+
+def test_a_damaged_configuration_is_found_though_only_peft_reads_it(tmp_path):
+    model = tiny_model("bert")
+    adapt(model, LoRA(), head=("classifier.weight", "classifier.bias"))
+    save_adapter(model, tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text()[:-20])
+    with pytest.raises(DeltafitError, match=r"adapter_config\.json, line"):
+        read_adapter(tmp_path)

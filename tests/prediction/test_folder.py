@@ -16,7 +16,7 @@ from deltafit.errors import DeltafitError
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
 from deltafit.prediction.canaries import SENTENCES, canary_logits
 from deltafit.prediction.fingerprint import fingerprint
-from deltafit.prediction.folder import load_saved, save_classifier
+from deltafit.prediction.folder import adapter_folder, load_saved, save_classifier
 from deltafit.prediction.using import verify
 from deltafit.tasks.classification import Classifier, collate, logits_of
 from tests.tiny_models import tiny_model
@@ -184,3 +184,12 @@ def test_canaries_are_each_sentences_own_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         alone = logits_of(classifier.model, collate([ids], 1, positions=False))[0]
     np.testing.assert_allclose(found[4], alone.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_comparisons_folder_names_a_run_inside_it(tmp_path):
+    for name in ("head-seed0", "lora-seed0"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(DeltafitError, match="comparison of 2 runs.*head-seed0"):
+        adapter_folder(tmp_path)

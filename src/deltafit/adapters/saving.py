@@ -132,6 +132,8 @@ def read_adapter(folder: Path) -> StoredAdapter:
         raise DeltafitError(
             f"{path} does not say what was trained (its metadata is damaged); restore a copy."
         ) from error
+    if (folder / CONFIG_FILE).exists():
+        read_json(folder / CONFIG_FILE)  # only PEFT needs it, but damaged it is not as it was saved
     return StoredAdapter(method, {our_name(key): t for key, t in tensors.items()}, replaced)
 
 

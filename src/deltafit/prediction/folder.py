@@ -123,6 +123,11 @@ def adapter_folder(path: str | Path) -> Path:
     for candidate in (folder, folder / "adapter"):
         if (candidate / FACTS_FILE).is_file():
             return candidate
+    runs = sorted(path.parent for path in folder.glob("runs/*/metrics.json"))
+    if runs:
+        raise DeltafitError(
+            f"{folder} holds a comparison of {len(runs)} runs. Give one of them, such as {runs[0]}."
+        )
     if (folder / "run.json").is_file():
         raise DeltafitError(
             f"The run in {folder} has not finished, so it has no adapter yet. Continue it with "

@@ -229,8 +229,9 @@ class TrainingLoop:
             entry |= figures
             if collapsed:
                 self._note(
-                    f"At step {course.step} every validation row was given the same class. The "
-                    "learning rate may be far too high or too low, or the training too short."
+                    "There was an evaluation in which every validation row was given the same "
+                    "class. The learning rate may be far too high or too low, or the training too "
+                    "short."
                 )
         course.history.append(entry)
         numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
