@@ -191,5 +191,5 @@ def test_a_comparisons_folder_names_a_run_inside_it(tmp_path):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "metrics.json").write_text("{}")
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(DeltafitError, match="comparison of 2 runs.*head-seed0"):
+    with pytest.raises(DeltafitError, match=r"comparison of 2 runs.*head-seed0"):
         adapter_folder(tmp_path)
