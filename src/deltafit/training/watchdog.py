@@ -1,6 +1,7 @@
 """Watching the gradients of the first steps: what never gets one is not being trained."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,9 +83,9 @@ class GradientWatchdog:
             "outside": list(self.outside),
         }
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` gave."""
-        self._steps = int(state["steps"])  # type: ignore[call-overload]  # our own JSON
-        self._silent = set(state["silent"])  # type: ignore[call-overload]
-        self._unreached = set(state["unreached"])  # type: ignore[call-overload]
-        self.outside = tuple(state["outside"])  # type: ignore[arg-type]
+        self._steps = int(state["steps"])
+        self._silent = set(state["silent"])
+        self._unreached = set(state["unreached"])
+        self.outside = tuple(state["outside"])
