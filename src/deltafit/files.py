@@ -181,9 +181,3 @@ def sha256_of_file(path: Path) -> str:
     except OSError as error:
         raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
     return digest.hexdigest()
-
-
-def sha256_of_json(content: Any) -> str:
-    """Return the hexadecimal SHA-256 of ``content`` as canonical JSON (sorted keys)."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

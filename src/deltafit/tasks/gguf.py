@@ -7,6 +7,7 @@ transformers uses anyway, under the hash of its bytes, and loaded from there.
 
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def as_checkpoint(source: ModelSource) -> ModelSource:
     if source.gguf_file is None:
         return source
     file = Path(source.location) / source.gguf_file
-    copy = _cache() / sha256_of_file(file)[:16]
+    copy = _cache() / _digest(file, file.stat().st_mtime_ns)[:16]
     if not copy.is_dir():
         gguf = {"gguf_file": source.gguf_file}
         tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
@@ -40,6 +41,15 @@ def as_checkpoint(source: ModelSource) -> ModelSource:
             tokenizer.save_pretrained(temporary)
             model.save_pretrained(temporary)
     return replace(source, location=str(copy), gguf_file=None)
+
+
+@cache
+def _digest(file: Path, changed: int) -> str:
+    """Return the file's hash; ``changed`` makes a rewritten file a new one.
+
+    Tokenizer, configuration and weights each ask where the model is, and a file may be gigabytes.
+    """
+    return sha256_of_file(file)
 
 
 def _cache() -> Path:
