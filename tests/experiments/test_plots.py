@@ -132,3 +132,12 @@ def test_class_bars_are_the_worst_first() -> None:
     widths = [bar.get_width() for bar in axes.patches]
     scores = sorted(100 * figures["f1"] for figures in metrics["per_class"].values())
     np.testing.assert_allclose(widths, scores[:20])
+
+
+def test_a_very_long_method_name_leaves_the_axes_their_room() -> None:
+    rows = example()
+    rows[-1]["name"] = f"lora:target_modules={'+'.join(f'layer.{i}.query' for i in range(40))}"
+    for figure in (accuracy_plot(rows), share_plot(rows)):
+        figure.draw_without_rendering()
+        assert figure.axes[0].get_position().width > 0.35
+        assert figure.axes[0].get_position().height > 0.5

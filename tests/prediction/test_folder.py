@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, BertForMaskedLM
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 
 from deltafit.data import tokenise
 from deltafit.errors import DeltafitError
@@ -178,7 +183,7 @@ def test_nothing_half_written_appears(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_canaries_are_each_sentences_own_logits(tmp_path: Path) -> None:
     classifier = trained(save_model(tmp_path))
-    found = canary_logits(classifier, MAX_LENGTH)
+    found = canary_logits(classifier, SENTENCES, MAX_LENGTH)
     assert found.shape == (16, 3) and found.dtype == np.float32
     ids = classifier.tokenizer(SENTENCES[4], truncation=True, max_length=MAX_LENGTH)["input_ids"]
     with torch.no_grad():
@@ -193,3 +198,24 @@ def test_a_comparisons_folder_names_a_run_inside_it(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(DeltafitError, match=r"comparison of 2 runs.*head-seed0"):
         adapter_folder(tmp_path)
+
+
+def test_a_tokenizer_that_drops_whole_sentences_is_proven_by_the_others(tmp_path: Path) -> None:
+    save_model(tmp_path / "base")
+    # Neither an unknown token nor special ones: what it does not know leaves nothing behind.
+    letters = Tokenizer(models.BPE({"<pad>": 1, "g": 4, "z": 5}, []))
+    PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>").save_pretrained(
+        tmp_path / "base"
+    )
+    classifier = trained(str(tmp_path / "base"))
+    plain = adapted(str(tmp_path / "base"), Head())
+    save_classifier(
+        classifier,
+        tmp_path / "adapter",
+        base_fingerprint=fingerprint(plain.model, plain.head_parameters),
+        max_length=MAX_LENGTH,
+        facts={},
+    )
+    canaries = load_saved(tmp_path / "adapter").facts["canaries"]
+    assert canaries == [text for text in SENTENCES if set(text) & set("gz")]
+    assert 0 < len(canaries) < len(SENTENCES)

@@ -1,6 +1,6 @@
 """Where an adapter sits: select targets, inject, switch, merge, save and load."""
 
-from deltafit.adapters.injection import adapt, generator_for
+from deltafit.adapters.injection import adapt, generator_for, keyed_seed
 from deltafit.adapters.layers import is_adapted, layer_state, view_of
 from deltafit.adapters.merging import merge, merge_and_unload, unmerge
 from deltafit.adapters.model import (
@@ -32,6 +32,7 @@ __all__ = [
     "fill_adapter",
     "generator_for",
     "is_adapted",
+    "keyed_seed",
     "layer_state",
     "load_adapter",
     "merge",

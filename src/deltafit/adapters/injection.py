@@ -183,10 +183,15 @@ def _whole_layers(resized: Mapping[str, object], base: Mapping[str, nn.Parameter
     return all(name in resized for name in base if name.rpartition(".")[0] in modules)
 
 
+def keyed_seed(seed: int, name: str) -> int:
+    """Return a seed of 63 bits that depends on ``seed`` and the name of its use alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def generator_for(seed: int, tensor_name: str) -> Generator:
     """Return a CPU generator that depends on ``seed`` and the tensor's name alone."""
-    digest = hashlib.sha256(f"{seed}/{tensor_name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(keyed_seed(seed, tensor_name))
 
 
 def _layer(

@@ -49,7 +49,7 @@ def takes(**settings: type[Any]) -> Callable[[Callable[..., Result]], Callable[.
         own = [p for n, p in inspect.signature(command).parameters.items() if n not in settings]
         flags = [flag for kind in settings.values() for flag in _flags(kind)]
         parameters = [*own, *flags]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it from any function
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
 

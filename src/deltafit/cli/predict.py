@@ -72,7 +72,7 @@ def _texts(texts: list[str] | None, data: str | None, column: str | None) -> Ite
 
 def _lines() -> Iterator[str]:
     """Yield the lines of standard input that hold a text."""
-    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # type: ignore[union-attr]  # a text stream, seen above
     try:
         for line in sys.stdin:
             if line.strip():

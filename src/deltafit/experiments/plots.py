@@ -252,7 +252,8 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _wrapped(text: str, width: int = 28) -> str:
-    return "\n".join(textwrap.wrap(text, width)) or text
+    # More lines of a method's settings would leave its axes no room.
+    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …")) or text
 
 
 def _legend_of_kinds(figure: Figure, rows: Sequence[Row]) -> None:

@@ -23,7 +23,7 @@ from deltafit.files import (
     write_json_atomically,
     write_tensors_atomically,
 )
-from deltafit.prediction.canaries import SENTENCES, canary_logits, check_canaries
+from deltafit.prediction.canaries import canary_logits, check_canaries, readable_sentences
 from deltafit.prediction.fingerprint import check_fingerprint, fingerprint
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
 
@@ -76,7 +76,8 @@ def save_classifier(
         max_length: tokens a text is cut to.
         facts: metrics, data hash and other facts of its making, as JSON values.
     """
-    logits = canary_logits(classifier, max_length)
+    sentences = readable_sentences(classifier.tokenizer)
+    logits = canary_logits(classifier, sentences, max_length)
     architecture_head = classifier.head.kind == "architecture"
     content = {
         "format": FORMAT,
@@ -89,7 +90,7 @@ def save_classifier(
             "hub_id": classifier.source.hub_id,
             "tensors": base_fingerprint,
         },
-        "canaries": list(SENTENCES),
+        "canaries": sentences,
         "versions": versions(),
         **facts,
     }
@@ -155,7 +156,8 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     folder = adapter_folder(path)
     facts = read_facts(folder)
     stored = read_adapter(folder)
-    expected = _read_canaries(folder, len(facts["label_names"]))
+    sentences = facts["canaries"]
+    expected = _read_canaries(folder, len(sentences), len(facts["label_names"]))
     classifier = _load_base(folder, facts, model)
     head = tuple(facts["head_parameters"])
     check_fingerprint(
@@ -168,18 +170,18 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     load_adapter(classifier.model, stored)
     classifier.model.eval()
     max_length = int(facts["max_length"])
-    difference = check_canaries(classifier, expected, max_length, str(folder))
+    difference = check_canaries(classifier, sentences, expected, max_length, str(folder))
     return SavedClassifier(classifier, max_length, facts, stored.notes, difference)
 
 
-def _read_canaries(folder: Path, num_labels: int) -> np.ndarray:
+def _read_canaries(folder: Path, sentences: int, num_labels: int) -> np.ndarray:
     path = folder / CANARIES_FILE
     logits = read_tensors(path).get("logits")
-    if logits is None or logits.shape != (len(SENTENCES), num_labels):
+    if logits is None or logits.shape != (sentences, num_labels):
         found = "no logits" if logits is None else f"logits of shape {list(logits.shape)}"
         raise DeltafitError(
-            f"{path} holds {found}; {FACTS_FILE} beside it has {num_labels} labels, so they would "
-            f"be [{len(SENTENCES)}, {num_labels}]. The files do not belong together."
+            f"{path} holds {found}; {FACTS_FILE} beside it has {sentences} sentences and "
+            f"{num_labels} labels. The files do not belong together."
         )
     expected: np.ndarray = logits.numpy()
     return expected
@@ -222,7 +224,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     facts = read_json(path)
     if not isinstance(facts, dict):
         raise DeltafitError(f"{path} holds no JSON object; the file is damaged.")
-    needed = ("format", "label_names", "head", "head_parameters", "max_length", "base")
+    needed = ("format", "label_names", "head", "head_parameters", "max_length", "base", "canaries")
     missing = [key for key in needed if key not in facts]
     missing += [
         f"{outer}.{key}" for outer, key in _NEEDED_INSIDE if key not in facts.get(outer, ())
@@ -234,5 +236,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{path} has format {facts['format']}; this version reads format {FORMAT}. Use the "
             f"version of deltafit that wrote it ({facts.get('versions', {}).get('deltafit')})."
         )
+    if not facts["canaries"]:
+        raise DeltafitError(f"{path} names no canaries, so the adapter cannot be proven.")
     result: dict[str, Any] = facts
     return result

@@ -59,9 +59,10 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
         raise UsageError(f"{output} exists already. Choose another --output.")
     saved = load_saved(folder, model=model)
     classifier = saved.classifier
-    before = canary_logits(classifier, saved.max_length)
+    sentences = saved.facts["canaries"]
+    before = canary_logits(classifier, sentences, saved.max_length)
     merge_and_unload(classifier.model)
-    after = canary_logits(classifier, saved.max_length)
+    after = canary_logits(classifier, sentences, saved.max_length)
     change = largest_difference(after, before)
     flipped = int((before.argmax(1) != after.argmax(1)).sum())
     if not change <= TOLERANCE or flipped:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from deltafit.data import load_labelled, tokenise
+from deltafit.data import load_labelled
 from deltafit.errors import DeltafitError
 from deltafit.prediction.folder import SavedClassifier, load_saved
-from deltafit.tasks.inference import compute_logits
+from deltafit.tasks.inference import compute_logits, tokenise_for
 from deltafit.tasks.metrics import classification_metrics
 
 # Enough to sort by length within, few enough that memory stays constant for any input.
@@ -54,7 +54,7 @@ def predict(
         empty = next((first + i for i, text in enumerate(chunk) if not text.strip()), None)
         if empty is not None:
             raise DeltafitError(f"Text {empty} is empty; remove it or fill it in.")
-        rows = tokenise(saved.classifier.tokenizer, chunk, saved.max_length).input_ids
+        rows = tokenise_for(saved.classifier, chunk, saved.max_length).input_ids
         logits = compute_logits(saved.classifier, rows, batch_size=batch_size)
         for text, probabilities in zip(chunk, softmax(logits.astype(np.float64), 1), strict=True):
             best = int(probabilities.argmax())
@@ -88,7 +88,7 @@ def evaluate(
     saved = folder if isinstance(folder, SavedClassifier) else load_saved(folder, model=model)
     names = saved.classifier.label_names
     part = load_labelled(data, names, text_column=text_column, label_column=label_column)
-    tokens = tokenise(saved.classifier.tokenizer, part.texts, saved.max_length)
+    tokens = tokenise_for(saved.classifier, part.texts, saved.max_length)
     logits = compute_logits(saved.classifier, tokens.input_ids, batch_size=batch_size)
     metrics = classification_metrics(np.asarray(part.labels), logits, names)
     return {**metrics, "truncated": tokens.truncated, "source": part.source}

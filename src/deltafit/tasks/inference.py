@@ -6,11 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deltafit.data import length_grouped
+from deltafit.data import Tokenised, length_grouped, tokenise
+from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier, collate, logits_of
 from deltafit.tasks.pooling import POOLINGS, Pooling, pool
 
 Rows = Sequence[Sequence[int]]
+
+
+def tokenise_for(classifier: Classifier, texts: Sequence[str], max_length: int) -> Tokenised:
+    """Tokenise texts for a classifier; see ``tokenise``.
+
+    Raises:
+        DeltafitError: a text has a token that the model has no embedding of, or none at all.
+    """
+    tokens = tokenise(classifier.tokenizer, texts, max_length)
+    embeddings = encoder_of(classifier.model).get_input_embeddings()  # type: ignore[operator]  # every transformers model has it
+    for text, ids in zip(texts, tokens.input_ids, strict=True):
+        if max(ids) >= embeddings.num_embeddings:
+            raise DeltafitError(
+                f"The tokenizer gives {text[:40]!r} the token {max(ids)}, but the model knows "
+                f"{embeddings.num_embeddings:,} tokens. Tokenizer and model do not belong "
+                "together, or tokens were added without model.resize_token_embeddings(...)."
+            )
+    return tokens
 
 
 def compute_logits(classifier: Classifier, rows: Rows, *, batch_size: int = 32) -> np.ndarray:

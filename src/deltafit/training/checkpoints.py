@@ -54,9 +54,6 @@ def save_checkpoint(
         tensors[f"parameter/{name}"] = parameter
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value)
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
     with write_folder_atomically(folder / f"step-{step:08d}") as temporary:
         write_tensors_atomically(temporary / "tensors.safetensors", tensors)
         write_json_atomically(temporary / "state.json", {"step": step, **state})
@@ -92,7 +89,7 @@ def restore(
     trainable: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Put a checkpoint's values into the parameters, the optimiser and the random generators.
+    """Put a checkpoint's values into the parameters and the optimiser.
 
     Raises:
         DeltafitError: the checkpoint is of another model or method.
@@ -113,9 +110,6 @@ def restore(
             # AdamW keeps its step count on the CPU whatever the parameter's device.
             device = "cpu" if entry == "step" else parameter.device
             optimiser.state[parameter][entry] = value.to(device)
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
 
 
 def save_best(folder: Path, trainable: Mapping[str, nn.Parameter]) -> None:

@@ -5,9 +5,9 @@ from functools import cached_property
 
 import numpy as np
 
-from deltafit.data import ModelSource, Splits, resolve_model, tokenise
+from deltafit.data import ModelSource, Splits, resolve_model
 from deltafit.tasks.classification import HeadSettings, load_classifier
-from deltafit.tasks.inference import compute_features
+from deltafit.tasks.inference import compute_features, tokenise_for
 from deltafit.tasks.pooling import POOLINGS, Pooling
 from deltafit.tasks.probe import Probe, logistic_probe
 from deltafit.training.progress import Reporter
@@ -57,7 +57,7 @@ class FrozenFeatures:
         result = {
             name: compute_features(
                 classifier,
-                tokenise(classifier.tokenizer, part.texts, self.max_length).input_ids,
+                tokenise_for(classifier, part.texts, self.max_length).input_ids,
                 poolings=poolings,
                 progress=advance,
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from deltafit.adapters import keyed_seed
 from deltafit.data import class_weights, epoch_order
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.tasks.classification import Classifier
@@ -100,7 +101,6 @@ class TrainingLoop:
             DeltafitError: the loss diverged, or a tensor is not being trained.
             Interrupted: the person asked to stop; a checkpoint was written.
         """
-        torch.manual_seed(self.settings.seed)
         if checkpoint is not None:
             self._resume(checkpoint)
         self.reporter.start("training", self.total_steps, self.course.step)
@@ -165,6 +165,10 @@ class TrainingLoop:
             self.optimiser.optimizer,
             rate_factor(course.step, self.total_steps, settings.schedule, settings.warmup),
         )
+        # Keyed by step, not carried on: what dropout drops does not depend on a run having been
+        # resumed, and no two processes drop the same.
+        key = f"step {course.step} of process {self.accelerator.process_index}"
+        torch.manual_seed(keyed_seed(settings.seed, key))
         loss = self.gradients.accumulate(rows)
         if not math.isfinite(loss):
             raise self._diverged("loss", loss)

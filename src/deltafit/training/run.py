@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from deltafit.adapters import adapt
-from deltafit.data import Splits, tokenise
+from deltafit.data import Splits
 from deltafit.files import write_json_atomically, write_tensors_atomically
 from deltafit.methods import DeltaMethod
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.prediction.folder import save_classifier, versions
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
-from deltafit.tasks.inference import compute_logits
+from deltafit.tasks.inference import compute_logits, tokenise_for
 from deltafit.tasks.metrics import classification_metrics
 from deltafit.tasks.probe import Probe
 from deltafit.training.accelerator import started_accelerator
@@ -159,7 +159,7 @@ def _prepare(
         head.load_state_dict(state)
     examples, truncated = {}, {}
     for name, part in splits.parts().items():
-        tokens = tokenise(classifier.tokenizer, part.texts, config.settings.max_length)
+        tokens = tokenise_for(classifier, part.texts, config.settings.max_length)
         examples[name] = Examples(tokens.input_ids, part.labels)
         truncated[name] = tokens.truncated
     cut, total = sum(truncated.values()), sum(map(len, examples.values()))
