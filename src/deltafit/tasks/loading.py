@@ -88,12 +88,18 @@ def load_architecture_classifier(
             use_safetensors=True,
         ),
     )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    _configure(model, tokenizer)
     new = _missing_parameters(source, model, report)
     _initialise_anew(model, new, seed)
     prefix = f"{model.base_model_prefix}."
     outside = (name for name, _ in model.named_parameters() if not name.startswith(prefix))
     return model, new or tuple(outside)
+
+
+def _configure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    model.config.pad_token_id = tokenizer.pad_token_id
+    # A classifier reads each text once; decoders would copy their keys and values for a next time.
+    model.config.get_text_config().use_cache = False
 
 
 def _missing_parameters(
@@ -155,7 +161,7 @@ def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Pre
         ),
     )
     _initialise_anew(model, _missing_parameters(source, model, report), seed=0)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    _configure(model, tokenizer)
     encoder: PreTrainedModel = model
     return encoder
 
