@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from deltafit.errors import DeltafitError, UsageError
 
@@ -43,6 +42,8 @@ def stratified_cut(labels: Sequence[int], fraction: float, seed: int, source: st
     Raises:
         DeltafitError: there are too few rows to give every class one row in each part.
     """
+    from sklearn.model_selection import train_test_split  # two seconds that few commands need
+
     counts = Counter(labels)
     single = sorted(label for label, count in counts.items() if count == 1)
     rows = [index for index, label in enumerate(labels) if counts[label] > 1]

@@ -1,4 +1,8 @@
-"""How good a classifier's logits are: every figure that the tables and the training loop use."""
+"""How good a classifier's logits are: every figure that the tables and the training loop use.
+
+scikit-learn and scipy's statistics take two seconds to import, which predicting need not spend:
+they are imported where they are used.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from deltafit.errors import DeltafitError, UsageError
 
@@ -69,6 +71,8 @@ def classification_metrics(
         DeltafitError: no rows, shapes that disagree, labels out of range, or a logit that is not
             finite.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     _check(labels, logits, label_names)
     classes = np.arange(len(label_names))
     predicted = logits.argmax(axis=1)
@@ -104,6 +108,8 @@ def accuracy_interval(correct: int, count: int) -> list[float]:
     Source: Wilson (1927). It stays inside [0, 1] and holds its coverage near the ends, where
     mean ± 1.96 standard errors does not.
     """
+    from scipy.stats import binomtest
+
     interval = binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
