@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -88,6 +88,42 @@ def test_many_integer_classes_are_accepted_and_measurements_are_not() -> None:
             check_classes(names, "d")
 
 
+def test_columns_that_hold_no_classes_are_refused_in_small_tables_too() -> None:
+    for names, kind in (
+        ([str(1000 + 37 * i) for i in range(40)], "40 different labels in 40 rows.*numbers"),
+        ([str(100 + 37 * (i % 45)) for i in range(90)], "45 different labels in 90 rows.*numbers"),
+        ([f"comment number {i}" for i in range(30)], "30 different labels in 30 rows.*free text"),
+        ([f"{i},{i * 7 % 10}" for i in range(30)], "continuous numbers such as 0,0 .30 different"),
+        (["3,0", "4,0", "3,0"], r"decimal numbers such as 3,0.*\(3\)"),
+    ):
+        with pytest.raises(DeltafitError, match=kind):
+            check_classes(names, "d")
+    check_classes([str(5 * i) for i in range(9)], "d")  # few rows, few classes: an example
+    check_classes([f"intent {i % 10}" for i in range(20)], "d")
+    check_classes([str(i % 10) for i in range(20)], "d")  # ids of classes
+    check_classes([str(10 * (i % 10)) for i in range(30)], "d")
+
+
+@pytest.mark.parametrize(
+    ("labels", "listed"),
+    [
+        (["pos", '"pos"', "neg", "pos"], "'\"pos\"' (rows: 1), 'pos' (rows: 2) differ only by"),
+        (["pos", "'pos'", "neg"], "differ only by quotation marks. Write them alike."),
+        (["True", "true", "maybe", "TRUE"], "'TRUE' (rows: 1), 'True' (rows: 1), 'true' (rows: 1)"),
+        ([True, 1, False], "'1' (rows: 1), 'true' (rows: 1) are one truth value"),
+        ([False, "0", "False", "no"], "'0' (rows: 1), 'False' (rows: 1), 'false' (rows: 1)"),
+    ],
+)
+def test_one_class_in_two_notations_is_refused(
+    tmp_path: Path, labels: list[object], listed: str
+) -> None:
+    with pytest.raises(DeltafitError) as caught:
+        splits_of(tmp_path, labels)
+    assert str(caught.value).startswith(f"{tmp_path / 'd.jsonl'}, column 'label': the labels ")
+    assert listed in str(caught.value)
+
+
+@settings(deadline=None)  # scikit-learn's first call is slow
 @given(st.lists(st.integers(0, 4), min_size=1).map(lambda rows: [*rows, 0, 1, 2, 3, 4]))
 def test_class_weights_are_those_of_scikit_learn(labels: list[int]) -> None:
     expected = compute_class_weight("balanced", classes=np.arange(5), y=np.array(labels))

@@ -69,17 +69,36 @@ FAULTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "a byte that is not UTF-8": (
         "d.csv",
         b"text,label\nplain,a\ncaf\xe9,b\n",
-        [", row 2, line 3: byte 22 (0xE9) is not UTF-8", "Windows-1252", "'é'"],
+        [
+            ", row 2 (line 3), column 'text': byte 22 (0xE9) is not UTF-8",
+            "Windows-1252",
+            "'é'",
+        ],
+    ),
+    "a byte that is not UTF-8 behind a quoted line break": (
+        "d.tsv",
+        b'id\ttext\tlabel\n1\t"two\nlines\twide"\tb\n2\t"two\nli\tnes"\t\xe9\n',
+        [", row 2 (line 5), column 'label': byte 50 (0xE9) is not UTF-8"],
+    ),
+    "a byte that is not UTF-8 where lines end at a carriage return": (
+        "d.csv",
+        b"\xef\xbb\xbftext,label\rone,a\rt\x8bwo,b\rthree,a\r",
+        [", row 2 (line 3), column 'text': byte 21 (0x8B) is not UTF-8"],
     ),
     "a byte that is not UTF-8 in JSON Lines": (
         "d.jsonl",
         b'{"text":"x","label":1}\n{"text":"\xe9","label":0}\n',
-        [", row 2, line 2: byte 32 (0xE9) is not UTF-8"],
+        [", row 2 (line 2), column 'text': byte 32 (0xE9) is not UTF-8"],
+    ),
+    "a byte that is not UTF-8 outside the values of JSON Lines": (
+        "d.jsonl",
+        b'{"text":"x","label":1}\n{"text":"x","lab\xe9l":0}\n',
+        [", row 2 (line 2): byte 39 (0xE9) is not UTF-8"],
     ),
     "a byte that is not UTF-8 in the header": (
         "d.csv",
         b"t\x81xt,label\nplain,a\n",
-        [", header, line 1: byte 1 (0x81) is not UTF-8", "Latin-1"],
+        [", header (line 1), column 1: byte 1 (0x81) is not UTF-8", "Latin-1"],
     ),
     "UTF-16": ("d.csv", GOOD.encode("utf-16"), [" is UTF-16 text (byte 0). Save it as UTF-8."]),
     "a packed file": ("d.csv", b"PK\x03\x04...", [" is a packed file"]),
@@ -173,7 +192,17 @@ FAULTS: dict[str, tuple[str, str | bytes, list[str]]] = {
         '{"text": "\\ud800", "label": 0}\n',
         [", row 1 (line 1), column 'text': the text holds half of a character"],
     ),
+    "half of a character in a label": (
+        "d.jsonl",
+        '{"text": "a", "label": "x"}\n{"text": "b", "label": "\\ud800"}\n',
+        [", row 2 (line 2), column 'label': the label holds half of a character"],
+    ),
     "unknown suffix": ("d.parquet", "x", [": the suffix .parquet is not known"]),
+    "a label for every row": (
+        "d.csv",
+        "text,label\none,a\ntwo,b\nthree,c\n",
+        [" cannot be cut: every row has a label of its own. Is this the label column?"],
+    ),
     "too short to cut": (
         "d.csv",
         "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(10)),

@@ -23,7 +23,8 @@ def write(path: Path, content: list[tuple[str, str]], header: str = "text,label"
 
 
 def texts(*values: str) -> LabelledTexts:
-    return LabelledTexts(values, (0,) * len(values), ("a",), "d", tuple(range(1, len(values) + 1)))
+    numbers = tuple(range(1, len(values) + 1))
+    return LabelledTexts(values, (0,) * len(values), ("a",), "d", numbers, None, "text")
 
 
 def test_ten_per_cent_by_default_and_none_trains_on_all(tmp_path: Path) -> None:
@@ -107,9 +108,46 @@ def test_duplicates_across_parts_are_counted(tmp_path: Path) -> None:
     data = write(tmp_path / "d.csv", [*rows(10), ("text 0 ", "b"), ("text 1", "b")])
     test = write(tmp_path / "t.csv", [("text 0", "a"), (" text 1", "b"), ("new", "a")])
     facts = load_splits(data, test_data=test, validation="none").facts
-    assert facts["duplicates"] == {"test": {"verbatim": 1, "apart_from_outer_whitespace": 2}}
+    assert facts["duplicates"] == {
+        "test": {"verbatim": 1, "apart_from_outer_whitespace": 2, "with_another_label": 1}
+    }
+    assert facts["duplicates_in_validation"] == {}
     assert facts["surplus_copies_in_training"] == 2
     assert facts["conflicting_texts_in_training"] == 1
+
+
+def test_duplicates_of_validation_and_contradictions_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [("same", "x"), ("b", "y"), ("both", "x"), ("both", "y")])
+    write(tmp_path / "val.csv", [("q", "x"), ("r ", "y"), ("same", "x")])
+    write(tmp_path / "test.csv", [("q", "y"), ("r", "y"), ("both", "x"), ("new", "y")])
+    splits = load_splits(tmp_path)
+    assert splits.facts["duplicates"] == {
+        "validation": {"verbatim": 1, "apart_from_outer_whitespace": 1, "with_another_label": 0},
+        "test": {"verbatim": 1, "apart_from_outer_whitespace": 1, "with_another_label": 1},
+    }
+    assert splits.facts["duplicates_in_validation"] == {
+        "test": {"verbatim": 1, "apart_from_outer_whitespace": 2, "with_another_label": 1}
+    }
+    assert splits.facts["notes"][-4:] == [
+        "1 of 3 validation texts also stand in training (1 of them to the character).",
+        "1 of 4 test texts also stand in training (1 of them to the character; 1 with another "
+        "label).",
+        "2 of 4 test texts also stand in validation, where the checkpoint is chosen (1 of them to "
+        "the character; 1 with another label).",
+        "1 training texts stand there with more than one label.",
+    ]
+    assert splits.duplicates("test") == (2,)  # of training alone
+
+
+def test_a_fraction_that_is_not_cut_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", rows(20))
+    own = write(tmp_path / "dev.csv", rows(4, 50))
+    for fraction in ("0.5", "0.1"):
+        splits = load_splits(tmp_path, validation=fraction)
+        assert splits.facts["counts"] == {"train": 20, "validation": 4}
+        said = f"the data's own part: {own}; no fraction ({fraction}) is cut off training."
+        assert splits.facts["notes"] == [f"Validation is {said}"]
+    assert load_splits(tmp_path, validation=str(own)).facts["notes"] == []
 
 
 def test_parts_by_name_and_their_duplicates(tmp_path: Path) -> None:
@@ -142,12 +180,21 @@ def test_the_hash_follows_content_and_not_the_file(tmp_path: Path) -> None:
     assert csv_rows.select([1, 0]).content_hash() != csv_rows.select([0, 1]).content_hash()
     assert texts("a\r\nb").content_hash() == texts("a\nb").content_hash()
     assert texts("ab", "c").content_hash() != texts("a", "bc").content_hash()
-    relabelled = LabelledTexts(("x",), (1,), ("a", "b"), "d", (1,))
+    relabelled = LabelledTexts(("x",), (1,), ("a", "b"), "d", (1,), None, "text")
     assert relabelled.content_hash() != replace(relabelled, labels=(0,)).content_hash()
     # Fixed for good: adapters carry it.
     assert texts("é").content_hash() == (
         "21eb36910befcac15314f1aafd3ed5de5b2f2e0ddfbb508461cafa5041720eea"
     )
+
+
+def test_the_place_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text('label,said\na,"two\nlines"\nb,x\nb,y\n', encoding="utf-8")
+    train = load_splits(path, text_column="said", validation="none").train
+    assert train.place(2) == f"{path}, row 3 (line 5), column 'said'"
+    assert train.select([1, 0]).place(0) == f"{path}, row 2 (line 4), column 'said'"
+    assert texts("a").place(0) == "d, row 1, column 'text'"  # the hub's rows have no lines
 
 
 def test_select_keeps_row_numbers() -> None:

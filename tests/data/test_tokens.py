@@ -78,8 +78,10 @@ def test_a_text_without_tokens_is_refused() -> None:
         def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
             return {"input_ids": [[1] if text.isalpha() else [] for text in texts]}
 
-    with pytest.raises(DeltafitError, match=r"Text 2 of 3 \('\?'\) has no tokens"):
+    with pytest.raises(DeltafitError, match=r"^Text 2 of 3: the text '\?' has no tokens"):
         tokenise(Forgetful(), ["a", "?", "b"], 4)
+    with pytest.raises(DeltafitError, match=r"^d.csv, row 8: the text '\?'.* same in 1 more"):
+        tokenise(Forgetful(), ["a", "?", "!"], 4, where=lambda index: f"d.csv, row {7 + index}")
 
 
 @given(count=st.integers(0, 200), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 1000))

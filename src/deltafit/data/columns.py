@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deltafit.data.rows import LABEL_NAMES, TEXT_NAMES, Table
 from deltafit.errors import DeltafitError, UsageError
 
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 _HOW_TO_NAME = (
     "Say which is which with text_column and label_column (--text-column, --label-column)."
 )
@@ -64,11 +64,19 @@ def find_text_column(table: Table, text_column: str | None = None) -> str:
     """Find the text column of a table that may have no labels.
 
     Raises:
-        DeltafitError: the named column is missing, or none or several could be meant.
+        DeltafitError: the named column is missing, or none or several could be meant; or the first
+            line of a file with one column may be its name or a text.
     """
     text = _named(table, text_column, "text") or _by_name(table, TEXT_NAMES, "text", taken=None)
     if text is None and len(table.columns) == 1:
         text = table.columns[0]
+        # Nothing below tells a name from a text, and either guess puts every answer a row off.
+        if table.header:
+            raise DeltafitError(
+                f"{table.source}, line 1: {text[:40]!r} may be the name of the only column or the "
+                "first text. If it is the name, give it as text_column (--text-column); if it is "
+                "a text, add the line 'text' above it, or give a .txt file with one text a line."
+            )
     if text is None:
         label = _by_name(table, LABEL_NAMES, "label", taken=None)
         text = _remaining(table, label, "text") if label else _two_columns(table)[0]
@@ -85,7 +93,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def is_number(cell: object) -> bool:
-    """Say whether a cell is, or reads as, a number (a bool is not one)."""
+    """Say whether a cell is, or reads as, a number, "3.1" or "3,1" (a bool is not one)."""
     if isinstance(cell, str):
         return _NUMBER.fullmatch(cell.strip()) is not None
     return isinstance(cell, int | float) and not isinstance(cell, bool)

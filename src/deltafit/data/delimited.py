@@ -2,8 +2,10 @@
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from deltafit.data.rows import (
     LABEL_NAMES,
@@ -13,7 +15,6 @@ from deltafit.data.rows import (
     Row,
     Table,
     UndecodableError,
-    decoded_lines,
     raw_lines,
 )
 from deltafit.errors import DeltafitError
@@ -21,24 +22,45 @@ from deltafit.errors import DeltafitError
 # One text may be a whole book; the module's own limit is 131,072 characters. A larger number
 # than this overflows a C long on Windows.
 _LARGEST_CELL = 2**31 - 1
+# What may make another format than the plain one right.
+_DOUBTFUL = {",": re.compile(r'(?:^|,) +"'), "\t": re.compile('"')}
+
+
+class _Format(NamedTuple):
+    """How a file is cut into cells, in the words of `csv.reader`."""
+
+    delimiter: str
+    quoting: int = csv.QUOTE_MINIMAL
+    skipinitialspace: bool = False
+
+
+class _Survey(NamedTuple):
+    """What a format makes of a file.
+
+    Attributes:
+        rows: the number of records.
+        spanning: whether a cell holds a line break and the delimiter, as several rows would that
+            stray quotation marks put into one.
+        spaced: the number of cells that begin with a space and a quotation mark.
+    """
+
+    rows: int
+    spanning: bool
+    spaced: int
 
 
 def open_delimited(path: Path, delimiter: str, named_columns: Sequence[str]) -> Table:
     """Open a CSV or TSV file; see `tables.open_table`."""
-    notes: list[str] = []
-    quoted = True
-    if delimiter == "\t":
-        quoted = _keeps_quotes(path)
-        if not quoted:
-            notes.append(f"{path}: read without quoting, since its quotation marks do not pair.")
-    first = next(_records(path, delimiter, quoted, header=True), None)
+    form, doubt = _choose_format(path, delimiter)
+    notes = [f"{path}: {doubt}"] if doubt else []
+    first = next(_records(path, form, header=True), None)
     if first is None:
         raise DeltafitError(f"{path} has no rows.")
     header = tuple(cell.strip() for cell in first[1])
     _check_delimiter(path, header, delimiter)
 
     def rows(skip: int) -> Iterator[Row]:
-        records = itertools.islice(_records(path, delimiter, quoted, bool(skip)), skip, None)
+        records = itertools.islice(_records(path, form, bool(skip)), skip, None)
         for number, (line, cells) in enumerate(records, 1):
             yield Row(number, line, cells)
 
@@ -54,21 +76,21 @@ def open_delimited(path: Path, delimiter: str, named_columns: Sequence[str]) -> 
     _check_duplicates(path, columns)
     if next(rows(1), None) is None:
         raise DeltafitError(f"{path} has a header but no rows.")
-    return Table(str(path), columns, lambda: rows(1), tuple(notes))
+    return Table(str(path), columns, lambda: rows(1), tuple(notes), header=True)
 
 
-def _records(
-    path: Path, delimiter: str, quoted: bool, header: bool
-) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, form: _Format, header: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the record begins, cells), blank lines left out, all equally wide."""
     csv.field_size_limit(_LARGEST_CELL)
+    begun: list[str] = []  # the lines of the record that is being read
+
+    def lines() -> Iterator[str]:
+        for text in raw_lines(path):
+            begun.append(text)
+            yield text
+
     # strict: `"he said "hi" there"` is refused where the lenient reader would drop marks silently.
-    reader = csv.reader(
-        raw_lines(path),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        strict=True,
-    )
+    reader = csv.reader(lines(), strict=True, **form._asdict())
     names: list[str] | None = None
     row, line = 0 if header else 1, 1
     try:
@@ -76,13 +98,20 @@ def _records(
             if cells:
                 names = cells if names is None else names
                 if len(cells) != len(names):
-                    raise MalformedTableError(_ragged(path, row, line, cells, names, delimiter))
+                    raise MalformedTableError(_ragged(path, row, line, cells, names, form))
                 yield line, cells
                 row += 1
             line = reader.line_num + 1
+            begun.clear()
     except UndecodableError as error:
-        where = f", row {row}" if row else ", header"
-        raise DeltafitError(f"{path}{where}{error}") from error
+        # Lenient, so that a cell which is still open counts.
+        place = max(1, len(next(csv.reader([*begun, error.before], **form._asdict()), [])))
+        titles = names if names and header else []
+        column = repr(titles[place - 1].strip()) if place <= len(titles) else str(place)
+        where = f"row {row}" if row else "header"
+        raise DeltafitError(
+            f"{path}, {where} (line {error.line}), column {column}: {error}"
+        ) from error
     except csv.Error as error:
         where = f"row {row}" if row else "header"
         raise MalformedTableError(
@@ -92,12 +121,12 @@ def _records(
 
 
 def _ragged(
-    path: Path, row: int, line: int, cells: list[str], names: list[str], delimiter: str
+    path: Path, row: int, line: int, cells: list[str], names: list[str], form: _Format
 ) -> str:
     last = min(len(cells), len(names))
     column = names[last] if last < len(names) else names[-1]
     problem = "missing" if len(cells) < len(names) else "the last that should be there"
-    mark = "comma" if delimiter == "," else "tab"
+    mark = "comma" if form.delimiter == "," else "tab"
     return (
         f"{path}, row {row} (line {line}): {len(cells)} cells where the first row has "
         f"{len(names)}; column {column!r} is {problem}. A text that holds a {mark} or a line "
@@ -105,22 +134,50 @@ def _ragged(
     )
 
 
-def _keeps_quotes(path: Path) -> bool:
-    """Say whether a TSV file uses quotation marks as CSV does, or as plain characters.
+def _choose_format(path: Path, delimiter: str) -> tuple[_Format, str | None]:
+    """Return the format that a file keeps, and a sentence where that is not plain CSV or TSV.
 
-    A file that breaks CSV's rules somewhere and is a table without them is plain. One that is no
-    table either way is read with quotes, so that the error names the mark.
+    Without quoting is read a TSV file which quotation marks would make no table, or in which they
+    would put whole rows into a cell. With the spaces after its commas dropped is read a CSV file
+    in which they stand before quotes (`a, "b"`) and the rows stay the same. A file that is no
+    table either way is read plainly, so that the error names the mark.
     """
-    if not any('"' in line for line in decoded_lines(path)):
-        return True
-    for quoted in (True, False):
-        try:
-            for _ in _records(path, "\t", quoted, header=True):
-                pass
-        except MalformedTableError:
-            continue
-        return quoted
-    return True
+    plain = _Format(delimiter)
+    if not _is_doubtful(path, delimiter):
+        return plain, None
+    usual = _survey(path, plain)
+    if delimiter == "\t":
+        literal = plain._replace(quoting=csv.QUOTE_NONE)
+        if (usual and not usual.spanning) or _survey(path, literal) is None:
+            return plain, None
+        reason = "would put several rows into one" if usual else "do not pair"
+        return literal, f"read without quoting, since its quotation marks {reason}."
+    spaced = plain._replace(skipinitialspace=True)
+    other = _survey(path, spaced)
+    if other is None or (usual and (usual.rows != other.rows or usual.spaced <= other.spaced)):
+        return plain, None
+    return spaced, "read without the spaces after its commas, since they stand before quotes."
+
+
+def _is_doubtful(path: Path, delimiter: str) -> bool:
+    try:
+        return any(_DOUBTFUL[delimiter].search(line) for line in raw_lines(path))
+    except UndecodableError:  # whoever reads the rows can say in which it stands
+        return False
+
+
+def _survey(path: Path, form: _Format) -> _Survey | None:
+    """Return what a format makes of a file, or None if that is no table."""
+    rows, spanning, spaced = 0, False, 0
+    try:
+        for _, cells in _records(path, form, header=True):
+            rows += 1
+            for cell in cells:
+                spanning |= form.delimiter in cell and ("\n" in cell or "\r" in cell)
+                spaced += cell.startswith(" ") and cell.lstrip(" ").startswith('"')
+    except MalformedTableError:
+        return None
+    return _Survey(rows, spanning, spaced)
 
 
 def _is_data(first: tuple[str, ...], below: list[Row]) -> bool:

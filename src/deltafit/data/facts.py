@@ -1,6 +1,6 @@
 """Facts about the parts of a data set: counts, hashes, and texts that stand in it twice."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +26,26 @@ def duplicates_between(
     return tuple(index for index, text in enumerate(other.texts) if key(text) in seen)
 
 
+def overlap(first: LabelledTexts, other: LabelledTexts) -> dict[str, int]:
+    """Count the rows of ``other`` whose text also stands in ``first``.
+
+    Returns:
+        ``verbatim`` and ``apart_from_outer_whitespace``, of which ``with_another_label`` stand in
+        ``first`` with a label that is not theirs.
+    """
+    labels: dict[str, set[int]] = defaultdict(set)
+    for text, label in zip(first.texts, first.labels, strict=True):
+        labels[text.strip()].add(label)
+    shared = duplicates_between(first, other)
+    return {
+        "verbatim": len(duplicates_between(first, other, verbatim=True)),
+        "apart_from_outer_whitespace": len(shared),
+        "with_another_label": sum(
+            labels[other.texts[index].strip()] != {other.labels[index]} for index in shared
+        ),
+    }
+
+
 def surplus_copies(texts: Sequence[str]) -> int:
     """Count rows whose text, outer whitespace apart, already stands in an earlier row."""
     return len(texts) - len({text.strip() for text in texts})
@@ -48,24 +68,23 @@ def describe(parts: dict[str, LabelledTexts], notes: list[str]) -> dict[str, Any
 
     Returns:
         ``label_names``; by part ``counts``, ``class_counts``, ``content_hash`` and ``source``;
-        ``duplicates``, for validation and test the number of rows whose text stands in training
-        (``verbatim``, and ``apart_from_outer_whitespace``); ``surplus_copies_in_training`` and
-        ``conflicting_texts_in_training``; and ``notes``.
+        ``duplicates``, for validation and test their `overlap` with training;
+        ``duplicates_in_validation``, the test part's with validation;
+        ``surplus_copies_in_training`` and ``conflicting_texts_in_training``; and ``notes``.
     """
-    train = parts["train"]
-    duplicates = {
-        name: {
-            "verbatim": len(duplicates_between(train, part, verbatim=True)),
-            "apart_from_outer_whitespace": len(duplicates_between(train, part)),
-        }
-        for name, part in parts.items()
-        if name != "train"
-    }
+    train, validation = parts["train"], parts.get("validation")
+    duplicates = {name: overlap(train, part) for name, part in parts.items() if name != "train"}
+    chosen_on = {}
+    if validation is not None and "test" in parts:
+        chosen_on = {"test": overlap(validation, parts["test"])}
     conflicts = conflicting_texts(train)
     found = [
-        f"{counts['apart_from_outer_whitespace']} of {len(parts[name]):,} {name} texts also stand "
-        f"in training ({counts['verbatim']} of them to the character)."
-        for name, counts in duplicates.items()
+        _duplicates_note(f"{len(parts[name]):,} {name} texts", place, counts)
+        for place, overlaps in (
+            ("in training", duplicates),
+            ("in validation, where the checkpoint is chosen", chosen_on),
+        )
+        for name, counts in overlaps.items()
         if counts["apart_from_outer_whitespace"]
     ]
     if conflicts:
@@ -77,10 +96,20 @@ def describe(parts: dict[str, LabelledTexts], notes: list[str]) -> dict[str, Any
         "content_hash": {name: part.content_hash() for name, part in parts.items()},
         "source": {name: part.source for name, part in parts.items()},
         "duplicates": duplicates,
+        "duplicates_in_validation": chosen_on,
         "surplus_copies_in_training": surplus_copies(train.texts),
         "conflicting_texts_in_training": conflicts,
         "notes": notes + found,
     }
+
+
+def _duplicates_note(texts: str, place: str, counts: dict[str, int]) -> str:
+    other = counts["with_another_label"]
+    contradiction = f"; {other} with another label" if other else ""
+    return (
+        f"{counts['apart_from_outer_whitespace']} of {texts} also stand {place} "
+        f"({counts['verbatim']} of them to the character{contradiction})."
+    )
 
 
 def _class_counts(part: LabelledTexts) -> dict[str, int]:

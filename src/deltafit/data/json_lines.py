@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from deltafit.data.rows import (
     Row,
     Table,
     UndecodableError,
+    place_of,
     raw_lines,
 )
 from deltafit.errors import DeltafitError
+
+# The start of a line that ends within a string, and the key of that string.
+_WITHIN_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*"(?:[^"\\]|\\.)*$')
 
 
 def open_json_lines(path: Path) -> Table:
@@ -28,7 +33,9 @@ def open_json_lines(path: Path) -> Table:
                     yield line, _json_object(f"{path}, row {row} (line {line})", text)
                     row += 1
         except UndecodableError as error:
-            raise DeltafitError(f"{path}, row {row}{error}") from error
+            key = _WITHIN_VALUE.search(error.before)
+            place = place_of(str(path), row, error.line, key[1] if key else None)
+            raise DeltafitError(f"{place}: {error}") from error
 
     # A dict keeps the order in which the keys first appear.
     columns = tuple(

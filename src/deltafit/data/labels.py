@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,8 @@ from deltafit.errors import DeltafitError
 
 # Banking77 has 77 intents, so many classes alone prove nothing; many different numbers do.
 _MOST_NUMBERS = 50
+# With fewer classes a table of one row each may be honest: a small example.
+_FEWEST_DOUBTED = 10
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
@@ -73,11 +75,13 @@ def label_set(names: Iterable[str]) -> LabelSet:
 
 
 def check_classes(names: Sequence[str], place: str) -> None:
-    """Refuse a column that holds measurements or free text, or one class only.
+    """Refuse a column of measurements or free text, one class only, or one in two notations.
 
-    Continuous are: mostly numbers with a fractional notation among them; mostly numbers with more
-    than 50 different values, unless they count classes from 0 or 1 without a gap; and more than
-    50 different values of any kind in less than twice as many rows.
+    Continuous are: mostly numbers with a fractional notation among them; ten different values or
+    more of any kind in less than twice as many rows; and mostly numbers with ten different values
+    or more in less than three times as many rows, or with more than 50, unless they count classes
+    from 0 or 1 without a gap. Notations of one class are those that differ by enclosing quotes,
+    and spellings of true and false that `label_set` would keep apart.
 
     Args:
         names: the label name of every row.
@@ -87,7 +91,7 @@ def check_classes(names: Sequence[str], place: str) -> None:
         DeltafitError: the column cannot be a label column.
     """
     counts = Counter(names)
-    problem = _continuous(counts, len(names))
+    problem = _continuous(counts, len(names)) or _two_notations(counts)
     if problem:
         raise DeltafitError(f"{place}: {problem}")
     if len(label_set(counts).names) == 1:
@@ -99,27 +103,60 @@ def check_classes(names: Sequence[str], place: str) -> None:
 
 def _continuous(counts: Counter[str], rows: int) -> str | None:
     numbers = [name for name in counts if is_number(name)]
-    fractions = [name for name in numbers if not _INTEGER.fullmatch(name) and not name.isdigit()]
+    signed = {name: name.removeprefix("+") for name in numbers}
+    fractions = [n for n, s in signed.items() if not _INTEGER.fullmatch(s) and not s.isdigit()]
     mostly_numbers = 2 * sum(counts[name] for name in numbers) > rows
     if mostly_numbers and fractions:
-        if all(float(name).is_integer() for name in numbers):
+        values = {name: float(name.replace(",", ".")) for name in numbers}
+        if all(value.is_integer() for value in values.values()):
             return (
                 f"the labels are decimal numbers such as {fractions[0]}. If they count classes, "
-                f"write them without the decimal part ({float(fractions[0]):.0f})."
+                f"write them without the decimal part ({values[fractions[0]]:.0f})."
             )
         return (
             f"the labels are continuous numbers such as {fractions[0]} ({len(counts):,} different "
             "values). A classifier needs classes: group the numbers, or choose another column."
         )
-    if len(counts) <= _MOST_NUMBERS:
+    if len(counts) < _FEWEST_DOUBTED:
         return None
-    if 2 * len(counts) > rows or (mostly_numbers and not _counts_classes(counts)):
+    many = len(counts) > _MOST_NUMBERS or 3 * len(counts) > rows
+    if 2 * len(counts) > rows or (mostly_numbers and many and not _counts_classes(counts)):
         kind = "continuous numbers" if mostly_numbers else "free text"
         return (
             f"{len(counts):,} different labels in {rows:,} rows look like {kind}, not classes. "
             "Group them, or choose another column."
         )
     return None
+
+
+def _two_notations(counts: Counter[str]) -> str | None:
+    if label_set(counts).folded:
+        return None
+    differences: tuple[tuple[Callable[[str], str], str], ...] = (
+        (_unquoted, "differ only by quotation marks"),
+        (_boolean, "are one truth value in different notations"),
+    )
+    for notation_free, difference in differences:
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(counts):
+            alike[notation_free(name)].append(name)
+        for group in alike.values():
+            if len(group) > 1:
+                listed = ", ".join(f"{name!r} (rows: {counts[name]:,})" for name in group)
+                return f"the labels {listed} {difference}. Write them alike."
+    return None
+
+
+def _unquoted(name: str) -> str:
+    enclosed = len(name) > 2 and name[0] == name[-1] and name[0] in "\"'"
+    return name[1:-1].strip() if enclosed else name
+
+
+def _boolean(name: str) -> str:
+    folded = name.casefold()
+    if folded in ("true", "false"):
+        return folded
+    return {"1": "true", "0": "false"}.get(name, name)
 
 
 def _counts_classes(names: Iterable[str]) -> bool:

@@ -38,6 +38,7 @@ class Table:
         read: gives a new iterator over the rows.
         notes: what was decided in reading it, one sentence each.
         numbered: whether rows stand on lines of a file.
+        header: whether the names are the file's first row, which might be data after all.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Table:
     read: Callable[[], Iterator[Row]]
     notes: tuple[str, ...] = ()
     numbered: bool = True
+    header: bool = False
 
     def sample(self) -> list[Row]:
         """Return the first thousand rows: enough to tell labels from texts."""
@@ -52,8 +54,13 @@ class Table:
 
     def place(self, row: Row, column: str | None = None) -> str:
         """Return "file, row 3 (line 5), column 'text'"."""
-        line = f" (line {row.line})" if self.numbered else ""
-        return f"{self.source}, row {row.number}{line}" + (f", column {column!r}" if column else "")
+        return place_of(self.source, row.number, row.line if self.numbered else None, column)
+
+
+def place_of(source: str, row: int, line: int | None, column: str | None) -> str:
+    """Return "file, row 3 (line 5), column 'text'", without the line or column where it is None."""
+    on_line = "" if line is None else f" (line {line})"
+    return f"{source}, row {row}{on_line}" + ("" if column is None else f", column {column!r}")
 
 
 class MalformedTableError(DeltafitError):
@@ -61,7 +68,16 @@ class MalformedTableError(DeltafitError):
 
 
 class UndecodableError(Exception):
-    """A byte that is not UTF-8, before the data row in which it stands is known."""
+    """A byte that is not UTF-8, before the row and the column in which it stands are known.
+
+    Attributes:
+        line: the line in which it stands.
+        before: that line up to the byte.
+    """
+
+    def __init__(self, problem: str, line: int, before: str) -> None:
+        super().__init__(problem)
+        self.line, self.before = line, before
 
 
 def check_encoding(path: Path) -> None:
@@ -88,31 +104,38 @@ def decoded_lines(path: Path) -> Iterator[str]:
     try:
         yield from raw_lines(path)
     except UndecodableError as error:
-        raise DeltafitError(f"{path}{error}") from error
+        raise DeltafitError(f"{path}, line {error.line}: {error}") from error
 
 
 def raw_lines(path: Path) -> Iterator[str]:
-    """Do the same for a caller that can add the row, and so gets `UndecodableError`."""
-    offset = 0
+    """Do the same for a caller that can add row and column, and so gets `UndecodableError`."""
+    offset = count = 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        for raw in file:
             try:
-                line = raw.decode("utf-8")
+                text, undecodable = raw.decode("utf-8"), None
             except UnicodeDecodeError as error:
-                raise UndecodableError(_not_utf8(raw, error.start, offset, number)) from error
-            offset += len(raw)
-            line = line.removeprefix("\ufeff") if number == 1 else line
+                text, undecodable = raw[: error.start].decode("utf-8"), error
+            text = text.removeprefix("\ufeff") if offset == 0 else text
             # A binary file is cut at \n alone; a lone \r ends a line for the csv module too.
-            yield from io.StringIO(line, newline="") if "\r" in line else (line,)
+            lines = io.StringIO(text, newline="").readlines() if "\r" in text else [text]
+            if undecodable is not None:
+                before = "" if lines[-1].endswith("\r") else lines.pop()
+                yield from lines
+                problem = _not_utf8(raw[undecodable.start], offset + undecodable.start)
+                raise UndecodableError(problem, count + len(lines) + 1, before) from undecodable
+            yield from lines
+            offset += len(raw)
+            count += len(lines)
 
 
-def _not_utf8(raw: bytes, start: int, offset: int, line: int) -> str:
-    byte = raw[start : start + 1]
+def _not_utf8(value: int, place: int) -> str:
+    byte = bytes([value])
     try:
         encoding, character = "Windows-1252", byte.decode("cp1252")
     except UnicodeDecodeError:
         encoding, character = "Latin-1", byte.decode("latin-1")
     return (
-        f", line {line}: byte {offset + start} (0x{byte[0]:02X}) is not UTF-8. The file may be "
-        f"{encoding}, where that byte is {character!r}; save it as UTF-8."
+        f"byte {place} (0x{value:02X}) is not UTF-8. The file may be {encoding}, where that byte "
+        f"is {character!r}; save it as UTF-8."
     )

@@ -68,7 +68,12 @@ def stratified_cut(labels: Sequence[int], fraction: float, seed: int, source: st
 
 
 def _too_short(source: str, rows: int, classes: int, fraction: float, cut_count: int) -> str:
-    if classes == 0 or rows < 2 * classes:
+    if classes == 0:
+        return (
+            f"{source} cannot be cut: every row has a label of its own. Is this the label column? "
+            "Name another with label_column (--label-column), or add rows."
+        )
+    if rows < 2 * classes:
         advice = "Add rows, give the other part as a file, or train on all rows with 'none'"
     else:
         # Rounded inward to whole per cent, and back so that both parts hold every class.

@@ -43,7 +43,11 @@ class Splits:
         return {name: part for name, part in named.items() if part is not None}
 
     def duplicates(self, name: str) -> tuple[int, ...]:
-        """Return the indices of a part's rows whose text stands in the training part too."""
+        """Return the indices of a part's rows whose text stands in the training part too.
+
+        Test rows that stand in validation only are not among them: no label of theirs was learned,
+        they only helped to choose a checkpoint. ``facts`` counts them.
+        """
         return () if name == "train" else duplicates_between(self.train, self.parts()[name])
 
 
@@ -105,7 +109,8 @@ def load_splits(
             has no test part, and a catalogue name has a stratified 20 % cut off, the same rows
             for every seed.
         validation: a fraction to cut off the training rows (stratified, by seed) where the data
-            has no validation part of its own; a path; or "none", to train on all training rows.
+            has no validation part of its own (with one, it is used, and a note says so); a path;
+            or "none", to train on all training rows.
         text_column: the column of texts, where it is not to be found by itself.
         label_column: the same for labels.
         seed: cuts, balancing and the limit follow it.
@@ -231,6 +236,10 @@ def _validation_part(
     if own:
         valid = reader.read(reader.source, "validation")
         facts["validation"] = f"the data's own part: {valid.source}"
+        # Said always: a fraction that was asked for cannot be told from the default.
+        reader.notes.append(
+            f"Validation is {facts['validation']}; no fraction ({how:g}) is cut off training."
+        )
         return train, valid
     cut = stratified_cut(train.labels, how, seed, train.source)
     facts["validation"] = (

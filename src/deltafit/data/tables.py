@@ -17,9 +17,11 @@ def open_table(path: Path, named_columns: Sequence[str] = ()) -> Table:
     """Open a table; the suffix decides the format.
 
     A TSV file is read with CSV's quotes where the whole file keeps their rules, and literally
-    where it does not. A two-column CSV or TSV file needs no header: where one cell of the first
-    row comes back below it as one of a few repeated values, that row is data and the columns are
-    called "column 1" and "column 2". Both decisions are in the table's notes.
+    where it does not, or where quotes would put into one cell several lines which are rows without
+    them. A CSV file may have spaces between its commas and its quotes. A two-column CSV or TSV
+    file needs no header: where one cell of the first row comes back below it as one of a few
+    repeated values, that row is data and the columns are called "column 1" and "column 2". Such
+    decisions are in the table's notes.
 
     Args:
         path: a .csv, .tsv, .tab, .jsonl, .ndjson or (as JSON Lines) .json file, in UTF-8.

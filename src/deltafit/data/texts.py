@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltafit.data.columns import Columns, nearest
 from deltafit.data.labels import LabelSet, check_classes, label_name, label_set
-from deltafit.data.rows import Row, Table
+from deltafit.data.rows import Row, Table, place_of
 from deltafit.errors import DeltafitError
 
 _LISTED = 8
@@ -23,6 +23,8 @@ class LabelledTexts:
         label_names: the names of the classes.
         source: the file, or the name and part of a data set.
         rows: the number of each row in its source, from 1, a header not counted.
+        lines: the line of the file on which each row begins; None where there are no lines.
+        column: the column of the texts.
     """
 
     texts: tuple[str, ...]
@@ -30,6 +32,8 @@ class LabelledTexts:
     label_names: tuple[str, ...]
     source: str
     rows: tuple[int, ...]
+    lines: tuple[int, ...] | None
+    column: str
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -42,7 +46,14 @@ class LabelledTexts:
             label_names=self.label_names,
             source=self.source,
             rows=tuple(self.rows[index] for index in indices),
+            lines=None if self.lines is None else tuple(self.lines[index] for index in indices),
+            column=self.column,
         )
+
+    def place(self, index: int) -> str:
+        """Return where the text of an index stands: "file, row 3 (line 5), column 'text'"."""
+        line = None if self.lines is None else self.lines[index]
+        return place_of(self.source, self.rows[index], line, self.column)
 
     def content_hash(self) -> str:
         r"""Return the SHA-256 over label names, texts and labels, in order.
@@ -78,11 +89,29 @@ def text_problem(cell: object) -> str | None:
         return "the text is empty"
     if not isinstance(cell, str):
         return f"the text is not a string but {_kind(cell)}"
+    return "the text holds half of a character (a lone surrogate)" if _half(cell) else None
+
+
+def _half(text: str) -> bool:
     try:
-        cell.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        return "the text holds half of a character (a lone surrogate)"
-    return None
+        return True
+    return False
+
+
+def _checked_label(table: Table, column: str, row: Row) -> str | None:
+    """Return the name of a row's label, or None where it is missing."""
+    cell = row.cells[table.columns.index(column)]
+    try:
+        name = label_name(cell)
+    except TypeError:
+        problem = f"the label is {_kind(cell)}"
+        raise _refusal(table, column, [row], problem, "Write one label a row") from None
+    if name is not None and _half(name):
+        problem = "the label holds half of a character (a lone surrogate)"
+        raise _refusal(table, column, [row], problem, "Correct it")
+    return name
 
 
 def _same(row: Row, place: int, problem: str) -> bool:
@@ -132,21 +161,15 @@ def read_labelled(
 
     Raises:
         DeltafitError: an empty text, a missing label, a label that training never had, or (where
-            the table defines the classes) one class only or a continuous column.
+            the table defines the classes) one class only, a continuous column, or a class in two
+            notations.
     """
-    place = table.columns.index(columns.label)
     texts: list[str] = []
     names: list[str] = []
     rows: list[Row] = []
     missing: list[Row] = []
     for row, text in checked_texts(table, columns.text):
-        try:
-            name = label_name(row.cells[place])
-        except TypeError:
-            kind = _kind(row.cells[place])
-            raise _refusal(
-                table, columns.label, [row], f"the label is {kind}", "Write one label a row"
-            ) from None
+        name = _checked_label(table, columns.label, row)
         if name is None:
             missing.append(row)
             continue
@@ -166,6 +189,8 @@ def read_labelled(
         label_names=classes.names,
         source=table.source,
         rows=tuple(row.number for row in rows),
+        lines=tuple(row.line for row in rows) if table.numbered else None,
+        column=columns.text,
     )
     return labelled, classes
 

@@ -1,6 +1,6 @@
 """Texts as token ids, with a count of what was cut, and the orders in which to batch them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +23,20 @@ class Tokenised(NamedTuple):
         return [len(ids) for ids in self.input_ids]
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> Tokenised:
+def tokenise(
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int,
+    where: Callable[[int], str] | None = None,
+) -> Tokenised:
     """Tokenise texts as ``tokenizer(text, truncation=True, max_length=max_length)`` does.
 
     Args:
         tokenizer: a transformers tokenizer.
         texts: the texts.
         max_length: the most tokens a text may have, special tokens included.
+        where: says where the text of an index stands, for messages, as `LabelledTexts.place` does;
+            otherwise its number among the texts is said.
 
     Returns:
         the ids, unpadded, and the number of texts that had more tokens than ``max_length``.
@@ -51,12 +58,15 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_length: int) -> Tokenised
         part, cut = encode(tokenizer, list(texts[start : start + _TEXTS_AT_ONCE]), max_length)
         input_ids += part
         truncated += cut
-    for index, ids in enumerate(input_ids):
-        if not ids:
-            raise DeltafitError(
-                f"Text {index + 1} of {len(texts):,} ({texts[index][:40]!r}) has no tokens: the "
-                "tokenizer drops all its characters. Remove it."
-            )
+    empty = [index for index, ids in enumerate(input_ids) if not ids]
+    if empty:
+        first = empty[0]
+        place = where(first) if where else f"Text {first + 1} of {len(texts):,}"
+        more = f" The same in {len(empty) - 1:,} more." if len(empty) > 1 else ""
+        raise DeltafitError(
+            f"{place}: the text {texts[first][:40]!r} has no tokens, since the tokenizer drops all "
+            f"its characters.{more} Remove such texts."
+        )
     return Tokenised(input_ids, truncated)
 
 
