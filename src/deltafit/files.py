@@ -167,6 +167,25 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
 
 
+def read_tensor_metadata(path: Path) -> dict[str, str]:
+    """Read the texts that stand beside the tensors in a safetensors file; none where none do.
+
+    Raises:
+        DeltafitError: the file is missing, cut short or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise DeltafitError(
+            f"{path} is damaged or cut short ({error}). Make it again or restore a copy."
+        ) from error
+    except OSError as error:
+        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes.
 

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import Full, LoRA
 from deltafit.prediction.folder import load_saved
 from deltafit.prediction.merging import merge
+from deltafit.prediction.using import predict
 from deltafit.tasks.classification import collate
-from tests.prediction.test_folder import logits, saved
+from tests.prediction.test_folder import MAX_LENGTH, logits, saved
 from tests.tiny_models import PAD
-from tests.training.tiny_runs import LABELS, tiny_texts
+from tests.training.tiny_runs import LABELS, WORDS, tiny_texts
 
 TEXTS = [text for text, _ in tiny_texts(7)]
 
@@ -28,7 +29,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 texts = json.loads(sys.argv[2])
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
-batch = AutoTokenizer.from_pretrained(sys.argv[1])(texts, padding=True, return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 batch.pop("token_type_ids", None)
 with torch.no_grad():
     logits = model(**batch).logits
@@ -60,6 +62,20 @@ def test_a_replacement_merges_to_the_very_bits(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     for name, parameter in classifier.model.named_parameters():
         assert torch.equal(stored[name], parameter), name
+
+
+def test_long_texts_are_cut_where_they_were_in_training(tmp_path: Path) -> None:
+    saved(tmp_path)
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    text = " ".join(WORDS[: MAX_LENGTH + 5])
+    expected = next(predict(tmp_path / "adapter", [text])).probabilities
+    batch = tokenizer(text, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (1, MAX_LENGTH)
+    with torch.no_grad():
+        found = model(batch["input_ids"]).logits.softmax(1)[0]
+    assert found.tolist() == pytest.approx(list(expected.values()), abs=1e-5)
 
 
 @pytest.mark.parametrize("head", ["mean", "cls", "last"])

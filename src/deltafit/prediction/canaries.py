@@ -1,13 +1,33 @@
-"""Sixteen fixed sentences whose logits travel with an adapter, so that it can prove itself."""
+"""What travels with an adapter so that it can prove itself.
 
-from collections.abc import Sequence
+The logits of sixteen fixed sentences, and, for what may change without moving them, a seal.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from deltafit.adapters.saving import CONFIG_FILE
 from deltafit.errors import DeltafitError
+from deltafit.files import (
+    read_tensor_metadata,
+    read_tensors,
+    sha256_of_file,
+    write_tensors_atomically,
+)
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.inference import compute_logits, tokenise_for
+
+FACTS_FILE = "deltafit.json"
+CANARIES_FILE = "canaries.safetensors"
+_SEAL = "deltafit"
+# The facts that decide a prediction; where the base lies may change.
+_DECIDING = ("label_names", "head", "head_parameters", "max_length", "canaries")
 
 # Written for this purpose and never training texts: different lengths, topics and alphabets.
 SENTENCES = (
@@ -77,3 +97,79 @@ def check_canaries(
             "has changed since. Load the base it was made on, or train it again."
         )
     return difference
+
+
+def write_canaries(folder: Path, logits: np.ndarray, facts: Mapping[str, Any]) -> None:
+    """Write the canaries' logits and the seal, when all other files stand in the folder.
+
+    Args:
+        folder: the adapter's.
+        logits: ``[sentences, labels]``.
+        facts: what ``deltafit.json`` will hold.
+    """
+    write_tensors_atomically(
+        folder / CANARIES_FILE,
+        {"logits": torch.from_numpy(logits)},
+        {_SEAL: json.dumps(_seal(folder, facts))},
+    )
+
+
+def read_canaries(folder: Path, facts: Mapping[str, Any]) -> np.ndarray:
+    """Return the stored logits, ``[sentences, labels]``, if the folder is still as it was sealed.
+
+    The seal tells of damage and of changes by hand or by other tools. It is no signature: whoever
+    changes the folder on purpose can seal it again.
+
+    Raises:
+        DeltafitError: the file is missing or damaged, or a fact or PEFT's configuration is another
+            than when the adapter was saved; the sentence names each.
+    """
+    path = folder / CANARIES_FILE
+    logits = read_tensors(path).get("logits")
+    _check_seal(folder, facts)
+    shape = (len(facts["canaries"]), len(facts["label_names"]))
+    if logits is None or logits.shape != shape:
+        found = "no logits" if logits is None else f"logits of shape {list(logits.shape)}"
+        raise DeltafitError(
+            f"{path} holds {found}; {FACTS_FILE} beside it has {shape[0]} sentences and {shape[1]} "
+            "labels. The files do not belong together."
+        )
+    expected: np.ndarray = logits.float().numpy()
+    return expected
+
+
+def _seal(folder: Path, facts: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return SHA-256 digests of the deciding facts and of PEFT's configuration (None: no file)."""
+    deciding = {key: facts[key] for key in _DECIDING} | {"base.tensors": facts["base"]["tensors"]}
+    digests: dict[str, str | None] = {
+        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for key, value in deciding.items()
+    }
+    config = folder / CONFIG_FILE
+    return digests | {CONFIG_FILE: sha256_of_file(config) if config.exists() else None}
+
+
+def _check_seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    path = folder / CANARIES_FILE
+    try:
+        sealed = dict(json.loads(read_tensor_metadata(path)[_SEAL]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeltafitError(
+            f"{path} lacks the digests of what it was saved with, so the adapter cannot be proven; "
+            "restore a copy."
+        ) from error
+    changed = [key for key, now in _seal(folder, facts).items() if sealed.get(key, "") != now]
+    names = ", ".join(repr(key) for key in changed if key != CONFIG_FILE)
+    problems = []
+    if names:
+        problems.append(
+            f"{folder / FACTS_FILE}: {names} changed since the adapter was saved, so its "
+            "predictions may be others."
+        )
+    if CONFIG_FILE in changed:
+        problems.append(
+            f"{folder / CONFIG_FILE} is not what was saved with the adapter, so PEFT may compute "
+            "something else; if another tool rewrote it, the adapter can no longer be proven."
+        )
+    if problems:
+        raise DeltafitError(" ".join([*problems, "Restore the folder or train again."]))

@@ -1,36 +1,34 @@
 """The adapter folder: what deltafit keeps beside the tensors, and how it is read back and proven.
 
 ``deltafit.json`` holds label names, head, base fingerprint, data hash, metrics and versions;
-``canaries.safetensors`` the logits of sixteen fixed sentences.
+``canaries.safetensors`` the logits of sixteen fixed sentences, and digests of what decides a
+prediction.
 """
 
 import platform
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import Any, get_args
 
 from deltafit.adapters import StoredAdapter, load_adapter, read_adapter, save_adapter
 from deltafit.data import ModelSource, resolve_model
 from deltafit.errors import DeltafitError
-from deltafit.files import (
-    read_json,
-    read_tensors,
-    write_folder_atomically,
-    write_json_atomically,
-    write_tensors_atomically,
+from deltafit.files import read_json, write_folder_atomically, write_json_atomically
+from deltafit.prediction.canaries import (
+    FACTS_FILE,
+    canary_logits,
+    check_canaries,
+    read_canaries,
+    readable_sentences,
+    write_canaries,
 )
-from deltafit.prediction.canaries import canary_logits, check_canaries, readable_sentences
 from deltafit.prediction.fingerprint import check_fingerprint, fingerprint
-from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
+from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 
-FACTS_FILE = "deltafit.json"
-CANARIES_FILE = "canaries.safetensors"
 FORMAT = 1
-_NEEDED_INSIDE = (("head", "kind"), ("head", "dropout"), ("base", "name"), ("base", "tensors"))
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,29 @@ def save_classifier(
             base_name=classifier.source.hub_id or str(Path(classifier.source.location).resolve()),
             task_type="SEQ_CLS" if architecture_head else None,
         )
-        write_tensors_atomically(temporary / CANARIES_FILE, {"logits": torch.from_numpy(logits)})
+        write_canaries(temporary, logits, content)
         write_json_atomically(temporary / FACTS_FILE, content)
+
+
+def prove_saved(folder: Path) -> None:
+    """Prove that a folder just written gives back the model that was trained; remove it if not.
+
+    It is loaded as ``predict`` will load it: the files are whole and belong together, the base is
+    found again by its name and is the one that was trained on, every tensor finds its place, and
+    the canaries get the logits that the model in memory gave them when it was saved. That takes a
+    second model's memory; free the first before where that matters.
+
+    Raises:
+        DeltafitError: it cannot be loaded, or is another model.
+    """
+    try:
+        load_saved(folder)
+    except DeltafitError as error:
+        shutil.rmtree(folder)
+        raise DeltafitError(
+            f"The adapter was saved to {folder} but does not come back as it was trained, so it "
+            f"was not kept. {error}"
+        ) from error
 
 
 def _lasting_name(source: ModelSource) -> str:
@@ -156,8 +175,7 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     folder = adapter_folder(path)
     facts = read_facts(folder)
     stored = read_adapter(folder)
-    sentences = facts["canaries"]
-    expected = _read_canaries(folder, len(sentences), len(facts["label_names"]))
+    expected = read_canaries(folder, facts)
     classifier = _load_base(folder, facts, model)
     head = tuple(facts["head_parameters"])
     check_fingerprint(
@@ -169,22 +187,9 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     _check_head(folder, stored, head)
     load_adapter(classifier.model, stored)
     classifier.model.eval()
-    max_length = int(facts["max_length"])
-    difference = check_canaries(classifier, sentences, expected, max_length, str(folder))
+    max_length: int = facts["max_length"]
+    difference = check_canaries(classifier, facts["canaries"], expected, max_length, str(folder))
     return SavedClassifier(classifier, max_length, facts, stored.notes, difference)
-
-
-def _read_canaries(folder: Path, sentences: int, num_labels: int) -> np.ndarray:
-    path = folder / CANARIES_FILE
-    logits = read_tensors(path).get("logits")
-    if logits is None or logits.shape != (sentences, num_labels):
-        found = "no logits" if logits is None else f"logits of shape {list(logits.shape)}"
-        raise DeltafitError(
-            f"{path} holds {found}; {FACTS_FILE} beside it has {sentences} sentences and "
-            f"{num_labels} labels. The files do not belong together."
-        )
-    expected: np.ndarray = logits.numpy()
-    return expected
 
 
 def _load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
@@ -214,29 +219,62 @@ def _check_head(folder: Path, stored: StoredAdapter, head: tuple[str, ...]) -> N
         )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict) and {"shape", "sample"} <= entry.keys() for entry in value.values()
+    )
+
+
+# What loading reads of deltafit.json: the place, what must stand there, and whether it does.
+_NEEDED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("label_names", "a list of different names", lambda v: _are_texts(v) and len(set(v)) == len(v)),
+    ("head.kind", f"one of {', '.join(get_args(HeadKind))}", lambda v: v in get_args(HeadKind)),
+    ("head.dropout", "a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1),
+    ("head_parameters", "a list of names", _are_texts),
+    ("max_length", "a whole number above 0", lambda v: type(v) is int and v > 0),
+    ("base.name", "a name or a path", _is_text),
+    ("base.tensors", "shape and sample of each tensor", _are_tensors),
+    ("canaries", "a list of sentences", _are_texts),
+)
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """Read ``deltafit.json``.
 
     Raises:
-        DeltafitError: it is missing, damaged, incomplete or of another format.
+        DeltafitError: it is missing, damaged, of another format, or does not hold what loading
+            needs; the sentence names every such place.
     """
     path = folder / FACTS_FILE
     facts = read_json(path)
     if not isinstance(facts, dict):
         raise DeltafitError(f"{path} holds no JSON object; the file is damaged.")
-    needed = ("format", "label_names", "head", "head_parameters", "max_length", "base", "canaries")
-    missing = [key for key in needed if key not in facts]
-    missing += [
-        f"{outer}.{key}" for outer, key in _NEEDED_INSIDE if key not in facts.get(outer, ())
-    ]
-    if missing:
-        raise DeltafitError(f"{path}: the key {missing[0]!r} is missing; the file is damaged.")
-    if facts["format"] != FORMAT:
+    if facts.get("format") != FORMAT:
         raise DeltafitError(
-            f"{path} has format {facts['format']}; this version reads format {FORMAT}. Use the "
-            f"version of deltafit that wrote it ({facts.get('versions', {}).get('deltafit')})."
+            f"{path} has format {facts.get('format')}; this version reads format {FORMAT}. Use the "
+            f"version of deltafit that wrote it ({_at(facts, 'versions.deltafit')})."
         )
-    if not facts["canaries"]:
-        raise DeltafitError(f"{path} names no canaries, so the adapter cannot be proven.")
+    faults = [
+        f"{key!r} must be {what}, and is {'missing' if value is None else repr(value)[:60]}"
+        for key, what, is_right in _NEEDED
+        if not is_right(value := _at(facts, key))
+    ]
+    if faults:
+        raise DeltafitError(f"{path} is damaged: {'; '.join(faults)}. Restore a copy.")
     result: dict[str, Any] = facts
     return result
+
+
+def _at(content: Any, key: str) -> Any:
+    """Return what stands at a dotted key; None where nothing does."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content

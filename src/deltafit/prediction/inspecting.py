@@ -4,16 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForSequenceClassification
-
 from deltafit.adapters import layer_state, model_adapters, select_targets
 from deltafit.adapters.inspection import Inspection, inspect_model
 from deltafit.data import resolve_model
-from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, LoRA
 from deltafit.prediction.folder import load_saved
-from deltafit.tasks.loading import load_config
+from deltafit.tasks.loading import load_structure
 
 
 @dataclass(frozen=True)
@@ -73,16 +69,7 @@ def inspect(
     folder = Path(model_or_folder)
     if any((folder / name).is_file() for name in ("deltafit.json", "run.json")):
         return _inspect_adapter(folder, model)
-    source = resolve_model(model_or_folder)
-    config = load_config(source)
-    try:
-        with torch.device("meta"):
-            structure = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise DeltafitError(
-            f"{source.name} is a {config.model_type!r} model, for which transformers has no text "
-            "classifier."
-        ) from error
+    structure = load_structure(resolve_model(model_or_folder))
     prefix = f"{structure.base_model_prefix}."
     head = [name for name, _ in structure.named_parameters() if not name.startswith(prefix)]
     modules = {name.rpartition(".")[0] for name in head}

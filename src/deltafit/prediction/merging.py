@@ -41,9 +41,10 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
     """Add a saved adapter to its base and write a plain transformers checkpoint.
 
     With the architecture's own head the checkpoint loads with
-    ``AutoModelForSequenceClassification`` and predicts the same. A pooled head has no class in
-    transformers: the checkpoint is the encoder alone (``AutoModel``), and ``head.safetensors``
-    and ``head.json`` beside it say how to read logits off it.
+    ``AutoModelForSequenceClassification`` and predicts the same, longer texts too where the
+    tokenizer is called with ``truncation=True``. A pooled head has no class in transformers: the
+    checkpoint is the encoder alone (``AutoModel``), and ``head.safetensors`` and ``head.json``
+    beside it say how to read logits off it.
 
     Args:
         folder: a run's folder or its ``adapter`` folder.
@@ -76,6 +77,8 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
     names = classifier.label_names
     plain.config.id2label = dict(enumerate(names))
     plain.config.label2id = {name: index for index, name in enumerate(names)}
+    # Where to cut is part of what was trained, and transformers asks the tokenizer for it.
+    classifier.tokenizer.model_max_length = saved.max_length
     with write_folder_atomically(output) as temporary:
         plain.save_pretrained(temporary)
         classifier.tokenizer.save_pretrained(temporary)

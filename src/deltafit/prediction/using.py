@@ -1,6 +1,6 @@
 """``predict``, ``evaluate``, ``verify``: using a saved classifier."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,13 +54,18 @@ def predict(
         empty = next((first + i for i, text in enumerate(chunk) if not text.strip()), None)
         if empty is not None:
             raise DeltafitError(f"Text {empty} is empty; remove it or fill it in.")
-        rows = tokenise_for(saved.classifier, chunk, saved.max_length).input_ids
+        rows = tokenise_for(saved.classifier, chunk, saved.max_length, _numbered(first)).input_ids
         logits = compute_logits(saved.classifier, rows, batch_size=batch_size)
         for text, probabilities in zip(chunk, softmax(logits.astype(np.float64), 1), strict=True):
             best = int(probabilities.argmax())
             named = {name: float(p) for name, p in zip(names, probabilities, strict=True)}
             yield Prediction(text, names[best], float(probabilities[best]), named)
         first += len(chunk)
+
+
+def _numbered(first: int) -> Callable[[int], str]:
+    """Return how to name the texts of a stream, of which a chunk begins with text ``first``."""
+    return lambda index: f"Text {first + index}"
 
 
 def evaluate(
@@ -88,7 +93,7 @@ def evaluate(
     saved = folder if isinstance(folder, SavedClassifier) else load_saved(folder, model=model)
     names = saved.classifier.label_names
     part = load_labelled(data, names, text_column=text_column, label_column=label_column)
-    tokens = tokenise_for(saved.classifier, part.texts, saved.max_length)
+    tokens = tokenise_for(saved.classifier, part.texts, saved.max_length, part.place)
     logits = compute_logits(saved.classifier, tokens.input_ids, batch_size=batch_size)
     metrics = classification_metrics(np.asarray(part.labels), logits, names)
     return {**metrics, "truncated": tokens.truncated, "source": part.source}

@@ -31,7 +31,8 @@ def as_checkpoint(source: ModelSource) -> ModelSource:
     file = Path(source.location) / source.gguf_file
     copy = _cache() / _digest(file, file.stat().st_mtime_ns)[:16]
     if not copy.is_dir():
-        gguf = {"gguf_file": source.gguf_file}
+        # A tokenizer_config.json beside the file may name code.
+        gguf = {"gguf_file": source.gguf_file, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
         model = AutoModel.from_pretrained(source.location, dtype=torch.float32, **gguf)
         # The weights are dense by now; only the mark of what they were forbids saving them.

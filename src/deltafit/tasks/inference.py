@@ -14,13 +14,18 @@ from deltafit.tasks.pooling import POOLINGS, Pooling, pool
 Rows = Sequence[Sequence[int]]
 
 
-def tokenise_for(classifier: Classifier, texts: Sequence[str], max_length: int) -> Tokenised:
+def tokenise_for(
+    classifier: Classifier,
+    texts: Sequence[str],
+    max_length: int,
+    where: Callable[[int], str] | None = None,
+) -> Tokenised:
     """Tokenise texts for a classifier; see ``tokenise``.
 
     Raises:
         DeltafitError: a text has a token that the model has no embedding of, or none at all.
     """
-    tokens = tokenise(classifier.tokenizer, texts, max_length)
+    tokens = tokenise(classifier.tokenizer, texts, max_length, where)
     embeddings = encoder_of(classifier.model).get_input_embeddings()  # type: ignore[operator]  # every transformers model has it
     for text, ids in zip(texts, tokens.input_ids, strict=True):
         if max(ids) >= embeddings.num_embeddings:

@@ -23,12 +23,17 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from deltafit.adapters import generator_for
-from deltafit.adapters.structure import repeated_blocks, within
 from deltafit.data import MODELS, ModelSource
 from deltafit.errors import DeltafitError
 from deltafit.tasks.gguf import as_checkpoint
 
 Loaded = TypeVar("Loaded")
+_WEIGHTS = {
+    "dtype": torch.float32,
+    "ignore_mismatched_sizes": True,
+    "output_loading_info": True,
+    "use_safetensors": True,
+}
 
 
 def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
@@ -36,9 +41,7 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
 
     A tokenizer without a pad token gets the end-of-text token in its place.
     """
-    tokenizer = _explained(
-        source, lambda: AutoTokenizer.from_pretrained(as_checkpoint(source).location)
-    )
+    tokenizer: PreTrainedTokenizerBase = _from_checkpoint(AutoTokenizer, source)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise DeltafitError(
@@ -54,10 +57,23 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, bool]:
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
     """Return the model's configuration."""
-    config: PreTrainedConfig = _explained(
-        source, lambda: AutoConfig.from_pretrained(as_checkpoint(source).location)
-    )
+    config: PreTrainedConfig = _from_checkpoint(AutoConfig, source)
     return config
+
+
+def load_structure(source: ModelSource) -> PreTrainedModel:
+    """Return the architecture's own sequence classifier without weights, on the meta device.
+
+    Raises:
+        DeltafitError: there is no such model, or transformers has no text classifier for it.
+    """
+    config = load_config(source)
+
+    def build() -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+
+    return _explained(source, build)
 
 
 def load_architecture_classifier(
@@ -72,21 +88,17 @@ def load_architecture_classifier(
     values where the number of labels agrees; then the head is all that lies outside the encoder.
 
     Raises:
-        DeltafitError: the model cannot be loaded, or the checkpoint lacks more than a head.
+        DeltafitError: the model cannot be loaded, or the checkpoint is of another model than its
+            configuration says.
     """
     names = {str(index): name for index, name in enumerate(label_names)}
-    model, report = _explained(
+    model, report = _from_checkpoint(
+        AutoModelForSequenceClassification,
         source,
-        lambda: AutoModelForSequenceClassification.from_pretrained(
-            as_checkpoint(source).location,
-            num_labels=len(label_names),
-            id2label={int(index): name for index, name in names.items()},
-            label2id={name: int(index) for index, name in names.items()},
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            use_safetensors=True,
-        ),
+        num_labels=len(label_names),
+        id2label={int(index): name for index, name in names.items()},
+        label2id={name: int(index) for index, name in names.items()},
+        **_WEIGHTS,
     )
     _configure(model, tokenizer)
     new = _missing_parameters(source, model, report)
@@ -97,6 +109,10 @@ def load_architecture_classifier(
 
 
 def _configure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    known = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id >= known and (tokenizer.eos_token_id or known) < known:
+        # A pad token was added to the tokenizer alone. What fills up is masked, whatever it is.
+        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     # A classifier reads each text once; decoders would copy their keys and values for a next time.
     model.config.get_text_config().use_cache = False
@@ -105,27 +121,55 @@ def _configure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
 def _missing_parameters(
     source: ModelSource, model: PreTrainedModel, report: dict[str, Any]
 ) -> tuple[str, ...]:
-    """Return the parameters that the checkpoint lacks, or holds in another shape.
+    """Return the parameters of heads and poolers that the checkpoint lacks or has otherwise shaped.
 
     Raises:
-        DeltafitError: one is of the blocks or the embeddings, which no head can replace.
+        DeltafitError: it lacks more than those, or has layers that the model has no place for.
     """
     missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     new = tuple(name for name, _ in model.named_parameters() if name in missing)
-    stacks = [stack.name for stack in repeated_blocks(model)]
-    lost = [
+    base = model.base_model
+    prefix = f"{model.base_model_prefix}."
+    within_base = "" if base is model else prefix
+    lost = [name for name in new if name.startswith(within_base) and not _is_of_pooler(name)]
+    left_over = [
         name
-        for name in new
-        if any(within(name, stack) for stack in stacks)
-        or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+        for name in sorted(report["unexpected_keys"])
+        if _is_of_unknown_layer(base, name.removeprefix(prefix))
     ]
-    if lost:
+    problems = [
+        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (
+            ("it lacks, or holds in another shape", lost),
+            ("it holds what such a model has no place for", left_over),
+        )
+        if names
+    ]
+    if problems:
         raise DeltafitError(
-            f"The checkpoint of {source.name} at {source.location} lacks {len(lost)} tensors of "
-            f"the pretrained model, or holds them in another shape: {', '.join(lost[:3])}"
-            f"{', …' if len(lost) > 3 else ''}. Do config.json and the weights belong together?"
+            f"The checkpoint of {source.name} at {source.location} is of another model than its "
+            f"config.json says; {'; '.join(problems)}. Bring the two together that belong together."
         )
     return new
+
+
+def _is_of_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
+
+
+def _is_of_unknown_layer(base: nn.Module, name: str) -> bool:
+    """Return whether a name that the model does not know is of a layer in one of its own parts.
+
+    Heads of other tasks, and poolers left out here, stand beside the model's parts. Buffers that
+    older versions stored (causal masks, places) have other names, or stand in no layer.
+    """
+    module_name, _, leaf = name.rpartition(".")
+    part = name.partition(".")[0]
+    if leaf not in ("weight", "bias") or part not in base._modules or _is_of_pooler(name):
+        return False
+    modules = dict(base.named_modules())
+    # A bias that is switched off is registered all the same.
+    return module_name not in modules or bool(modules[module_name]._parameters)
 
 
 def _initialise_anew(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
@@ -148,22 +192,25 @@ def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Pre
     same values, so that a base is the same base whenever it is loaded.
 
     Raises:
-        DeltafitError: the model cannot be loaded, or the checkpoint lacks more than a pooler.
+        DeltafitError: the model cannot be loaded, or the checkpoint is of another model than its
+            configuration says; it may lack a pooler and nothing else.
     """
-    model, report = _explained(
-        source,
-        lambda: AutoModel.from_pretrained(
-            as_checkpoint(source).location,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            use_safetensors=True,
-        ),
-    )
+    model, report = _from_checkpoint(AutoModel, source, **_WEIGHTS)
     _initialise_anew(model, _missing_parameters(source, model, report), seed=0)
     _configure(model, tokenizer)
     encoder: PreTrainedModel = model
     return encoder
+
+
+def _from_checkpoint(auto: Any, source: ModelSource, **options: Any) -> Any:
+    """Load with one of transformers' Auto classes; a checkpoint's own code is never run."""
+    # Left open, transformers would ask on the terminal whether to run it, and a pipe may say yes.
+    return _explained(
+        source,
+        lambda: auto.from_pretrained(
+            as_checkpoint(source).location, trust_remote_code=False, **options
+        ),
+    )
 
 
 def _explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
@@ -176,15 +223,31 @@ def _explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
     except ImportError as error:
         raise DeltafitError(f"Loading {source.name} needs another package: {error}") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DeltafitError(
-            f"Could not load the model {source.name!r} from {source.location}: {reason}"
-            f"{_suggestion(source.name)} Give a folder with a transformers checkpoint in "
-            f"safetensors, a catalogue name ({', '.join(MODELS)}), or the name of a model on the "
-            "hub (which needs a connection)."
+            _sentence(source, str(error).strip() or type(error).__name__)
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def _sentence(source: ModelSource, reason: str) -> str:
+    """Return what a person is told where transformers gives ``reason``."""
+    if "custom code" in reason:
+        return (
+            f"The model {source.name!r} brings code of its own, which deltafit never runs; choose "
+            "one that transformers knows by itself."
+        )
+    if "for this kind of AutoModel" in reason:
+        return (
+            f"The model {source.name!r} is of a kind for which transformers has no text "
+            "classifier; choose another."
+        )
+    return (
+        f"Could not load the model {source.name!r} from {source.location}: "
+        f"{reason.splitlines()[0]}{_suggestion(source.name)} Give a folder with a transformers "
+        f"checkpoint in safetensors, a catalogue name ({', '.join(MODELS)}), or the name of a "
+        "model on the hub (which needs a connection)."
+    )
 
 
 def _suggestion(name: str) -> str:
