@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -10,10 +11,15 @@ from accelerate.state import AcceleratorState
 from torch.nn import functional
 
 from deltafit.errors import DeltafitError
+from deltafit.files import read_tensors
 from deltafit.methods import Full, Head
 from deltafit.tasks.inference import compute_logits
+from deltafit.training.course import Examples
+from deltafit.training.progress import Silent
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+from deltafit.training.train import train
 from tests.training.test_loop import EIGHT
-from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples
+from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples, write_table
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +57,46 @@ def test_bf16_trains_and_leaves_a_float32_model(bert: str, tmp_path: Path) -> No
     AcceleratorState._reset_state()
 
 
-def test_a_collapse_into_one_class_is_said(bert: str, tmp_path: Path) -> None:
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2), (1, 1, 1)])
+def test_a_collapse_into_one_class_is_said(
+    bert: str, tmp_path: Path, labels: tuple[int, ...]
+) -> None:
     classifier = adapted(bert, Head())
     with torch.no_grad():
         classifier.model.get_parameter("classifier.bias")[1] = 1e4
-    settings = replace(EIGHT, epochs=1)
-    course = loop_on(
-        classifier, tmp_path, settings, validation=tiny_examples(9), learning_rate=1e-6
-    ).run()
-    assert any("same class" in note for note in course.notes)
+    validation = Examples(tiny_examples(3).rows, labels)
+    loop = loop_on(
+        classifier, tmp_path, replace(EIGHT, epochs=1), validation=validation, learning_rate=1e-6
+    )
+    loop.reporter = listener = Listener()
+    loop.run()
+    # Rows of one class that are all given that class are no collapse.
+    assert any("same class" in said for said in listener.said) == (len(set(labels)) > 1)
+
+
+def test_a_collapsed_model_is_noted_though_nothing_was_validated(bert: str, tmp_path: Path) -> None:
+    data, test = write_table(tmp_path / "train.csv"), write_table(tmp_path / "test.csv", 9, seed=1)
+    result = train(
+        bert,
+        DataConfig(data, test, validation="none"),
+        tmp_path / "run",
+        method=Head(),
+        # One step, after which the largest bias decides whatever the text.
+        settings=TrainingSettings(epochs=1, batch_size=64, learning_rate=1e-9, warmup=0.0),
+        head=HeadConfig("mean"),
+    )
+    assert len(set(np.argmax(predicted(result.folder), axis=1))) == 1
+    assert "has collapsed" in result.metrics["notes"][0]
 
 
 def test_full_training_of_a_pooled_head_names_the_unused_pooler(bert: str, tmp_path: Path) -> None:
@@ -74,9 +111,34 @@ def test_divergence_stops_with_the_step(bert: str, tmp_path: Path) -> None:
         loop_on(adapted(bert, Full()), tmp_path, settings, learning_rate=1e6).run()
 
 
+def test_a_loss_far_above_the_start_stops_though_it_is_finite(bert: str, tmp_path: Path) -> None:
+    settings = replace(EIGHT, epochs=20, warmup=0.0)
+    with pytest.raises(
+        DeltafitError, match=r"diverged: at step \d+ of 60 the mean loss of the last"
+    ):
+        loop_on(adapted(bert, Full()), tmp_path, settings, learning_rate=10.0).run()
+
+
+def test_logits_that_are_not_numbers_stop_an_evaluation_with_its_step(
+    bert: str, tmp_path: Path
+) -> None:
+    validation = tiny_examples(4)
+    loop = loop_on(
+        adapted(bert), tmp_path, replace(EIGHT, evaluate_every=1), validation=validation
+    )
+    head = loop.classifier.model.get_parameter("classifier.weight")
+    loop.optimiser.step = lambda: head.data.fill_(float("nan"))  # type: ignore[method-assign]
+    with pytest.raises(DeltafitError, match="at step 1 of 6 the logits of a validation row"):
+        loop.run()
+
+
 def test_weights_that_are_not_numbers_stop_the_first_step(bert: str, tmp_path: Path) -> None:
     classifier = adapted(bert)
     with torch.no_grad():
         next(classifier.model.parameters())[:] = float("nan")
     with pytest.raises(DeltafitError, match="at step 1 of 6 the loss became nan"):
         loop_on(classifier, tmp_path, EIGHT).run()
+
+
+def predicted(run: Path) -> np.ndarray:
+    return read_tensors(run / "predictions.safetensors")["test/logits"].numpy()

@@ -233,6 +233,13 @@ def test_resuming_another_run_names_what_differs(inputs: tuple[str, str], tmp_pa
         table.write_text(content)
 
 
+def test_the_same_texts_may_lie_elsewhere_by_now(inputs: tuple[str, str], tmp_path: Path) -> None:
+    run = interrupted(inputs, tmp_path / "run")
+    moved = tmp_path / "moved.csv"
+    moved.write_text(Path(inputs[1]).read_text())
+    assert go((inputs[0], str(moved)), run, resume=True).metrics["history"]
+
+
 def test_an_existing_folder_is_refused_and_a_finished_run_given_back(
     inputs: tuple[str, str], undisturbed: RunResult
 ) -> None:

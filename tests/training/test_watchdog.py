@@ -11,6 +11,7 @@ from deltafit.data import resolve_model
 from deltafit.errors import DeltafitError
 from deltafit.methods import Full, LoRA
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
+from deltafit.training.course import Examples
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.watchdog import WATCHED_STEPS, GradientWatchdog
 from tests.tiny_models import ARCHITECTURES
@@ -47,6 +48,14 @@ def gated(bert: str) -> Classifier:
         head=classifier.head_parameters,
     )
     return classifier
+
+
+def test_texts_of_one_token_teach_it_nothing(bert: str, tmp_path: Path) -> None:
+    # Attention over a single token is 1, whatever query and key are.
+    words = Examples([[5], [6], [7], [8]], [0, 1, 2, 0])
+    loop = loop_on(adapted(bert), tmp_path, SETTINGS, train=words)
+    loop.run()
+    assert loop.watchdog.watching and not loop.course.notes
 
 
 def test_a_gradient_that_is_always_zero_stops_the_third_step(bert: str, tmp_path: Path) -> None:

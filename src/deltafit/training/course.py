@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_NEWEST_SHARE = 0.1  # of the latest step in the running loss: it remembers about ten steps
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -30,6 +32,8 @@ class Course:
         notes: sentences for the person.
         loss_sum: training loss times rows since the last evaluation.
         loss_rows: rows since the last evaluation.
+        first_loss: of the first step; None before it.
+        running_loss: of the latest steps, the older ones fading.
     """
 
     step: int = 0
@@ -41,6 +45,19 @@ class Course:
     notes: list[str] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_rows: int = 0
+    first_loss: float | None = None
+    running_loss: float = 0.0
+
+    def count(self, rows: int, loss: float, seconds: float) -> None:
+        """Take a step into account that was applied to ``rows`` rows."""
+        if self.first_loss is None:
+            self.first_loss = self.running_loss = loss
+        self.step += 1
+        self.examples += rows
+        self.seconds += seconds
+        self.loss_sum += loss * rows
+        self.loss_rows += rows
+        self.running_loss += (loss - self.running_loss) * _NEWEST_SHARE
 
     def entry_of(self, step: int | None) -> dict[str, Any] | None:
         """Return the history's entry of a step."""

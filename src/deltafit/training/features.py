@@ -9,6 +9,7 @@ from deltafit.data import ModelSource, Splits, resolve_model
 from deltafit.tasks.classification import HeadSettings, load_classifier
 from deltafit.tasks.inference import compute_features, tokenise_for
 from deltafit.tasks.pooling import POOLINGS, Pooling
+from deltafit.tasks.positions import usable_length
 from deltafit.tasks.probe import Probe, logistic_probe
 from deltafit.training.progress import Reporter
 
@@ -43,6 +44,7 @@ class FrozenFeatures:
         classifier = load_classifier(
             self.source, self.splits.train.label_names, HeadSettings("mean"), seed=0
         )
+        length = usable_length(classifier, self.max_length)
         # A decoder's first token has read nothing but itself.
         poolings = tuple(p for p in POOLINGS if p != "cls" or not classifier.decoder)
         parts = self.splits.parts()
@@ -57,7 +59,7 @@ class FrozenFeatures:
         result = {
             name: compute_features(
                 classifier,
-                tokenise_for(classifier, part.texts, self.max_length).input_ids,
+                tokenise_for(classifier, part.texts, length, part.place).input_ids,
                 poolings=poolings,
                 progress=advance,
             )

@@ -13,6 +13,7 @@ from deltafit.training.accelerator import processes
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 _LOGS = "logs"
+_PLACES = ("data", "test_data", "validation")  # in the configuration of the data
 
 
 @contextmanager
@@ -64,13 +65,22 @@ def _check_same_run(folder: Path, path: Path, content: dict[str, Any], resume: b
         )
     if not path.is_file():
         raise UsageError(f"{folder} holds no {RUN_FILE}, so there is no run in it to resume.")
-    difference = _first_difference(read_json(path), content, "")
+    difference = _first_difference(_deciding(read_json(path)), _deciding(content), "")
     if difference is not None:
         key, before, now = difference
         raise UsageError(
             f"{folder} holds another run: {key} was {before!r} there and is {now!r} now. Resume it "
             "with its own settings, or choose another --output."
         )
+
+
+def _deciding(content: Any) -> Any:
+    """Return what decides a run: the texts by their hash, wherever the files lie now."""
+    try:
+        data = {k: v for k, v in content["config"]["data"].items() if k not in _PLACES}
+        return {**content, "config": {**content["config"], "data": data}, "data": None}
+    except (AttributeError, KeyError, TypeError):  # damaged: it will differ
+        return content
 
 
 def _first_difference(before: Any, now: Any, where: str) -> tuple[str, Any, Any] | None:

@@ -31,10 +31,11 @@ from deltafit.training.interruption import Interrupted, StopRequest, stop_reques
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
-from deltafit.training.validation import unwrap_forward, validate
+from deltafit.training.validation import COLLAPSED, NotFiniteError, unwrap_forward, validate
 from deltafit.training.watchdog import GradientWatchdog
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_DIVERGED = 10.0  # times the loss of the first step, or of guessing
 
 
 class TrainingLoop:
@@ -171,20 +172,20 @@ class TrainingLoop:
         torch.manual_seed(keyed_seed(settings.seed, key))
         loss = self.gradients.accumulate(rows)
         if not math.isfinite(loss):
-            raise self._diverged("loss", loss)
+            raise self._diverged(course.step + 1, "loss", loss)
         norm = self._clip()
         if math.isfinite(norm):
-            self._watch()
+            # A text of one token gives attention nothing to choose from, and so no gradient.
+            if max(len(self.train.rows[row]) for row in rows) > 1:
+                self._watch()
         elif self.accelerator.scaler is None:
-            raise self._diverged("gradient's norm", norm)
+            raise self._diverged(course.step + 1, "gradient's norm", norm)
         # else fp16's scale was too high: the scaler leaves this step out and lowers it.
         self.optimiser.step()
         self.optimiser.zero_grad()
-        course.step += 1
-        course.examples += len(rows)
-        course.loss_sum += loss * len(rows)
-        course.loss_rows += len(rows)
-        course.seconds += time.perf_counter() - began
+        course.count(len(rows), loss, time.perf_counter() - began)
+        if course.running_loss > self._largest_loss():
+            raise self._diverged(course.step, "mean loss of the last steps", course.running_loss)
         self.reporter.step(course.step, loss, course.examples / course.seconds)
 
     def _order(self, epoch: int) -> list[int]:
@@ -208,10 +209,15 @@ class TrainingLoop:
                 f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}."
             )
 
-    def _diverged(self, what: str, value: float) -> DeltafitError:
+    def _largest_loss(self) -> float:
+        """Return the loss beyond which a run only wastes time: far above chance and the start."""
+        chance = math.log(len(self.classifier.label_names))
+        return _DIVERGED * max(self.course.first_loss or 0.0, chance)
+
+    def _diverged(self, step: int, what: str, value: float) -> DeltafitError:
         return DeltafitError(
-            f"Training diverged: at step {self.course.step + 1} of {self.total_steps} the {what} "
-            f"became {value}. Lower --lr (a third is a good next try), or train in float32."
+            f"Training diverged: at step {step} of {self.total_steps} the {what} became "
+            f"{value:.4g}. Lower --lr (a third is a good next try), or train in float32."
         )
 
     def _is_evaluation_due(self) -> bool:
@@ -227,16 +233,15 @@ class TrainingLoop:
         }
         course.loss_sum, course.loss_rows = 0.0, 0
         if self.validation is not None:
-            figures, collapsed = validate(
-                self.classifier, self.validation, self.class_weights, self.settings.label_smoothing
-            )
+            try:
+                figures, collapsed = validate(
+                    self.classifier, self.validation, self.class_weights, self.settings
+                )
+            except NotFiniteError as error:
+                raise self._diverged(course.step, "logits of a validation row", math.nan) from error
             entry |= figures
             if collapsed:
-                self._note(
-                    "There was an evaluation in which every validation row was given the same "
-                    "class. The learning rate may be far too high or too low, or the training too "
-                    "short."
-                )
+                self.reporter.say(f"At step {course.step}, {COLLAPSED}")
         course.history.append(entry)
         numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
         self.accelerator.log(numbers, step=course.step)

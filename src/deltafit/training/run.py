@@ -1,5 +1,6 @@
 """One run from its configuration to metrics, costs and an adapter on disk."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from accelerate import Accelerator
 
 from deltafit.adapters import adapt
 from deltafit.data import Splits
-from deltafit.files import write_json_atomically, write_tensors_atomically
+from deltafit.files import write_json_atomically
 from deltafit.methods import DeltaMethod
 from deltafit.prediction.fingerprint import fingerprint
-from deltafit.prediction.folder import save_classifier, versions
+from deltafit.prediction.folder import prove_saved, save_classifier, versions
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
-from deltafit.tasks.inference import compute_logits, tokenise_for
-from deltafit.tasks.metrics import classification_metrics
+from deltafit.tasks.inference import tokenise_for
+from deltafit.tasks.positions import usable_length
 from deltafit.tasks.probe import Probe
 from deltafit.training.accelerator import started_accelerator
 from deltafit.training.checkpoints import latest_checkpoint
@@ -25,9 +26,11 @@ from deltafit.training.costs import costs_of, environment_of, expected_memory
 from deltafit.training.course import Course, Examples
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE
+from deltafit.training.judging import judge, write_predictions
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
 from deltafit.training.progress import Reporter
+from deltafit.training.validation import COLLAPSED, collapsed
 
 PREDICTIONS_FILE = "predictions.safetensors"
 
@@ -53,6 +56,7 @@ class _Prepared:
     classifier: Classifier
     examples: dict[str, Examples]
     truncated: dict[str, int]
+    max_length: int
     probe: Probe | None
     base_fingerprint: dict[str, Any]
 
@@ -81,8 +85,8 @@ def execute(
         before: the untouched model's metrics, if a run with the same seed and head has them.
 
     Raises:
-        DeltafitError: the input cannot be used, or training failed; nothing half-made is left
-            beside the checkpoints.
+        DeltafitError: the input cannot be used, training failed, or the saved adapter does not
+            come back as it was trained; nothing half-made is left beside the checkpoints.
         Interrupted: the person asked to stop; the run can be resumed.
     """
     features = features or FrozenFeatures(
@@ -92,6 +96,10 @@ def execute(
         config.settings.precision, folder, trackers, config.to_dict()
     ) as accelerator:
         metrics = _run(config, splits, folder, reporter, accelerator, features, resume, before)
+        accelerator.free_memory()  # of the trained model: the proof loads its base once more
+        if accelerator.is_main_process:
+            prove_saved(folder / "adapter")
+            write_json_atomically(folder / METRICS_FILE, metrics)
     return RunResult(folder, metrics)
 
 
@@ -109,7 +117,8 @@ def _run(
     run = _prepare(config, splits, features, reporter)
     run.classifier.model.to(accelerator.device)
     if before is None:
-        before = {name: _judge(run, splits, name)[0] for name in run.examples if name != "train"}
+        held_out = [name for name in run.examples if name != "train"]
+        before = {name: _judge(config, run, splits, name)[0] for name in held_out}
     _adapt(config, run)
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows)
     course, peak = _train(config, run, folder, reporter, accelerator, resume)
@@ -117,17 +126,18 @@ def _run(
     after: dict[str, Any] = {}
     logits: dict[str, np.ndarray] = {}
     for done, name in enumerate(run.examples, 1):
-        after[name], logits[name] = _judge(run, splits, name)
+        after[name], logits[name] = _judge(config, run, splits, name)
         reporter.step(done, None, None)
+    judged_on = next((name for name in ("test", "validation") if name in after), None)
     metrics = {
-        "judged_on": next((name for name in ("test", "validation") if name in after), None),
+        "judged_on": judged_on,
         "head": run.classifier.head.kind,
         "before": before,
         "after": after,
         "history": course.history,
         "best_step": course.best_step,
         "truncated": run.truncated,
-        "notes": course.notes,
+        "notes": [*course.notes, *_notes(config, run, judged_on or "train", logits)],
         "expected_memory": foretold,
         "versions": versions(),
         "environment": environment_of(accelerator),
@@ -135,8 +145,7 @@ def _run(
     if accelerator.is_main_process:
         _save(config, run, splits, folder, after)
         metrics["costs"] = costs_of(run.classifier, course, peak, folder / "adapter")
-        _write_predictions(folder, splits, logits)
-        write_json_atomically(folder / METRICS_FILE, metrics)
+        write_predictions(folder / PREDICTIONS_FILE, splits, logits)
     return metrics
 
 
@@ -157,20 +166,26 @@ def _prepare(
         head = classifier.model.get_submodule("classifier")
         state = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
         head.load_state_dict(state)
+    wanted = config.settings.max_length
+    length = usable_length(classifier, wanted)
+    if length < wanted:
+        reporter.say(
+            f"{config.model} takes texts of at most {length} tokens; the maximum length of "
+            f"{wanted} is lowered to that."
+        )
     examples, truncated = {}, {}
     for name, part in splits.parts().items():
-        tokens = tokenise_for(classifier, part.texts, config.settings.max_length)
+        tokens = tokenise_for(classifier, part.texts, length, part.place)
         examples[name] = Examples(tokens.input_ids, part.labels)
         truncated[name] = tokens.truncated
     cut, total = sum(truncated.values()), sum(map(len, examples.values()))
     if cut:
-        reporter.say(
-            f"{cut / total:.1%} of texts ({cut}) were cut to {config.settings.max_length} tokens."
-        )
+        reporter.say(f"{cut / total:.1%} of texts ({cut}) were cut to {length} tokens.")
     return _Prepared(
         classifier,
         examples,
         truncated,
+        length,
         probe,
         fingerprint(classifier.model, classifier.head_parameters),
     )
@@ -210,18 +225,28 @@ def _train(
     return course, peak
 
 
-def _judge(run: _Prepared, splits: Splits, name: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Return a part's metrics, and again without rows that stand in the training part."""
-    examples = run.examples[name]
-    labels, names = np.asarray(examples.labels), run.classifier.label_names
-    logits = compute_logits(run.classifier, examples.rows)
-    metrics = classification_metrics(labels, logits, names)
-    duplicates = splits.duplicates(name)
-    if duplicates and len(duplicates) < len(labels):
-        kept = np.setdiff1d(np.arange(len(labels)), duplicates)
-        without = classification_metrics(labels[kept], logits[kept], names)
-        metrics["without_duplicates"] = {"removed": len(duplicates), **without}
-    return metrics, logits
+def _judge(
+    config: RunConfig, run: _Prepared, splits: Splits, name: str
+) -> tuple[dict[str, Any], np.ndarray]:
+    return judge(
+        run.classifier,
+        run.examples[name],
+        duplicates=splits.duplicates(name),
+        batch_size=config.settings.batch_size,
+    )
+
+
+def _notes(
+    config: RunConfig, run: _Prepared, part: str, logits: dict[str, np.ndarray]
+) -> Iterator[str]:
+    """Yield what a person should know of a trained classifier that its figures do not say."""
+    if collapsed(logits[part], run.examples[part].labels):
+        yield f"The trained model has collapsed: {COLLAPSED}"
+    if run.classifier.head.kind != "architecture" and isinstance(config.method, DeltaMethod):
+        yield (
+            f"The head ({run.classifier.head.kind} pooling) is deltafit's own, so PEFT does not "
+            "load this adapter. `deltafit merge` writes a plain encoder, and the head beside it."
+        )
 
 
 def _save(
@@ -232,7 +257,7 @@ def _save(
         run.classifier,
         folder / "adapter",
         base_fingerprint=run.base_fingerprint,
-        max_length=config.settings.max_length,
+        max_length=run.max_length,
         facts={
             "method": config.method.to_dict(),
             "metrics": {
@@ -242,14 +267,3 @@ def _save(
             "data": {"source": splits.train.source, "sha256": splits.train.content_hash()},
         },
     )
-
-
-def _write_predictions(folder: Path, splits: Splits, logits: dict[str, np.ndarray]) -> None:
-    """Keep the logits of held-out rows, so that runs can be compared row by row later."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, part in splits.parts().items():
-        if name != "train":
-            tensors[f"{name}/logits"] = torch.from_numpy(logits[name])
-            tensors[f"{name}/labels"] = torch.tensor(part.labels)
-    if tensors:
-        write_tensors_atomically(folder / PREDICTIONS_FILE, tensors)

@@ -12,8 +12,8 @@ from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
 def train(
-    model: str,
-    data: str | DataConfig,
+    model: str | Path,
+    data: str | Path | DataConfig,
     output: str | Path,
     *,
     method: str | Method = LoRA(),
@@ -41,9 +41,9 @@ def train(
         UsageError: an argument makes no sense, or ``output`` is taken.
         Interrupted: the process was asked to stop; the run can be resumed.
     """
-    data = DataConfig(data) if isinstance(data, str) else data
+    data = data if isinstance(data, DataConfig) else DataConfig(str(data))
     method = parse_method(method) if isinstance(method, str) else method
-    config = RunConfig(model, data, method, head, settings)
+    config = RunConfig(str(model), data, method, head, settings)
     splits = load_data(data)
     folder = Path(output)
     with begun(folder, run_content(config, splits), resume=resume):
