@@ -70,6 +70,14 @@ def test_svm_repeats_with_its_seed() -> None:
     np.testing.assert_array_equal(first, second)
 
 
+def test_svm_takes_every_seed_that_training_takes() -> None:
+    texts, labels = texts_of([0, 1, 2])
+    small, large = (
+        tfidf_svm(texts, labels, texts, num_classes=3, seed=seed).scores for seed in (5, 2**33 + 5)
+    )
+    np.testing.assert_array_equal(small, large)
+
+
 def test_texts_without_words_are_an_error_with_a_way_out() -> None:
     with pytest.raises(DeltafitError, match="text column"):
         tfidf_svm(["?", "!!"], [0, 1], ["."], num_classes=2, seed=0)

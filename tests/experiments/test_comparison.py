@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.comparison import Comparison, compare
@@ -252,6 +255,27 @@ def test_rows_that_stand_in_training_are_noted(
     without = metrics["after"]["test"]["without_duplicates"]
     share = f"accuracy {100 * without['accuracy']:.1f} % without the 36 rows"
     assert any(note.startswith(share) for note in run["notes"])
+
+    # The baselines too: TF-IDF remembers its training texts best of all.
+    splits = load_data(same)
+    assert splits.test is not None
+    known = set(splits.train.texts)
+    new = [index for index, text in enumerate(splits.test.texts) if text not in known]
+    assert len(new) == 9
+    labels = np.array(splits.test.labels)[new]
+    svm = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC(random_state=0)
+    ).fit(splits.train.texts, splits.train.labels)
+    majority = np.bincount(splits.train.labels).argmax()
+    said = {
+        "majority class": np.full(len(new), majority),
+        "TF-IDF + linear SVM": svm.predict([splits.test.texts[index] for index in new]),
+    }
+    rows = by_name(result)
+    for name, predicted in said.items():
+        share = f"accuracy {100 * np.mean(predicted == labels):.1f} % without the 36 rows"
+        assert any(note.startswith(share) for note in rows[name]["notes"]), name
+    assert any("without the 36 rows" in note for note in rows[BASELINES[2]]["notes"])
 
 
 def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path: Path) -> None:

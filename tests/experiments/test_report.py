@@ -9,7 +9,7 @@ import numpy as np
 
 from deltafit.experiments.report import verdict, write_report
 from deltafit.tasks.metrics import classification_metrics
-from tests.experiments.rows import difference, example, row, run
+from tests.experiments.rows import against, difference, example, row, run
 
 
 def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
@@ -17,8 +17,12 @@ def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
     assert text.startswith("Ship lora rank=8 alpha=16 targets=query,value (93.4 % accuracy")
     assert "within noise of the best, lora rank=16 alpha=32 targets=all-linear (93.8 %" in text
     assert "full tied as well" in text
-    assert (
-        "beats the best cheap baseline, frozen features + logistic regression, by 0.8 ± 0.6" in text
+    cheap = "the best cheap baseline, frozen features + logistic regression,"
+    # Of the advised first: that the best beats the baseline says nothing of it.
+    assert text.endswith(
+        f"lora rank=8 alpha=16 targets=query,value does not beat {cheap} beyond noise "
+        f"(+0.4 ± 0.7 points). lora rank=16 alpha=32 targets=all-linear beats {cheap} "
+        "by 0.8 ± 0.6 points."
     )
 
 
@@ -33,7 +37,7 @@ def test_fewer_trained_parameters_decide_where_no_size_is_known() -> None:
 def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
     rows = [
         row("TF-IDF + linear SVM", "baseline", 0.96, difference(-1, 1.5)),
-        run("lora", 0.97, None),
+        run("lora", 0.97, None, **against("TF-IDF + linear SVM", 1, 1.5)),
     ]
     text = verdict(rows)
     assert text.startswith("Use TF-IDF + linear SVM (96.0 % accuracy): within noise of the best")
@@ -41,10 +45,25 @@ def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
 
 
 def test_a_baseline_that_wins_is_said_to_win() -> None:
-    rows = [row("frozen", "baseline", 0.93, None), run("lora", 0.88, difference(-5, 1))]
+    rows = [
+        row("frozen", "baseline", 0.93, None),
+        run("lora", 0.88, difference(-5, 1), **against("frozen", -5, 1)),
+    ]
     text = verdict(rows)
     assert text.startswith("Use frozen (93.0 % accuracy): it is better than every other method")
     assert "No adapter beats" in text
+
+
+def test_the_best_is_spoken_of_where_a_baseline_is_advised() -> None:
+    rows = [
+        row("TF-IDF", "baseline", 0.93, difference(-0.5, 0.6)),
+        run("head", 0.934, difference(-0.1, 0.1), **against("TF-IDF", 0.4, 0.2)),
+        run("full", 0.935, None, **against("TF-IDF", 0.5, 0.6)),
+    ]
+    text = verdict(rows)
+    assert text.startswith("Use TF-IDF (93.0 % accuracy): within noise of the best, full")
+    cheap = "the best cheap baseline, TF-IDF,"
+    assert text.endswith(f"full does not beat {cheap} beyond noise (+0.5 ± 0.6 points).")
 
 
 def test_a_clear_winner_a_best_and_cheapest_and_a_lone_method() -> None:

@@ -70,8 +70,25 @@ def test_absent_classes_neither_warn_nor_crash() -> None:
         measured = classification_metrics(np.array([0, 0]), logits, ("a", "b", "c"))
     assert measured["per_class"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
     assert np.shape(measured["confusion_matrix"]) == (3, 3)
-    assert measured["macro_f1"] == pytest.approx(1 / 3)
-    assert measured["weighted_f1"] == 1
+    assert measured["macro_f1"] == measured["weighted_f1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted"),
+    [
+        ([1, 1, 1], [1, 1, 1]),  # one class of four, all right
+        ([0, 0, 2, 2], [0, 2, 2, 2]),  # two neither true nor predicted
+        ([0, 0, 0, 0], [0, 3, 3, 0]),  # one predicted that never occurs
+        ([0, 1, 1, 3], [2, 2, 2, 2]),  # nothing right
+    ],
+)
+def test_macro_f1_is_scikit_learns_where_classes_are_absent(
+    labels: list[int], predicted: list[int]
+) -> None:
+    measured = classification_metrics(np.array(labels), 5 * np.eye(4)[predicted], NAMES)
+    expected = sk.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert measured["macro_f1"] == pytest.approx(expected)
+    assert list(measured["per_class"]) == list(NAMES)
 
 
 def test_log_loss_of_a_confident_error_is_not_clipped() -> None:

@@ -19,6 +19,7 @@ from deltafit.tasks.probe import Probe, logistic_probe
 __all__ = ["BaselineResult", "Probe", "logistic_probe", "majority_baseline", "tfidf_svm"]
 
 FloatArray = NDArray[np.float64]
+_SEEDS = 2**32  # that numpy's older generator, which scikit-learn uses, can tell apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def tfidf_svm(
         train_labels: their class indices, ``[n]``.
         test_texts: texts to score.
         num_classes: columns of the scores; a class without training rows is never predicted.
-        seed: of the solver, which visits the rows in random order.
+        seed: of the solver, which visits the rows in random order; any whole number.
 
     Raises:
         DeltafitError: no training text holds a word of two or more letters.
@@ -85,7 +86,7 @@ def tfidf_svm(
             "The TF-IDF baseline found no words of two or more letters in the training texts. "
             "Check that the right text column was chosen."
         ) from error
-    classifier = LinearSVC(random_state=seed).fit(train_matrix, labels)
+    classifier = LinearSVC(random_state=seed % _SEEDS).fit(train_matrix, labels)
     margins = classifier.decision_function(vectorizer.transform(test_texts))
     scores = _columns_for_all(margins, present, num_classes)
     return BaselineResult(scores, time.perf_counter() - started)

@@ -21,8 +21,8 @@ from deltafit.experiments.tables import (
     comparison_table,
     format_bytes,
     format_count,
-    format_difference,
     format_metric,
+    format_points,
     is_best,
 )
 from deltafit.files import write_folder_atomically, write_json_atomically, write_text_atomically
@@ -43,10 +43,7 @@ def verdict(rows: Sequence[Row]) -> str:
     tied = [row for row in rows if row is not best and row["difference"]["within_noise"]]
     chosen = min([best, *tied], key=_cost)
     sentences = [_recommendation(chosen, best, tied, len(rows))]
-    runs = [row for row in rows if row["kind"] == "run"]
-    baselines = [row for row in rows if row["kind"] == "baseline"]
-    if runs and baselines:
-        sentences.append(_against_baselines(best, tied, baselines))
+    sentences += _against_baselines(chosen, best, rows)
     return " ".join(sentences)
 
 
@@ -118,17 +115,32 @@ def _recommendation(chosen: Row, best: Row, tied: Sequence[Row], count: int) -> 
     )
 
 
-def _against_baselines(best: Row, tied: Sequence[Row], baselines: Sequence[Row]) -> str:
-    contenders = [row for row in (best, *tied) if row["kind"] == "baseline"]
-    if contenders:
-        return (
+def _against_baselines(chosen: Row, best: Row, rows: Sequence[Row]) -> list[str]:
+    """Say of what is advised, and of the best, whether it beats the best cheap baseline."""
+    runs = [row for row in rows if row.get("against_baseline")]
+    if not runs:
+        return []
+    name = runs[0]["against_baseline"]["name"]
+    if not any(_beats_baseline(row) for row in runs):
+        baseline = next(row for row in rows if row["name"] == name)
+        return [
             "No adapter beats the cheap baselines beyond noise: "
-            f"{contenders[0]['name']} reaches {_result(contenders[0])} without one."
-        )
-    # The differences are "this row minus the best", so the nearest baseline has the largest.
-    nearest = max(baselines, key=lambda row: row["difference"]["difference"])
-    points = format_difference(nearest).lstrip("−+")
-    return f"{best['name']} beats the best cheap baseline, {nearest['name']}, by {points} points."
+            f"{name} reaches {_result(baseline)} without one."
+        ]
+    spoken_of = [chosen] if chosen is best else [chosen, best]
+    return [_against_baseline(row) for row in spoken_of if row["kind"] == "run"]
+
+
+def _against_baseline(row: Row) -> str:
+    compared = row["against_baseline"]
+    cheap, points = f"the best cheap baseline, {compared['name']},", format_points(compared)
+    if _beats_baseline(row):
+        return f"{row['name']} beats {cheap} by {points.lstrip('+')} points."
+    return f"{row['name']} does not beat {cheap} beyond noise ({points} points)."
+
+
+def _beats_baseline(row: Row) -> bool:
+    return bool(row["against_baseline"]["low"] > 0)
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
 from deltafit.experiments.baselines import majority_baseline, tfidf_svm
 from deltafit.experiments.statistics import paired_over_seeds
+from deltafit.experiments.tables import format_points
 from deltafit.files import read_tensors
 from deltafit.methods import Method
 from deltafit.tasks.metrics import accuracy_interval, classification_metrics
@@ -34,7 +35,7 @@ def baselines(
 ) -> list[Candidate]:
     """Return the cheap baselines, judged on one part; see ``deltafit.experiments.baselines``."""
     train, part = splits.train, splits.parts()[judged]
-    names = train.label_names
+    names, known = train.label_names, splits.duplicates(judged)
     reporter.say("cheap baselines: majority class, TF-IDF + linear SVM, frozen features")
     majority = majority_baseline(train.labels, len(part), len(names))
     svm = tfidf_svm(train.texts, train.labels, part.texts, num_classes=len(names), seed=seed)
@@ -43,10 +44,10 @@ def baselines(
     logits = probe.logits(features.features[judged][pooling])
     note = f"{pooling} pooling and C={probe.C:g}, chosen on held-out rows"
     return [
-        _baseline("majority class", "majority", majority, part, 0.0),
-        _baseline("TF-IDF + linear SVM", "tfidf_svm", svm.scores, part, svm.seconds),
+        _baseline("majority class", "majority", majority, part, known, 0.0),
+        _baseline("TF-IDF + linear SVM", "tfidf_svm", svm.scores, part, known, svm.seconds),
         _baseline(
-            "frozen features + logistic regression", "frozen_probe", logits, part,
+            "frozen features + logistic regression", "frozen_probe", logits, part, known,
             features.seconds, note,
         ),
     ]  # fmt: skip
@@ -57,13 +58,31 @@ def _baseline(
     result_name: str,
     scores: np.ndarray,
     part: LabelledTexts,
+    known: Sequence[int],
     seconds: float,
     *notes: str,
 ) -> Candidate:
     labels = np.asarray(part.labels)
     metrics = classification_metrics(labels, scores, part.label_names)
-    row = _row(name, "baseline", result_name, [metrics], list(notes))
-    return Candidate({**row, "seconds": seconds}, (scores.argmax(1) == labels)[None])
+    correct = (scores.argmax(1) == labels)[None]
+    row = _row(
+        name, "baseline", result_name, [metrics], [*notes, *_without_known_rows(correct, known)]
+    )
+    return Candidate({**row, "seconds": seconds}, correct)
+
+
+def _without_known_rows(correct: np.ndarray, known: Sequence[int]) -> list[str]:
+    """Note the accuracy without the rows ``known`` from training; they reward memory alone.
+
+    Args:
+        correct: which of the judged rows each seed got right, ``[seeds, rows]``.
+        known: indices of the judged rows whose text stands in the training part too.
+    """
+    new = np.setdiff1d(np.arange(correct.shape[1]), known)
+    if not known or not new.size:
+        return []
+    share = 100 * correct[:, new].mean()
+    return [f"accuracy {share:.1f} % without the {len(known)} rows that also stand in training"]
 
 
 def _row(
@@ -99,13 +118,8 @@ def candidate_of(
     notes = list(dict.fromkeys(note for _, metrics in runs for note in metrics["notes"]))
     if judged == "validation":
         notes.append("judged on the validation rows, which also chose its checkpoint")
-    clean = after[0].get("without_duplicates")
-    if clean:
-        share = float(np.mean([figures["without_duplicates"]["accuracy"] for figures in after]))
-        notes.append(
-            f"accuracy {100 * share:.1f} % without the {clean['removed']} rows that also stand in "
-            "training"
-        )
+    correct = _correct(runs, judged, splits)
+    notes += _without_known_rows(correct, splits.duplicates(judged))
     row = _row(str(method), "run", method.result_name, after, notes)
     row |= {
         "before": float(np.mean([metrics["before"][judged]["accuracy"] for _, metrics in runs])),
@@ -116,13 +130,18 @@ def candidate_of(
         "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
         "saved_bytes": costs[0]["saved_bytes"],
     }
+    return Candidate(row, correct)
+
+
+def _correct(
+    runs: Sequence[tuple[Path, dict[str, Any]]], judged: str, splits: Splits
+) -> np.ndarray:
     labels = np.asarray(splits.parts()[judged].labels)
     predictions = [read_tensors(folder / PREDICTIONS_FILE) for folder, _ in runs]
     stored = [tensors.get(f"{judged}/logits") for tensors in predictions]
     if any(logits is None or len(logits) != len(labels) for logits in stored):
         raise DeltafitError(f"{runs[0][0] / PREDICTIONS_FILE} does not fit the data; run it again.")
-    correct = [logits.numpy().argmax(1) == labels for logits in stored if logits is not None]
-    return Candidate(row, np.stack(correct))
+    return np.stack([logits.numpy().argmax(1) == labels for logits in stored if logits is not None])
 
 
 def loss_history(metrics: dict[str, Any]) -> list[dict[str, float]]:
@@ -138,14 +157,37 @@ def loss_history(metrics: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def compared(candidates: Sequence[Candidate]) -> list[Row]:
-    """Compare every row with the best one, paired on the same judged rows."""
-    best = max(candidates, key=lambda candidate: candidate.row["after"])
-    return [
-        {
-            **candidate.row,
-            "difference": None
-            if candidate is best
-            else asdict(paired_over_seeds(candidate.correct, best.correct)),
-        }
-        for candidate in candidates
-    ]
+    """Compare every row with the best one, and every run with the best cheap baseline.
+
+    Both are paired on the same judged rows. A run that does not beat the baseline beyond noise gets
+    a note that says so.
+    """
+    best = _best(candidates)
+    cheap = [candidate for candidate in candidates if candidate.row["kind"] == "baseline"]
+    rows = []
+    for candidate in candidates:
+        difference = None if candidate is best else _difference(candidate, best)
+        row = {**candidate.row, "difference": difference, "against_baseline": None}
+        if cheap and row["kind"] == "run":
+            row |= _against_baseline(candidate, _best(cheap))
+        rows.append(row)
+    return rows
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    return max(candidates, key=lambda candidate: float(candidate.row["after"]))
+
+
+def _difference(candidate: Candidate, other: Candidate) -> dict[str, Any]:
+    return asdict(paired_over_seeds(candidate.correct, other.correct))
+
+
+def _against_baseline(run: Candidate, baseline: Candidate) -> dict[str, Any]:
+    """Return the fields of a run's row that its comparison with ``baseline`` decides."""
+    name, difference = baseline.row["name"], _difference(run, baseline)
+    notes, points = list(run.row["notes"]), format_points(difference)
+    if difference["within_noise"]:
+        notes.append(f"does not beat {name} beyond noise ({points})")
+    elif difference["difference"] < 0:
+        notes.append(f"is worse than {name} beyond noise ({points})")
+    return {"against_baseline": {"name": name, **difference}, "notes": notes}

@@ -3,8 +3,9 @@
 A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``result_name``,
 ``trainable``, ``total``, ``metric_name``, ``before``, ``after``, ``interval`` ``[low, high]``,
 ``macro_f1``, ``seconds``, ``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``,
-``difference`` (the fields of a `PairedComparison`; None for the best row itself), ``seeds`` and
-``notes``. Whatever a row lacks is shown as a dash.
+``difference`` (the fields of a `PairedComparison` with the best row; None for that row itself),
+``against_baseline`` (of a run: the best cheap baseline's ``name``, and the fields of the
+`PairedComparison` with it), ``seeds`` and ``notes``. Whatever a row lacks is shown as a dash.
 """
 
 import csv
@@ -130,11 +131,15 @@ def format_difference(row: Row) -> str:
     comparison = row.get("difference")
     if comparison is None:
         return "best"
+    text = format_points(comparison)
+    return f"within noise ({text})" if comparison["within_noise"] else text
+
+
+def format_points(comparison: Mapping[str, Any]) -> str:
+    """Return "−0.4 ± 1.1": a `PairedComparison`'s fields in points of accuracy."""
     points = 100 * comparison["difference"]
     half = 50 * (comparison["high"] - comparison["low"])
-    sign = "−" if points < 0 else "+"
-    text = f"{sign}{abs(points):.1f} ± {half:.1f}"
-    return f"within noise ({text})" if comparison["within_noise"] else text
+    return f"{'−' if points < 0 else '+'}{abs(points):.1f} ± {half:.1f}"
 
 
 def metric_title(rows: Sequence[Row]) -> str:

@@ -53,8 +53,9 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Measure a single-label classifier on one part of the data.
 
-    Classes that do not occur in ``labels`` keep their place: their scores are 0 (never a crash or
-    a warning), and they count in macro F1 as scikit-learn counts them.
+    Classes that do not occur in ``labels`` keep their place, and their scores are 0 (never a crash
+    or a warning). Macro F1 is the mean over the classes that occur in the truth or are predicted,
+    as scikit-learn's is: a class that could not be got right or wrong says nothing.
 
     Args:
         labels: true class indices, ``[n]``.
@@ -80,12 +81,13 @@ def classification_metrics(
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
+    occurring = np.union1d(labels, predicted)
     log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
     return {
         "count": len(labels),
         "accuracy": correct / len(labels),
         "accuracy_interval": accuracy_interval(correct, len(labels)),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[occurring].mean()),
         "weighted_f1": float(np.average(f1, weights=support)),
         "log_loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
         "calibration_error": expected_calibration_error(labels, logits),
