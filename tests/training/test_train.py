@@ -60,7 +60,7 @@ def test_every_method_leaves_a_whole_run(
     assert metrics == result.metrics
     assert metrics["judged_on"] == "test" and metrics["head"] == "architecture"
     assert metrics["before"].keys() == {"validation", "test"}
-    assert metrics["after"].keys() == {"train", "validation", "test"}
+    assert metrics["after"].keys() == {"validation", "test"}
     config = json.loads((result.folder / "run.json").read_text())["config"]
     assert RunConfig.from_dict(config) == RunConfig(model, data, method, HeadConfig(), SETTINGS)
 

@@ -116,16 +116,18 @@ def _run(
     """Do what ``execute`` says; return the content of ``metrics.json``."""
     run = _prepare(config, splits, features, reporter)
     run.classifier.model.to(accelerator.device)
+    held_out = [name for name in run.examples if name != "train"]
     if before is None:
-        held_out = [name for name in run.examples if name != "train"]
         before = {name: _judge(config, run, splits, name)[0] for name in held_out}
     _adapt(config, run)
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows)
     course, peak = _train(config, run, folder, reporter, accelerator, resume)
-    reporter.start("evaluation", len(run.examples), 0)
+    # The training rows are many, and say little: they are judged where there are no others.
+    judged = held_out or ["train"]
+    reporter.start("evaluation", len(judged), 0)
     after: dict[str, Any] = {}
     logits: dict[str, np.ndarray] = {}
-    for done, name in enumerate(run.examples, 1):
+    for done, name in enumerate(judged, 1):
         after[name], logits[name] = _judge(config, run, splits, name)
         reporter.step(done, None, None)
     judged_on = next((name for name in ("test", "validation") if name in after), None)
