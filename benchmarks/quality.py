@@ -251,7 +251,8 @@ def show(bench: Bench, console: Console) -> dict[str, Any]:
     for name in bench.jobs:
         record = bench.record(name)
         if record is not None:
-            group = name.rpartition("/")[0] if name[-1].isdigit() else name
+            whole, _, last = name.rpartition("/")
+            group = whole if last.isdigit() else name  # of the seeds of one setting
             groups.setdefault(group, []).append(np.array(record["correct"], dtype=bool))
     against = {"banking77": "banking77/frozen probe", "sms_spam": "sms_spam/TF-IDF + SVM"}
     rival = "banking77/PEFT + Trainer, architecture's head"

@@ -49,7 +49,7 @@ def anatomy(model: nn.Module) -> dict[str, object]:
 
 def bits(tensor: Tensor) -> bytes:
     """The very bytes of a tensor, of any dtype."""
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def new_head(labels: int, width: int = 32, seed: int = 3) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def theirs_on_disk(
     return wrapped
 
 
-def saved(folder: Path, method: Method | None = None, labels: int = 3) -> Tensor:
+def saved(folder: Path | str, method: Method | None = None, labels: int = 3) -> Tensor:
     """Save an adapter with random values; return the logits it gives."""
     model = tiny_model("bert")
     head = {"classifier.weight": torch.ones(labels, 32), "classifier.bias": torch.ones(labels)}

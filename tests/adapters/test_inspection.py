@@ -9,8 +9,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from deltafit.adapters import adapt
+from deltafit.adapters.candidates import candidates
 from deltafit.adapters.inspection import Inspection, inspect_model
-from deltafit.adapters.structure import candidates, last_blocks, parameters_of_last_blocks
+from deltafit.adapters.structure import last_blocks, parameters_of_last_blocks
 from deltafit.adapters.targets import select_targets
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import LoRA

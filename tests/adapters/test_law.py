@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.pytorch_utils import Conv1D
@@ -126,9 +127,26 @@ def test_fast_forward_and_gradients_are_those_of_the_changed_layer(
     torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_law_is_tested_for_every_delta_method() -> None:
-    # A new method must come into the test above.
-    assert [m for m in METHODS.values() if issubclass(m, DeltaMethod)] == [LoRA]
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if issubclass(m, DeltaMethod)])
+def test_every_delta_method_has_the_reference_forwards_gradients(name: str, kind: str) -> None:
+    model, x = make(kind, 5, 3), example(kind, 5, (2, 4), 0)
+    adapt(model, METHODS[name](target_modules=("layer",)))  # type: ignore[call-arg]  # a DeltaMethod
+    randomise(model)
+    tensors = adapter_tensors(model, "default")
+    if kind == "padded embedding":
+        x = x.clamp(min=1)  # the padding row gets no gradient in a lookup, and in W + Δ the same
+    wanted = [*tensors.values(), *([x.requires_grad_()] if x.is_floating_point() else [])]
+    state = layer_state(model.layer)
+    fast, reference = model(x), state.view.forward_with(state.deltas("default"), x)
+    torch.testing.assert_close(fast, reference, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(reference)
+    for ours, theirs in zip(
+        torch.autograd.grad(fast, wanted, direction),
+        torch.autograd.grad(reference, wanted, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,6 +217,10 @@ def test_a_subclass_with_a_forward_of_its_own_obeys_the_law(width: int) -> None:
 
 def test_layers_that_cannot_be_adapted_are_refused() -> None:
     clipped = OneLayer(nn.Embedding(5, 3, max_norm=1.0))
+    counted = OneLayer(nn.Embedding(5, 3, scale_grad_by_freq=True))
+    square = OneLayer(parametrizations.orthogonal(nn.Linear(3, 3)))
+    pruned = OneLayer(prune.l1_unstructured(nn.Linear(5, 3), "weight", 0.5))
+    lazy = OneLayer(nn.LazyLinear(3))
     moved = make("linear", 5, 3)
     moved.layer.forward = moved.layer.forward  # as accelerate does
     packed = make("linear", 5, 3)
@@ -207,6 +229,10 @@ def test_layers_that_cannot_be_adapted_are_refused() -> None:
     taken.layer.lora_A = nn.Linear(2, 2)
     for model, said in (
         (clipped, "max_norm"),
+        (counted, "scale_grad_by_freq"),
+        (square, "layer: A ParametrizedLinear whose weight is computed from other tensors"),
+        (pruned, "A Linear whose weight is computed .* prune.remove"),
+        (lazy, "layer: A LazyLinear has no shape before its first call. Run the model once"),
         (moved, "put its own forward"),
         (packed, "quantised weight"),
         (taken, "lora_A already"),

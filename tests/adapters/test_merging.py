@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from deltafit.adapters import (
@@ -137,6 +139,26 @@ def test_a_merge_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MemoryError):
         merge(model)
     assert anatomy(model) == before and model_adapters(model).merged is None
+
+
+def test_a_weight_that_stopped_being_a_parameter_is_found_before_anything_changes() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    base = model(x)
+    adapt(model, LoRA(("0", "1"), rank=2))
+    randomise(model)
+    prune.identity(model[1], "weight")
+    before, adapted = anatomy(model), model(x)
+    with pytest.raises(DeltafitError, match=r"1\.weight is computed from other tensors"):
+        merge(model)
+    assert anatomy(model) == before and model_adapters(model).merged is None
+    assert torch.equal(model(x), adapted)
+    activate(model, None)
+    assert torch.equal(model(x), base)
+    prune.remove(model[1], "weight")  # as the sentence says
+    activate(model, "default")
+    merge(model)
+    torch.testing.assert_close(model(x), adapted)
 
 
 def lm() -> GPT2LMHeadModel:

@@ -157,6 +157,32 @@ def test_disabled_restores_the_adapter_after_an_error_and_without_any_adapter() 
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_what_a_person_froze_or_freed_stays_so_through_switching() -> None:
+    model = tiny_model("bert")
+    adapt(model, LoRA(("query",)), name="one", head=head_of(model))
+    frozen = {n: t for n, t in adapter_tensors(model, "one").items() if n.endswith("lora_A")}
+    for tensor in frozen.values():
+        tensor.requires_grad_(False)
+    with disabled(model):
+        assert not any(p.requires_grad for p in model.parameters())
+    adapt(model, LoRA(("value",)), name="two")
+    activate(model, "one")
+    for name, tensor in adapter_tensors(model, "one").items():
+        assert tensor.requires_grad is (name not in frozen)
+
+
+def test_a_removed_adapters_base_is_forgotten() -> None:
+    model = tiny_model("bert")
+    adapt(model, LoRA(("query",)), name="keep")
+    adapt(model, LoRA(("value",)), name="gone", head=head_of(model))
+    remove_adapter(model, "gone")
+    model.classifier = nn.Linear(32, 7)
+    own = model.classifier.weight
+    adapt(model, LoRA(("key",)), name="new", head=head_of(model))
+    activate(model, None)
+    assert model.classifier.weight is own and logits(model).shape == (3, 7)
+
+
 def test_the_model_stays_a_model_of_its_class() -> None:
     model = tiny_model("bert")
     keys = set(model.state_dict())

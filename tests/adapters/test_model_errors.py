@@ -17,7 +17,7 @@ from deltafit.adapters import (
     remove_adapter,
 )
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import Full, Head, LastBlocks, LoRA
+from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
 from tests.adapters.adapted import anatomy, head_of, logits, new_head, randomise
 from tests.tiny_models import (
     tiny_model,
@@ -73,6 +73,8 @@ FAILURES: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "no name": (lambda m: adapt(m, LoRA(), name=""), "must not be empty"),
     "dotted name": (lambda m: adapt(m, LoRA(), name="a.b"), "hold a dot"),
     "torch's name": (lambda m: adapt(m, LoRA(), name="type"), "attribute of torch modules"),
+    "a state's name": (lambda m: adapt(m, LoRA(), name="training"), "attribute of torch modules"),
+    "a dict's name": (lambda m: adapt(m, LoRA(), name="_parameters"), "attribute of torch modules"),
     "stranger": (
         lambda m: adapt(m, Head(), head=["classifier.bias"], initial=new_head(3)),
         "'classifier.weight', which is not trained",
@@ -126,6 +128,43 @@ def test_a_failure_leaves_the_model_untouched(failure: str, second: bool) -> Non
     assert anatomy(model) == before
     assert model_adapters(model).active == active
     assert torch.equal(logits(model), output)
+
+
+class Normed(nn.Module):
+    """A norm that counts as it runs, one without parameters, and layers around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, affine=False)) for _ in range(2)
+        )
+        self.plain = nn.BatchNorm1d(8, track_running_stats=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "said"),
+    [
+        (LoRA(("first",), trained_modules=("norm",)), (), "'norm' keeps running statistics"),
+        (LoRA(("first",), trained_modules=("blocks.1",)), (), r"'blocks\.1\.1' keeps .*GroupNorm"),
+        (LastBlocks(1), (), r"'blocks\.1\.1' keeps running statistics \(BatchNorm1d\)"),
+        (Full(), (), "'norm' keeps running statistics"),
+        (Head(), ("norm.weight", "norm.bias"), "'norm' keeps running statistics"),
+        (Head(), ("norm.running_mean",), r"'norm\.running_mean' is a buffer"),
+    ],
+    ids=str,
+)
+def test_running_statistics_are_not_trained_whole(
+    method: Method, head: tuple[str, ...], said: str
+) -> None:
+    model = Normed()
+    before = anatomy(model)
+    with pytest.raises(DeltafitError, match=said):
+        adapt(model, method, head=head)
+    assert anatomy(model) == before
+    # what is frozen, only half trained, or keeps none, may be there
+    adapt(model, LoRA(("first",), trained_modules=("plain",)), head=("norm.bias",))
 
 
 def test_a_merged_model_refuses_every_change() -> None:

@@ -244,6 +244,13 @@ def test_a_name_that_is_the_end_of_another(tmp_path: Path) -> None:
     torch.testing.assert_close(model(x), theirs(x), **EXACT)
 
 
+def test_an_adapter_on_one_of_two_modules_of_that_name(tmp_path: Path) -> None:
+    theirs = theirs_on_disk(Twins(), tmp_path, None, target_modules="query")
+    model, x = Twins(), torch.randn(3, 4)
+    load_adapter(model, read_adapter(tmp_path))
+    torch.testing.assert_close(model(x), theirs(x), **EXACT)
+
+
 def test_the_configuration_has_the_fewest_keys(tmp_path: Path) -> None:
     model = tiny_model("bert")
     adapt(model, LoRA(), head=head_of(model))

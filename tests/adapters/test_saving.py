@@ -117,6 +117,13 @@ def test_an_inactive_adapter_is_saved_and_a_merged_one_refused(tmp_path: Path) -
     assert torch.equal(logits(fresh), output)
 
 
+def test_a_folder_may_be_named_in_text(tmp_path: Path) -> None:
+    output = saved(str(tmp_path / "adapter"))
+    model = tiny_model("bert")
+    load_adapter(model, read_adapter(str(tmp_path / "adapter")))
+    assert torch.equal(logits(model), output)
+
+
 def test_the_files_say_what_they_hold(tmp_path: Path) -> None:
     saved(tmp_path)
     with safe_open(tmp_path / TENSORS, "pt") as file:

@@ -14,11 +14,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from deltafit.adapters.candidates import leaf_name
 from deltafit.adapters.structure import (
     final_norm,
     last_blocks,
     layer_kind,
-    leaf_name,
     main_stack,
     repeated_blocks,
 )

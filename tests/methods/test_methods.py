@@ -18,14 +18,17 @@ from deltafit.methods import (
     LoRA,
     Method,
     method_from_dict,
+    method_with,
     parse_method,
 )
 
-word = st.from_regex(r"[a-z]\w{0,6}", fullmatch=True).filter(lambda w: w != "none")
-module = st.lists(word | st.integers(0, 30).map(str), min_size=1, max_size=3).map(".".join)
-names = st.lists(module, min_size=1, max_size=3).map(tuple)
-expression = st.sampled_from([r"re:.*\.query", r"re:h\.\d{1,2}\..*(q|v)_proj", "re:a+b,c"])
-positive = st.floats(1e-3, 1e3) | st.integers(1, 64)
+# Anything may name a module; these characters mean something in a method's text.
+odd = st.text('ab0.,=+>:"[] \\\n-_') | st.text()
+word = st.from_regex(r"[a-z]\w{0,6}", fullmatch=True) | st.sampled_from(["none", "all-linear"])
+module = st.lists(word | st.integers(0, 30).map(str), min_size=1, max_size=3).map(".".join) | odd
+names = st.lists(module, max_size=3).map(tuple)
+expression = st.sampled_from([r"re:.*\.query", r"re:h\.\d{1,2}\..*(q|v)_proj", "re:a,b=c"]) | odd
+positive = st.floats(0, allow_infinity=False, exclude_min=True) | st.integers(1, 64)
 rank = st.integers(1, 512)
 lora = st.builds(
     LoRA,
@@ -50,6 +53,26 @@ def test_a_method_comes_back_from_its_text_and_from_json(method: Method) -> None
     assert hash(method_from_dict(method.to_dict())) == hash(method)
     assert pickle.loads(pickle.dumps(method)) == method
     assert set(method.to_dict()) == {"method", *(f.name for f in fields(method))}
+
+
+def test_common_text_is_plain_and_only_odd_text_is_json() -> None:
+    for text in (
+        r"lora:target_modules=re:h\.\d{1,2}\..*(q|v)_proj,layers=0+-1,rank=4",
+        "lora:target_modules=query+h.0.value,alpha=32.5,rank_pattern=query>4",
+        "lora:target_modules=all-linear,trained_modules=pooler",
+        'lora:target_modules="re:a,b=c",rank=4',
+        'lora:target_modules=["a+b"],alpha_pattern=[["x>y", 2]]',
+    ):
+        assert str(parse_method(text)) == text
+
+
+def test_settings_of_their_own_flags() -> None:
+    flags = {"target_modules": r"re:.*\.\d{1,2}\.query", "layers": "0,-1", "alpha": "8"}
+    expected = LoRA(target_modules=r".*\.\d{1,2}\.query", layers=(0, -1), alpha=8, rank=4)
+    assert method_with("lora:rank=4", flags) == expected
+    assert method_with("lora", {"target_modules": "query, value"}) == LoRA(("query", "value"))
+    with pytest.raises(UsageError, match="rank is set twice"):
+        method_with("lora:rank=4", {"rank": "8"})
 
 
 def test_the_names_of_methods() -> None:
@@ -109,6 +132,8 @@ def test_lists_and_mappings_are_taken_and_kept_as_tuples() -> None:
         ("lora:dropout=nan", "dropout must be at least 0 and below 1; got nan"),
         ("lora:scaling=r", r"scaling must be one of alpha/r, alpha, alpha/sqrt\(r\); got 'r'"),
         ("lora:initialisation=pissa", "initialisation must be one of kaiming, gaussian"),
+        ('lora:target_modules=["a"', "begins as JSON and is none: .* at position 4"),
+        ('lora:rank=["a"]', "rank must be a whole number"),
         ("lora:layers=1.5", "layers takes a tuple of block indices"),
         ("last-block:count=0", "count must be a whole number of at least 1; got 0"),
     ],
@@ -127,6 +152,11 @@ def test_text_that_is_refused(text: str, said: str) -> None:
         {"method": "lora", "trained_modules": "classifier"},
         {"method": "lora", "target_modules": [1]},
         {"method": "lora", "rank": True},
+        {"method": "lora", "rank_pattern": "q"},
+        {"method": "lora", "rank_pattern": 5},
+        {"method": "lora", "rank_pattern": None},
+        {"method": "lora", "rank_pattern": [["query", 1, 2]]},
+        {"method": "lora", "alpha_pattern": [[1, 2]]},
         {"method": "last-block", "count": "2"},
         {"method": "dora"},
         {},

@@ -123,9 +123,7 @@ def test_logits_that_are_not_numbers_stop_an_evaluation_with_its_step(
     bert: str, tmp_path: Path
 ) -> None:
     validation = tiny_examples(4)
-    loop = loop_on(
-        adapted(bert), tmp_path, replace(EIGHT, evaluate_every=1), validation=validation
-    )
+    loop = loop_on(adapted(bert), tmp_path, replace(EIGHT, evaluate_every=1), validation=validation)
     head = loop.classifier.model.get_parameter("classifier.weight")
     loop.optimiser.step = lambda: head.data.fill_(float("nan"))  # type: ignore[method-assign]
     with pytest.raises(DeltafitError, match="at step 1 of 6 the logits of a validation row"):

@@ -18,6 +18,7 @@ from deltafit.adapters.model import (
 )
 from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
 from deltafit.adapters.targets import matches, select_targets
+from deltafit.adapters.tied import first_names, under_first_names
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, Method
 
@@ -57,7 +58,8 @@ def adapt(
         method: what to train.
         name: the adapter's name on this model.
         seed: with each tensor's name, decides its starting values, whatever the order.
-        head: names of the parameters that make up the head; always trained.
+        head: names of the parameters that make up the head; always trained. Here and in
+            ``initial`` a tied parameter may have any of its names.
         initial: starting values of replaced parameters. A linear layer outside the blocks may get
             another number of outputs so: a head with other labels.
         keep_base: False trains the replaced parameters in place, without a copy to return to:
@@ -72,7 +74,7 @@ def adapt(
     targets, replaced_names = _select(model, method, head)
     with disabled(model):  # shapes and values are the base's
         base = base_parameters(model)
-        values = dict(initial or {})
+        values = under_first_names(model, initial or {})
         _check_initial(model, values, replaced_names, base, keep_base)
         layers = {target: _layer(model, target, method, seed) for target in targets}
         replaced = {
@@ -80,7 +82,7 @@ def adapt(
             for n in replaced_names
         }
     activate(model, None)
-    register(model, name, Adapter(method, targets, replaced, trainable=True), base)
+    register(model, name, Adapter(method, targets, replaced), base)
     for target, (layer_method, tensors) in layers.items():
         parent = model.get_submodule(target.rpartition(".")[0])
         add_to_layer(model.get_submodule(target), name, layer_method, tensors, parent)
@@ -89,7 +91,7 @@ def adapt(
 
 def _check_name(model: nn.Module, name: str) -> None:
     # A dict of parameters keeps them as attributes, beside its own.
-    if not name or "." in name or hasattr(nn.ParameterDict, name):
+    if not name or "." in name or hasattr(nn.ParameterDict(), name):
         raise DeltafitError(
             f"An adapter cannot be named {name!r}: a name must not be empty, hold a dot, or be "
             "that of an attribute of torch modules."
@@ -113,7 +115,8 @@ def _select(
                 f"The method {method} would train nothing: name the parameters of the head."
             )
         return (), replaced
-    excluded = {parameter.rpartition(".")[0] for parameter in replaced}
+    names = first_names(model)
+    excluded = {name.rpartition(".")[0] for name, first in names.items() if first in replaced}
     targets = select_targets(model, method.target_modules, layers=method.layers, exclude=excluded)
     for pattern in method.patterns():
         if not any(matches(target, pattern) for target in targets):
@@ -125,21 +128,57 @@ def _select(
 
 
 def _replaced_names(model: nn.Module, method: Method, head: Sequence[str]) -> tuple[str, ...]:
-    base = base_parameters(model)
+    first = first_names(model)
     wanted = {*head, *method.trained_parameters(_Parts(model))}
     for module_name in method.trained_modules if isinstance(method, DeltaMethod) else ():
-        inside = [n for n in base if within(n, module_name)]
+        inside = [n for n in first if within(n, module_name)]
         if not inside:
             raise DeltafitError(
                 f"trained_modules names {module_name!r}, which has no parameters in this model. "
                 f"Its top modules are {', '.join(name for name, _ in model.named_children())}."
             )
         wanted.update(inside)
-    unknown = sorted(wanted - set(base))
+    _refuse_unknown(model, sorted(wanted - set(first)))
+    chosen = {first[name] for name in wanted}
+    replaced = tuple(name for name in dict.fromkeys(first.values()) if name in chosen)
+    _refuse_running_statistics(model, replaced)
+    return replaced
+
+
+def _refuse_unknown(model: nn.Module, unknown: Sequence[str]) -> None:
+    buffers = dict(model.named_buffers())
+    for name in unknown:
+        if name in buffers:
+            raise DeltafitError(
+                f"{name!r} is a buffer, and an adapter holds parameters alone: a module that keeps "
+                "running statistics cannot be trained whole here, nor an adapter loaded that did."
+            )
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise DeltafitError(f"The model has no parameter {unknown[0]!r}{more}.")
-    return tuple(name for name in base if name in wanted)
+
+
+def _refuse_running_statistics(model: nn.Module, replaced: Sequence[str]) -> None:
+    """Raise a DeltafitError if a module trained whole is, or holds, a norm that counts as it runs.
+
+    Its statistics change in training and are no parameters: they would be lost.
+    """
+    left = tuple(set(base_parameters(model)) - set(replaced))
+    for name, module in model.named_modules():
+        if not getattr(module, "track_running_stats", False):
+            continue
+        segments = name.split(".")
+        around = [".".join(segments[:end]) for end in range(len(segments) + 1)]
+        if any(_is_whole(part, replaced, left) for part in around):
+            raise DeltafitError(
+                f"{name!r} keeps running statistics ({type(module).__name__}), which change in "
+                "training and are no parameters, so an adapter would lose them. Train other "
+                "modules, or use a norm without them, such as GroupNorm."
+            )
+
+
+def _is_whole(part: str, replaced: Sequence[str], left: Sequence[str]) -> bool:
+    return any(within(n, part) for n in replaced) and not any(within(n, part) for n in left)
 
 
 def _check_initial(
@@ -200,10 +239,12 @@ def _layer(
     """Return the method as it applies to one module, and its tensors there."""
     assert isinstance(method, DeltaMethod)
     module = model.get_submodule(name)
+    try:
+        view = view_of(module)
+    except DeltafitError as error:
+        raise DeltafitError(f"{name}: {error}") from None
     resolved = method.for_module(name)
-    tensors = resolved.initialise(
-        view_of(module), lambda tensor: generator_for(seed, f"{name}.{tensor}")
-    )
+    tensors = resolved.initialise(view, lambda tensor: generator_for(seed, f"{name}.{tensor}"))
     own = [n for n in tensors if hasattr(module, n) and not is_adapted(module)]
     if own:
         raise DeltafitError(f"{name} has a {own[0]} already: another library has adapted it.")

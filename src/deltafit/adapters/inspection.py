@@ -12,17 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from deltafit.adapters.candidates import Candidate, candidates, leaf_name
 from deltafit.adapters.layers import is_adapted, layer_state
 from deltafit.adapters.model import base_parameters
 from deltafit.adapters.structure import (
     BlockStack,
-    Candidate,
-    candidates,
     is_excluded,
     is_matrix,
     is_norm,
     layer_shape,
-    leaf_name,
     main_stack,
     repeated_blocks,
     within,
@@ -170,8 +168,8 @@ def inspect_model(
         parameters=_values(base, base),
         adapter_parameters=adapter,
         head_parameters=_values(base, whole),
-        adapter=_cost(base, whole, adapter, kept_adapter * tokens),
-        full=_cost(base, base, 0, kept_full * tokens),
+        adapter=_cost(base, whole, adapter, sum(kept_adapter.values()) * tokens),
+        full=_cost(base, base, 0, sum(kept_full.values()) * tokens),
         batch_size=batch_size,
         sequence_length=sequence_length,
     )
@@ -201,28 +199,29 @@ def activation_values(
     sequence_length: int,
     targets: tuple[str, ...] | None = None,
     rank: int = 0,
-) -> int:
-    """Estimate the values kept for the backward pass per token; None for targets is full training.
+) -> dict[str, int]:
+    """Estimate the values a block keeps for backward, per token; targets None is full training.
 
-    Per block, from the first that trains anything (those before it keep nothing): the output of
-    every linear layer, once, by whatever reads it; the input of every norm; the attention's
-    output; what a gated or composed activation function adds; per head, three attention matrices
-    under attention dropout, else one if attention is eager, none in a fused kernel; the inputs of
-    the layers that train, once where they share one; r per adapter. After Korthikanti et al.,
-    2022 (arXiv:2205.05198), section 4.1, without the frozen layers' inputs. Embeddings, head and
-    temporaries are not counted. A model without blocks counts as one block.
+    Of each block, from the first that trains anything (those before it keep nothing and are left
+    out): the output of every linear layer, once, by whatever reads it; the input of every norm; the
+    attention's output; what a gated or composed activation function adds; ``attention_matrices``;
+    the inputs of the layers that train, once where they share one; r per adapter. After
+    Korthikanti et al., 2022 (arXiv:2205.05198), section 4.1, without the frozen layers' inputs.
+    Embeddings, head and temporaries are not counted. A model without blocks counts as one block.
     """
-    matrices = _attention_matrices(model) * sequence_length if stacks else 0
-    # A target outside the blocks, such as an embedding, trains before all of them.
-    below = any(all(stack.index_of(name) is None for stack in stacks) for name in targets or ())
-    kept = 0
+    matrices = attention_matrices(model) * sequence_length if stacks else 0
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    outside = [t for t in targets or () if all(stack.index_of(t) is None for stack in stacks)]
+    kept = {}
     for stack in stacks or [BlockStack("", ("",))]:
-        trains = targets is None or below
+        # An embedding trains before all the blocks; what stands behind them asks nothing of them.
+        place = names.index(stack.name)
+        trains = targets is None or any(names.index(name) < place for name in outside)
         for block in stack.blocks:
             trained = None if targets is None else [t for t in targets if within(t, block)]
             trains = trains or bool(trained)
             if trains:
-                kept += matrices + _kept_by_block(model, block, trained, rank)
+                kept[block] = matrices + _kept_by_block(model, block, trained, rank)
     return kept
 
 
@@ -246,7 +245,8 @@ def _kept_by_block(model: nn.Module, block: str, trained: list[str] | None, rank
     return outputs + norms + width + gated + composed + read
 
 
-def _attention_matrices(model: nn.Module) -> int:
+def attention_matrices(model: nn.Module) -> int:
+    """Return the attention matrices that a block keeps: 3 a head with dropout, or 1 if eager."""
     config = getattr(model, "config", None)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")

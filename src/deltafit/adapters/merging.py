@@ -18,7 +18,8 @@ def merge(model: nn.Module) -> None:
     module's use of it was adapted.
 
     Raises:
-        DeltafitError: no adapter is active, or it is merged already.
+        DeltafitError: no adapter is active, it is merged already, or a weight is no parameter any
+            more; nothing is changed then.
     """
     state = model_adapters(model)
     if state.active is None:
@@ -32,16 +33,29 @@ def merge(model: nn.Module) -> None:
             for target in state.adapters[state.active].targets
             for layer in (layer_state(model.get_submodule(target)),)
         }
-    originals: dict[str, nn.Parameter] = {}
+    # Everything is looked up before anything is replaced: half a merge could not be undone.
+    originals = {
+        f"{target}.{leaf}": _plain(model.get_submodule(target), target, leaf)
+        for target, values in merged.items()
+        for leaf in values
+    }
     for target, values in merged.items():
         module = model.get_submodule(target)
         for leaf, value in values.items():
-            original = module._parameters[leaf]
-            assert original is not None
-            originals[f"{target}.{leaf}"] = original
             module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         layer_state(module).active = None
     state.merged = originals
+
+
+def _plain(module: nn.Module, name: str, leaf: str) -> nn.Parameter:
+    parameter = module._parameters.get(leaf)
+    if parameter is None:
+        raise DeltafitError(
+            f"{name}.{leaf} is computed from other tensors since the adapter came (by a "
+            "parametrisation or pruning), so nothing can be merged into it. Make that permanent "
+            "first."
+        )
+    return parameter
 
 
 def unmerge(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from deltafit.adapters.labels import Labels, switch_labels
 from deltafit.adapters.layers import LayerState, is_adapted, layer_state, remove_from_layer
 from deltafit.errors import DeltafitError
 from deltafit.methods import Method
@@ -25,13 +26,15 @@ class Adapter:
         method: what was trained.
         targets: names of the modules that carry the method's tensors.
         replaced: parameter name → the adapter's own parameter, in place of the base's.
-        trainable: whether its tensors require gradients while it is active.
+        requires_grad: which of its tensors did when it was last active; at first all do.
+        labels: what stands aside: its own label names while it is inactive, else the base's.
     """
 
     method: Method
     targets: tuple[str, ...]
     replaced: dict[str, nn.Parameter]
-    trainable: bool
+    requires_grad: dict[str, bool] = field(default_factory=dict)
+    labels: Labels | None = None
 
 
 @dataclass
@@ -118,17 +121,17 @@ def activate(model: nn.Module, name: str | None) -> None:
         known = ", ".join(state.adapters) or "none"
         raise DeltafitError(f"The model has no adapter {name!r}; it has {known}.")
     refuse_merged(model)
-    if name != state.active:
-        _deactivate(model)
+    if name == state.active:
+        return
+    _deactivate(model)
     if name is None:
         return
     adapter = state.adapters[name]
-    if name != state.active:
-        _place(model, adapter.replaced)
+    _place(model, adapter, adapter.replaced)
     for layer in _layers(model, adapter):
         layer.active = name
-    for tensor in adapter_tensors(model, name).values():
-        tensor.requires_grad_(adapter.trainable)
+    for tensor_name, tensor in adapter_tensors(model, name).items():
+        tensor.requires_grad_(adapter.requires_grad.get(tensor_name, True))
     state.active = name
 
 
@@ -144,11 +147,13 @@ def _deactivate(model: nn.Module) -> None:
             f"The base's own values of {min(lost)!r} and {len(lost) - 1} more were trained in "
             "place and not kept. Load the base again, or adapt with keep_base=True."
         )
-    for tensor in adapter_tensors(model, state.active).values():
+    tensors = adapter_tensors(model, state.active)
+    adapter.requires_grad = {name: tensor.requires_grad for name, tensor in tensors.items()}
+    for tensor in tensors.values():
         tensor.requires_grad_(False)
     for layer in _layers(model, adapter):
         layer.active = None
-    _place(model, {name: state.base[name] for name in adapter.replaced})
+    _place(model, adapter, {name: state.base[name] for name in adapter.replaced})
     state.active = None
 
 
@@ -178,6 +183,8 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     adapter = state.adapters.pop(name)
     for target in adapter.targets:
         remove_from_layer(model.get_submodule(target), name)
+    still = {parameter for other in state.adapters.values() for parameter in other.replaced}
+    state.base = {parameter: base for parameter, base in state.base.items() if parameter in still}
     if not state.adapters:
         _forget(model, state)
 
@@ -199,7 +206,7 @@ def _forget(model: nn.Module, state: ModelAdapters) -> None:
     del model.__dict__[_STATE]
 
 
-def _place(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+def _place(model: nn.Module, adapter: Adapter, parameters: Mapping[str, nn.Parameter]) -> None:
     """Put parameters in their places by name, in every place that a tied one stands."""
     now = {id(model.get_parameter(name)): new for name, new in parameters.items()}
     if not now:
@@ -209,7 +216,11 @@ def _place(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
             if parameter is not None and id(parameter) in now:
                 module._parameters[leaf] = moved_like(now[id(parameter)], parameter)
                 if leaf == "weight" and isinstance(module, nn.Linear):
+                    outputs = module.out_features
                     module.out_features, module.in_features = module.weight.shape
+                    adapter.labels = switch_labels(
+                        model, outputs, module.out_features, adapter.labels
+                    )
 
 
 def moved_like(parameter: nn.Parameter, present: nn.Parameter) -> nn.Parameter:

@@ -4,6 +4,7 @@ The tensors file carries the method as metadata, so that it reads back exactly; 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,16 +17,13 @@ from deltafit.adapters.model import (
     activate,
     adapter_tensors,
     base_parameters,
+    disabled,
     model_adapters,
     remove_adapter,
 )
-from deltafit.adapters.peft_format import (
-    as_float32,
-    from_peft,
-    our_name,
-    to_peft_config,
-    to_peft_tensors,
-)
+from deltafit.adapters.peft_format import our_name, tied_copies, to_peft_config, to_peft_tensors
+from deltafit.adapters.peft_reading import from_peft
+from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
 from deltafit.methods import LoRA, Method, method_from_dict
@@ -44,6 +42,8 @@ class StoredAdapter:
         tensors: ``<module>.<tensor>`` of the layers, and replaced parameters by their names.
         replaced: names of the parameters stored whole.
         base: parameters that the base must have, bit for bit, where the file holds such.
+        unties: whether a tied parameter stored under one of its names is meant for that place
+            alone, as in PEFT's files.
         notes: sentences about what was not understood.
     """
 
@@ -51,12 +51,13 @@ class StoredAdapter:
     tensors: dict[str, Tensor]
     replaced: tuple[str, ...]
     base: dict[str, Tensor] = field(default_factory=dict)
+    unties: bool = False
     notes: tuple[str, ...] = ()
 
 
 def save_adapter(
     model: nn.Module,
-    folder: Path,
+    folder: str | Path,
     name: str = "default",
     *,
     base_name: str | None = None,
@@ -74,7 +75,7 @@ def save_adapter(
     Raises:
         DeltafitError: there is no such adapter, a tensor is empty, or the disk refuses.
     """
-    state = model_adapters(model)
+    folder, state = Path(folder), model_adapters(model)
     if name not in state.adapters:
         raise DeltafitError(f"The model has no adapter {name!r} to save.")
     if state.merged is not None and state.active == name:
@@ -88,6 +89,7 @@ def save_adapter(
             model, adapter.method, adapter.targets, replaced,
             base_name=base_name, task_type=task_type,
         )  # fmt: skip
+        tensors |= tied_copies(model, tensors)
     metadata = {"method": adapter.method.to_dict(), "replaced": replaced}
     write_tensors_atomically(
         folder / TENSORS_FILE,
@@ -101,12 +103,13 @@ def save_adapter(
         (folder / CONFIG_FILE).unlink(missing_ok=True)  # of an adapter saved here before
 
 
-def read_adapter(folder: Path) -> StoredAdapter:
+def read_adapter(folder: str | Path) -> StoredAdapter:
     """Read an adapter folder of ours or of PEFT's.
 
     Raises:
         DeltafitError: a file is missing or damaged, or holds what cannot be loaded here.
     """
+    folder = Path(folder)
     path = folder / TENSORS_FILE
     if not path.is_file():
         pickled = folder / "adapter_model.bin"
@@ -117,14 +120,15 @@ def read_adapter(folder: Path) -> StoredAdapter:
             else ""
         )
         raise DeltafitError(f"{folder} holds no {TENSORS_FILE}, so it is no adapter.{hint}")
-    tensors = as_float32(read_tensors(path))
+    tensors = _as_float32(read_tensors(path))
     with safe_open(path, framework="pt") as file:
         metadata = (file.metadata() or {}).get(_METADATA)
     if metadata is None:
         foreign = from_peft(read_json(folder / CONFIG_FILE), tensors, folder)
         return StoredAdapter(
-            foreign.method, foreign.tensors, foreign.replaced, foreign.base, foreign.notes
-        )
+            foreign.method, foreign.tensors, foreign.replaced, foreign.base,
+            unties=True, notes=foreign.notes,
+        )  # fmt: skip
     try:
         content = json.loads(metadata)
         method, replaced = method_from_dict(content["method"]), tuple(content["replaced"])
@@ -143,16 +147,14 @@ def load_adapter(
     """Put a stored adapter on its base and make it active. Strict: every tensor finds its place.
 
     Raises:
-        DeltafitError: tensors are missing, left over or of another shape; each is named, and the
-            model is as it was.
+        DeltafitError: tensors are missing, left over or of another shape, or untied where the
+            model's are tied; each is named, and the model is as it was.
     """
-    present = base_parameters(model)
-    for parameter, value in stored.base.items():
-        if parameter not in present or not torch.equal(value, present[parameter].cpu().to(value)):
-            raise DeltafitError(
-                f"The adapter was made on a base with another {parameter!r} (it may have more "
-                "tokens). Load that base."
-            )
+    if stored.unties:
+        refuse_untied(model, stored.replaced)
+    tensors = under_first_names(model, stored.tensors)
+    with disabled(model):
+        _check_base(model, stored.base)
     active = model_adapters(model).active
     adapt(
         model,
@@ -162,13 +164,23 @@ def load_adapter(
         initial={n: stored.tensors[n] for n in stored.replaced if n in stored.tensors},
     )
     try:
-        fill_adapter(model, name, stored.tensors)
+        fill_adapter(model, name, tensors)
     except DeltafitError:
         remove_adapter(model, name)
         activate(model, active)
         raise
-    model_adapters(model).adapters[name].trainable = trainable
-    activate(model, name)
+    for tensor in adapter_tensors(model, name).values():
+        tensor.requires_grad_(trainable)
+
+
+def _check_base(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
+    present = base_parameters(model)
+    for parameter, value in expected.items():
+        if parameter not in present or not torch.equal(value, present[parameter].cpu().to(value)):
+            raise DeltafitError(
+                f"The adapter was made on a base with another {parameter!r} (it may have more "
+                "tokens). Load that base."
+            )
 
 
 def fill_adapter(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
@@ -193,3 +205,9 @@ def fill_adapter(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> Non
         )
     for n, parameter in own.items():
         parameter.data.copy_(tensors[n])
+
+
+def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return half-precision tensors as float32, in which adapters are kept; others as they are."""
+    half = (torch.float16, torch.bfloat16)
+    return {n: t.float() if t.dtype in half else t for n, t in tensors.items()}

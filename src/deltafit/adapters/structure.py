@@ -1,4 +1,4 @@
-"""What a model is made of: its adaptable layers, its stack of repeated blocks, its final norm.
+"""What a model is made of: kinds of layers, its stack of repeated blocks, its final norm.
 
 Everything here reads the module tree alone. It works on any ``nn.Module``, on the meta device
 too, and does not import transformers.
@@ -12,8 +12,10 @@ from typing import Literal, cast
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
 
 from deltafit.adapters.layers import is_adapted, layer_state
+from deltafit.adapters.model import base_parameters
 from deltafit.errors import DeltafitError, UsageError
 
 LayerKind = Literal["linear", "conv1d", "embedding"]
@@ -26,7 +28,7 @@ _FINAL_NORM_NAME = re.compile(r"(final_|post_)?(layer_?norm|norm|ln)(_f|_out|_fi
 
 @dataclass(frozen=True)
 class BlockStack:
-    """A run of equal blocks, each feeding the next.
+    """A run of blocks, each feeding the next.
 
     Args:
         name: the stack's module name, such as ``bert.encoder.layer``; empty for the model itself.
@@ -46,29 +48,6 @@ class BlockStack:
     def index_of(self, module_name: str) -> int | None:
         """Return the index of the block that is or holds ``module_name``; None outside."""
         return next((i for i, block in enumerate(self.blocks) if within(module_name, block)), None)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Adaptable layers that share the end of their names.
-
-    Args:
-        name: the shared end, such as ``query``; a name to give as a target.
-        kind: "linear", "conv1d" or "embedding".
-        shapes: their distinct ``(inputs, outputs)``, in the order of the model.
-        modules: their full names.
-    """
-
-    name: str
-    kind: LayerKind
-    shapes: tuple[tuple[int, int], ...]
-    modules: tuple[str, ...]
-
-    def __str__(self) -> str:
-        layers = f"{len(self.modules)} layer{'s' if len(self.modules) > 1 else ''}"
-        arrow = "×" if self.kind == "embedding" else "→"
-        shapes = ", ".join(f"{inputs}{arrow}{outputs}" for inputs, outputs in self.shapes)
-        return f"{self.name} ({layers}, {shapes})"
 
 
 def within(module_name: str, ancestor: str) -> bool:
@@ -126,7 +105,9 @@ def repeated_blocks(model: nn.Module) -> list[BlockStack]:
     """Return the model's outermost stacks of blocks, in the order of the module tree.
 
     A stack is a ModuleList, or a Sequential of at least two, whose members are of one class and
-    hold linear layers inside them. Lists inside a block (a mixture's experts) are no stacks.
+    hold linear layers inside them; in a ModuleList of several classes (attention and state-space
+    blocks in turn) one must repeat. Lists inside a block (a mixture's experts) are no stacks, nor
+    are lists of heads.
     """
     stacks: list[BlockStack] = []
     for name, module in model.named_modules():
@@ -139,11 +120,11 @@ def repeated_blocks(model: nn.Module) -> list[BlockStack]:
             continue
         names = tuple(f"{name}.{child}" if name else child for child in blocks)
         stacks.append(BlockStack(name, names, _shared(model, list(blocks.values()))))
-    return stacks
+    return _without_heads(model, stacks)
 
 
 def main_stack(model: nn.Module) -> BlockStack:
-    """Return the longest stack; of equally long ones the last (a decoder follows its encoder).
+    """Return the largest stack; of equally large ones the last (a decoder follows its encoder).
 
     Raises:
         DeltafitError: the model has no repeated blocks.
@@ -154,7 +135,22 @@ def main_stack(model: nn.Module) -> BlockStack:
             f"{type(model).__name__} has no repeated blocks (a ModuleList of equal modules with "
             "linear layers) to choose from. Name the modules themselves instead."
         )
-    return max(reversed(stacks), key=lambda stack: stack.length)
+    return max(reversed(stacks), key=lambda stack: _size(model, stack))
+
+
+def known_head(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that must be the head, as far as the tree of a model without blocks tells.
+
+    Of a transformers model they are those beside its base model. Of another it is the last linear
+    layer, if it is the model's own child and others lie deeper.
+    """
+    children = [name for name, _ in model.named_children()]
+    base = getattr(model, "base_model_prefix", None)
+    if base in children:
+        return tuple(name for name in children if name != base)
+    matrices = [name for name, module in model.named_modules() if is_matrix(module)]
+    known = "." not in "".join(matrices[-1:]) and any("." in name for name in matrices)
+    return tuple(matrices[-1:]) if known else ()
 
 
 def final_norm(model: nn.Module) -> str | None:
@@ -219,31 +215,6 @@ def parameters_of_last_blocks(model: nn.Module, count: int) -> tuple[str, ...]:
     )
 
 
-def candidates(model: nn.Module, exclude: Collection[str] = ()) -> tuple[Candidate, ...]:
-    """Return the adaptable layers outside ``exclude``, grouped by the last part of their names."""
-    groups: dict[tuple[str, LayerKind], list[str]] = {}
-    for name, module in model.named_modules():
-        kind = layer_kind(module)
-        if kind is not None and not is_excluded(name, exclude):
-            groups.setdefault((leaf_name(name), kind), []).append(name)
-    return tuple(
-        Candidate(name, kind, _shapes(model, modules), tuple(modules))
-        for (name, kind), modules in groups.items()
-    )
-
-
-def leaf_name(module_name: str) -> str:
-    """Return the last segment of a module name, with the one before where the last is a number.
-
-    "encoder.layer.0.attention.query" gives "query"; "user.0" stays, for "0" alone says nothing.
-    """
-    segments = module_name.split(".")
-    start = len(segments) - 1
-    while start > 0 and segments[start].isdigit():
-        start -= 1
-    return ".".join(segments[start:])
-
-
 def _children(module: nn.Module) -> dict[str, nn.Module]:
     # named_children leaves out a module that stands there twice; a shared block must be seen.
     return {
@@ -255,11 +226,41 @@ def _children(module: nn.Module) -> dict[str, nn.Module]:
 
 def _is_stack(module: nn.Module, blocks: list[nn.Module]) -> bool:
     minimum = 1 if isinstance(module, nn.ModuleList) else 2
-    if len(blocks) < minimum or len({type(block) for block in blocks}) > 1:
+    classes = len({type(block) for block in blocks})
+    repeated = classes == 1 or (isinstance(module, nn.ModuleList) and classes < len(blocks))
+    if len(blocks) < minimum or not repeated:
         return False
     return all(
         layer_kind(block) is None and any(map(is_matrix, block.modules())) for block in blocks
     )
+
+
+def _without_heads(model: nn.Module, stacks: list[BlockStack]) -> list[BlockStack]:
+    """Leave out lists of heads: small beside the largest stack, and giving another width."""
+    if len(stacks) < 2:
+        return stacks
+    sizes = [_size(model, stack) for stack in stacks]
+    return [
+        stack
+        for stack, size in zip(stacks, sizes, strict=True)
+        if 2 * size >= max(sizes)
+        or all(_returns_its_width(model.get_submodule(block)) for block in stack.blocks)
+    ]
+
+
+def _size(model: nn.Module, stack: BlockStack) -> int:
+    return sum(
+        parameter.numel()
+        for name, parameter in base_parameters(model).items()
+        # a lazy layer has no size yet
+        if within(name, stack.name) and not isinstance(parameter, UninitializedParameter)
+    )
+
+
+def _returns_its_width(block: nn.Module) -> bool:
+    """Return whether the first linear layer takes what the last one gives, as on a residual."""
+    shapes = [layer_shape(module) for module in block.modules() if is_matrix(module)]
+    return shapes[0][0] == shapes[-1][1]
 
 
 def _shared(model: nn.Module, blocks: list[nn.Module]) -> bool:
@@ -270,7 +271,3 @@ def _shared(model: nn.Module, blocks: list[nn.Module]) -> bool:
         return True
     parameters = [{id(parameter) for parameter in block.parameters()} for block in blocks]
     return sum(map(len, parameters)) > len(set().union(*parameters))
-
-
-def _shapes(model: nn.Module, modules: list[str]) -> tuple[tuple[int, int], ...]:
-    return tuple(dict.fromkeys(layer_shape(model.get_submodule(name)) for name in modules))

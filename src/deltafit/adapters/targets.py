@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
+from deltafit.adapters.candidates import Candidate, candidates
 from deltafit.adapters.structure import (
     BlockStack,
-    Candidate,
-    candidates,
     is_excluded,
     is_matrix,
+    known_head,
     layer_kind,
     main_stack,
     repeated_blocks,
@@ -63,8 +63,9 @@ def select_targets(
         target_modules: one of
             None, the architecture's default (``DEFAULT_TARGETS``), or by structure, every linear
             layer of the repeated blocks;
-            "all-linear", every linear layer of the repeated blocks, or of the whole model where
-            no blocks repeat (PEFT's includes poolers and projections around the blocks);
+            "all-linear", every linear layer of the repeated blocks, or of the whole model but
+            what is known to be its head where no blocks repeat (PEFT's includes poolers and
+            projections around the blocks);
             any other string, a regular expression for the whole module name, as in PEFT, with or
             without the prefix ``re:``;
             a tuple of names, each matched by whole dotted segments at the end of a module name:
@@ -77,8 +78,14 @@ def select_targets(
     Raises:
         UsageError: a name, the expression or the layers match nothing; a name means something
             that cannot be adapted or is trained whole; the expression is broken; an index is out
-            of range; or the model gives no default.
+            of range; the model gives no default; or it is itself a single layer.
     """
+    if layer_kind(model) is not None:
+        kind = type(model).__name__
+        raise UsageError(
+            f"The model is itself a {kind}, and an adapter sits on a module in a model, by its "
+            f"name there. Adapt nn.Sequential(model), in which the {kind} is called 0."
+        )
     stacks = [stack for stack in repeated_blocks(model) if not is_excluded(stack.name, exclude)]
     chosen = _choose(model, target_modules, stacks, exclude)
     if layers is None:
@@ -109,7 +116,11 @@ def _choose(
         return _by_names(model, target_modules, exclude)
     if target_modules.lower() != ALL_LINEAR:
         return _by_regex(model, target_modules, exclude)
-    chosen = _linear_layers(model, stacks or [BlockStack("", ("",))], exclude)
+    chosen = (
+        _linear_layers(model, stacks, exclude)
+        if stacks
+        else _linear_layers(model, [BlockStack("", ("",))], {*exclude, *known_head(model)})
+    )
     if not chosen:
         raise UsageError(f"{type(model).__name__} has no linear layer to adapt outside its head.")
     return chosen

@@ -22,19 +22,16 @@ def parse_method(text: str) -> Method:
     Raises:
         UsageError: the name, a setting or a value is not known; the sentence lists what is.
     """
-    return _parse_method(text, METHODS)
+    return _parse_method(text, METHODS, {})
 
 
 def method_with(text: str, settings: Mapping[str, str]) -> Method:
     """Return the method of ``parse_method`` with further settings, each as its own flag's text.
 
-    A list's items are parted with commas here: ``{"target_modules": "query,value"}``.
-
     Raises:
         UsageError: as ``parse_method``; or a setting is given in both places.
     """
-    joined = ",".join(f"{key}={value.replace(',', '+')}" for key, value in settings.items())
-    return parse_method(text + ("," if ":" in text else ":") * bool(joined) + joined)
+    return _parse_method(text, METHODS, settings)
 
 
 def method_from_dict(content: dict[str, object]) -> Method:

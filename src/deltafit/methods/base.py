@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Generator, Tensor
 
 from deltafit.errors import UsageError
+from deltafit.methods.values import write
 
 
 class Layer(Protocol):
@@ -75,17 +76,11 @@ class Method(ABC):
     def __str__(self) -> str:
         """Return what ``deltafit.methods.parse_method`` reads back to the same method."""
         changed = ",".join(
-            f"{field.name}={_short(getattr(self, field.name))}"
+            f"{field.name}={write(getattr(self, field.name))}"
             for field in fields(self)
             if getattr(self, field.name) != field.default
         )
         return f"{self.command_line_name}:{changed}" if changed else self.command_line_name
-
-
-def _short(value: object) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return "+".join(">".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
 
 
 def _frozen(value: Any) -> Any:
@@ -151,3 +146,14 @@ class DeltaMethod(Method):
 def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
     if not isinstance(values, tuple) or any(type(value) is not kind for value in values):
         raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")
+
+
+def check_pattern(values: object, name: str) -> None:
+    """Raise a UsageError unless ``values`` are pairs of a module name and something."""
+    pairs = isinstance(values, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in values
+    )
+    if not pairs:
+        raise UsageError(
+            f"{name} takes a number for each module name, such as {{'query': 4}}; got {values!r}."
+        )

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, check_pattern
 
 Value = TypeVar("Value", int, float)
 Scaling = Literal["alpha/r", "alpha", "alpha/sqrt(r)"]
@@ -60,6 +60,8 @@ class LoRA(DeltaMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_pattern(self.rank_pattern, "rank_pattern")
+        check_pattern(self.alpha_pattern, "alpha_pattern")
         for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
             _check_rank(rank)
         for alpha in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):

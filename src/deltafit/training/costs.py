@@ -2,23 +2,45 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from deltafit.adapters import adapter_tensors, base_parameters, model_adapters
-from deltafit.adapters.inspection import activation_values
-from deltafit.adapters.structure import is_matrix, repeated_blocks, within
+from deltafit.adapters.inspection import (
+    MOMENTS,
+    VALUE_BYTES,
+    activation_values,
+    attention_matrices,
+)
+from deltafit.adapters.structure import (
+    is_matrix,
+    layer_kind,
+    layer_shape,
+    repeated_blocks,
+    within,
+)
 from deltafit.data import epoch_order
-from deltafit.methods import Full
+from deltafit.methods import Full, Method
 from deltafit.tasks.classification import Classifier
 from deltafit.training.config import RunConfig
 from deltafit.training.course import Course
 from deltafit.training.memory import PeakMemory
+from deltafit.training.passes import cut_passes
+from deltafit.training.settings import TrainingSettings
+
+HALF_BYTES = 2  # of bf16 and fp16
+
+# Tensors that live and tensors that went lie side by side in glibc's heap, which can neither use
+# the holes whole nor give them back. Measured on a BERT of 6 blocks of width 384, by method and
+# settings, they are 0 to 0.9 of activations and temporaries; with MALLOC_MMAP_THRESHOLD_=131072,
+# which gives every large tensor back at once and is slower, there are none.
+_HOLES = 0.4
 
 
 def costs_of(
@@ -64,34 +86,84 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
 def expected_memory(
     classifier: Classifier, config: RunConfig, rows: Sequence[Sequence[int]]
 ) -> dict[str, int]:
-    """Foretell the bytes that training will need, by part, for an adapted model.
-
-    Activations are those of the first epoch's largest batch; see ``activation_values`` for what
-    they count. What the process holds before training starts is measured and not foretold.
+    """Foretell the bytes that training on a CPU, in one process, will need for an adapted model.
 
     Args:
         classifier: with its adapter active and nothing trained yet.
         config: the run.
         rows: tokenised training texts.
+
+    Returns:
+        By part:
+
+        * ``process_before``: what the process holds already, the weights too; measured.
+        * ``weights``: mixed precision's copies of the matrices that the backward pass reads.
+        * ``gradients`` and ``optimiser``: one value, and Adam's two, for every one that is trained.
+        * ``activations``: what the first epoch's largest pass keeps for the backward pass; see
+          ``activation_values``. Recomputing keeps the blocks' inputs, and one block's values.
+        * ``temporaries``: what a block computes and drops again, trained or not. It is about what
+          one block would keep if all of it were trained.
+        * ``holes``: what the heap does not get back; see ``_HOLES``.
     """
-    model = classifier.model
+    model, settings = classifier.model, config.settings
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     trained_bytes = sum(p.numel() * p.element_size() for p in trained.values())
-    size = config.settings.batch_size
-    order = epoch_order(len(rows), config.settings.seed, 0)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    shapes = [(len(batch), max(len(rows[row]) for row in batch)) for batch in batches]
-    count, longest = max(shapes, key=lambda shape: shape[0] * shape[1])
-    if isinstance(config.method, Full):
-        targets, rank = None, 0
-    else:
-        modules = [n for n, m in model.named_modules() if is_matrix(m)]
-        targets = tuple(n for n in modules if any(within(p, n) for p in trained))
-        rank = getattr(config.method, "rank", 0)
-    kept = activation_values(model, repeated_blocks(model), longest, targets, rank)
+    kept = _kept_values(classifier, config.method, trained)
+    largest = max(activation_values(model, repeated_blocks(model), 0).values())
+    heads = attention_matrices(model)
+    size = VALUE_BYTES if settings.precision == "float32" else HALF_BYTES
+
+    def needed(count: int, longest: int) -> tuple[int, int]:
+        """Return the bytes of activations and temporaries of a pass."""
+        tokens = count * longest
+        matrices = VALUE_BYTES * heads * longest  # kept in float32 by mixed precision too
+        blocks = [size * values + matrices for values in kept.values()]
+        if settings.gradient_checkpointing and blocks:
+            shape: Any = model.config
+            width = int(shape.get_text_config().hidden_size)
+            blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
+        return sum(blocks) * tokens, (size * largest + matrices) * tokens
+
+    shapes = _pass_shapes([len(row) for row in rows], settings)
+    activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
+        "weights": HALF_BYTES * _matrix_values(model, kept) if size == HALF_BYTES else 0,
         "gradients": trained_bytes,
-        "optimiser": 2 * trained_bytes,
-        "activations": kept * count * longest * 4,
+        "optimiser": MOMENTS * trained_bytes,
+        "activations": activations,
+        "temporaries": temporaries,
+        "holes": round(_HOLES * (activations + temporaries)),
     }
+
+
+def _kept_values(
+    classifier: Classifier, method: Method, trained: Collection[str]
+) -> dict[str, int]:
+    """Return what blocks keep per token, attention matrices apart; nothing under a head alone."""
+    model = classifier.model
+    stacks = repeated_blocks(model)
+    if isinstance(method, Full):
+        return activation_values(model, stacks, 0)
+    body = set(trained) - set(classifier.head_parameters)
+    modules = [n for n, m in model.named_modules() if layer_kind(m) is not None]
+    targets = tuple(n for n in modules if any(within(p, n) for p in body))
+    return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
+
+
+def _pass_shapes(lengths: Sequence[int], settings: TrainingSettings) -> set[tuple[int, int]]:
+    """Return ``(rows, tokens of the longest)`` of every pass of the first epoch."""
+    order = epoch_order(len(lengths), settings.seed, 0)
+    step = settings.batch_size * settings.accumulation
+    steps = [order[start : start + step] for start in range(0, len(order), step)]
+    passes = [part for rows in steps for part in cut_passes(rows, lengths, settings.batch_size)]
+    return {(len(part), max(lengths[row] for row in part)) for part in passes}
+
+
+def _matrix_values(model: nn.Module, blocks: Collection[str]) -> int:
+    shapes = [
+        layer_shape(module)
+        for name, module in model.named_modules()
+        if is_matrix(module) and any(within(name, block) for block in blocks)
+    ]
+    return sum(inputs * outputs for inputs, outputs in shapes)
