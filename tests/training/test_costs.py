@@ -79,7 +79,7 @@ def test_blocks_below_the_first_trained_one_keep_nothing(tiny: str) -> None:
         foretold(tiny, method)["activations"]
         for method in (
             *(Head(), LastBlocks(1), LoRA(rank=2)),
-            *(LoRA("word_embeddings", rank=2), Full()),
+            *(LoRA(("word_embeddings",), rank=2), Full()),
         )
     )
     assert head == 0 and full == LAYERS * last

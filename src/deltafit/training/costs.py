@@ -119,8 +119,8 @@ def expected_memory(
         matrices = VALUE_BYTES * heads * longest  # kept in float32 by mixed precision too
         blocks = [size * values + matrices for values in kept.values()]
         if settings.gradient_checkpointing and blocks:
-            shape: Any = model.config
-            width = int(shape.get_text_config().hidden_size)
+            model_config: Any = model.config
+            width = int(model_config.get_text_config().hidden_size)
             blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
         return sum(blocks) * tokens, (size * largest + matrices) * tokens
 
