@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deltafit.errors import DeltafitError
@@ -221,3 +222,15 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old(
     ):
         (temporary / "one").write_text("new")
     assert contents(tmp_path) == {"folder/one": b"old"}
+
+
+def test_a_disk_that_is_full_for_transformers_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    with (
+        pytest.raises(DeltafitError, match=r"Could not write .*merged: .*No space left"),
+        write_folder_atomically(tmp_path / "merged") as folder,
+    ):
+        (folder / "half").write_text("half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert not list(tmp_path.iterdir())

@@ -101,6 +101,8 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
     An existing folder at ``path`` is replaced. That takes two renames, and a process killed
     between them leaves the old folder whole under the hidden name ``.<name>.<random>.old``.
     """
+    from safetensors import SafetensorError
+
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +112,8 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
         _put_in_place(temporary, path)
     except OSError as error:
         raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
+    except SafetensorError as error:  # what transformers writes tensors with; no OSError
+        raise DeltafitError(f"Could not write {path}: {error}.") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

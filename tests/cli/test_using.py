@@ -98,8 +98,11 @@ def test_predict_writes_a_whole_file_or_none(tiny: Tiny, tmp_path: Path) -> None
     assert whole == done("predict", tiny.run, *TEXTS)
     table = tmp_path / "texts.csv"
     table.write_text("text\n" + "w1 w2\n" * 1500 + '""\n')  # the empty one is met after writing
-    sentence = refused(1, "predict", tiny.run, "--data", table, "--output", output)
+    other = output.with_name("other.jsonl")
+    sentence = refused(1, "predict", tiny.run, "--data", table, "--output", other)
     assert "1501" in sentence and "empty" in sentence
+    # Least of all is the input written over.
+    assert "exists already" in refused(2, "predict", tiny.run, "w1", "--output", output)
     assert output.read_text(encoding="utf-8") == whole
     assert [path.name for path in output.parent.iterdir()] == [output.name]
 

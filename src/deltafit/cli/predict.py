@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,9 @@ def predict(
             raise UsageError("Give texts or --data, not both.")
         if text_column and not data:
             raise UsageError("--text-column is a column of --data, which is not given.")
-        source = _texts(texts, data, text_column)
+        if output is not None and output.exists():
+            raise UsageError(f"{output} exists already. Choose another --output.")
+        source = _begun(_texts(texts, data, text_column))
         predictions = run(folder, source, model=model, batch_size=batch_size)
         if output is None:
             for prediction in predictions:
@@ -51,6 +54,13 @@ def predict(
         with written_atomically(output) as file:
             for prediction in predictions:
                 file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+
+
+def _begun(texts: Iterable[str]) -> Iterator[str]:
+    """Read the first text at once: what cannot be read is said before a model is loaded."""
+    remaining = iter(texts)
+    first = list(islice(remaining, 1))
+    return chain(first, remaining)
 
 
 def _texts(texts: list[str] | None, data: str | None, column: str | None) -> Iterable[str]:

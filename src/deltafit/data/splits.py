@@ -118,10 +118,9 @@ def load_splits(
         limit: train on a stratified subsample of at most so many rows.
 
     Returns:
-        the parts. ``facts`` has ``data``, ``origin``, ``location``, ``columns``, ``seed`` and
-        ``single_row_classes``; ``train``, ``validation`` and ``test``, sentences on how each came
-        about; and what `facts.describe` adds, with ``notes``, sentences that the person should
-        see.
+        the parts. ``facts`` has ``data``, ``origin``, ``location``, ``columns``, ``seed``,
+        ``single_row_classes``; ``train``, ``validation``, ``test``, sentences on how each came
+        about; and what `facts.describe` adds, with ``notes`` that the person should see.
 
     Raises:
         DeltafitError: anything wrong with the data; the sentence says file, row and column.

@@ -61,8 +61,8 @@ def started_accelerator(
             f"The tracker {missing[0]} is not installed. Install TensorBoard and W&B with "
             "pip install 'deltafit[trackers]', another with pip."
         )
+    _start_trackers(accelerator, folder / "logs", facts)
     try:
-        _start_trackers(accelerator, folder / "logs", facts)
         yield accelerator
         accelerator.wait_for_everyone()
     finally:

@@ -1,5 +1,6 @@
 """One run from its configuration to metrics, costs and an adapter on disk."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ def execute(
             come back as it was trained; nothing half-made is left beside the checkpoints.
         Interrupted: the person asked to stop; the run can be resumed.
     """
+    # A run that has finished lives on in reference cycles, and would count as memory of this one.
+    gc.collect()
     features = features or FrozenFeatures(
         config.model, splits, config.settings.max_length, reporter
     )
