@@ -17,6 +17,7 @@ import torch
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import read_tensors
 from deltafit.methods import Full, LoRA, Method
+from deltafit.training.checkpoints import save_checkpoint
 from deltafit.training.interruption import Interrupted, stop_requested
 from deltafit.training.progress import Silent
 from deltafit.training.run import RunResult
@@ -261,3 +262,14 @@ def test_only_a_folder_of_a_run_is_resumed(inputs: tuple[str, str], tmp_path: Pa
     with pytest.raises(UsageError, match=r"holds no run\.json"):
         go(inputs, tmp_path, resume=True)
     assert go(inputs, tmp_path / "new", resume=True).metrics["history"]
+
+
+def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    parameters = dict(layer.named_parameters())
+    optimiser = torch.optim.AdamW(layer.parameters())
+    for step in (1, 2):
+        for name in (".tmpq1iyp", ".step-00000001.x.part", ".step-00000001.x.old"):
+            (tmp_path / name).touch()
+        save_checkpoint(tmp_path, step, parameters, optimiser, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]

@@ -57,8 +57,9 @@ def save_checkpoint(
     with write_folder_atomically(folder / f"step-{step:08d}") as temporary:
         write_tensors_atomically(temporary / "tensors.safetensors", tensors)
         write_json_atomically(temporary / "state.json", {"step": step, **state})
-    # What a killed process left half written goes too.
-    for stale in (*_steps(folder)[:-1], *folder.glob(".*.part"), *folder.glob(".*.old")):
+    # What a killed process left half written goes too; .tmp… is safetensors' own.
+    leftovers = (path for name in (".*.part", ".*.old", ".tmp*") for path in folder.glob(name))
+    for stale in (*_steps(folder)[:-1], *leftovers):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
