@@ -158,17 +158,10 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
     Raises:
         DeltafitError: the file is missing, cut short or not safetensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _reading_tensors(path):
         return load_file(path)
-    except SafetensorError as error:
-        raise DeltafitError(
-            f"{path} is damaged or cut short ({error}). Make it again or restore a copy."
-        ) from error
-    except OSError as error:
-        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
 
 
 def read_tensor_metadata(path: Path) -> dict[str, str]:
@@ -177,11 +170,18 @@ def read_tensor_metadata(path: Path) -> dict[str, str]:
     Raises:
         DeltafitError: the file is missing, cut short or not safetensors.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+
+    with _reading_tensors(path), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _reading_tensors(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+        yield
     except SafetensorError as error:
         raise DeltafitError(
             f"{path} is damaged or cut short ({error}). Make it again or restore a copy."

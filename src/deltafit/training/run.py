@@ -19,7 +19,6 @@ from deltafit.prediction.folder import prove_saved, save_classifier, versions
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 from deltafit.tasks.inference import tokenise_for
 from deltafit.tasks.positions import usable_length
-from deltafit.tasks.probe import Probe
 from deltafit.training.accelerator import started_accelerator
 from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.config import RunConfig
@@ -58,7 +57,6 @@ class _Prepared:
     examples: dict[str, Examples]
     truncated: dict[str, int]
     max_length: int
-    probe: Probe | None
     base_fingerprint: dict[str, Any]
 
 
@@ -164,7 +162,6 @@ def _prepare(
         HeadSettings(kind, config.head.head_dropout),
         seed=config.settings.seed,
     )
-    probe = None
     if config.head.head_start == "probe":
         assert kind != "architecture"
         probe = features.probe(kind)
@@ -191,7 +188,6 @@ def _prepare(
         examples,
         truncated,
         length,
-        probe,
         fingerprint(classifier.model, classifier.head_parameters),
     )
 
