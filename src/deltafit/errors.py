@@ -7,3 +7,7 @@ class DeltafitError(Exception):
 
 class UsageError(DeltafitError):
     """The call itself is wrong: an unknown option, value or combination (exit code 2)."""
+
+
+class TrainingError(DeltafitError):
+    """Training went wrong by itself: it diverged, or a tensor gets no gradient (exit code 1)."""

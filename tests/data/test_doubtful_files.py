@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deltafit.data import load_splits, load_texts
+from deltafit.data import load_labelled, load_splits, load_texts
 from deltafit.data.tables import open_table
 from deltafit.errors import DeltafitError
 
@@ -96,3 +96,14 @@ def test_the_first_line_of_one_column_is_never_dropped_in_silence(
 def test_the_key_of_json_lines_is_a_name(tmp_path: Path) -> None:
     path = write(tmp_path, "d.jsonl", '{"said": "a"}', '{"said": "b"}')
     assert load_texts(path)[0] == ("a", "b")
+
+
+def test_a_test_file_without_header_loses_no_row(tmp_path: Path) -> None:
+    """Too few rows to see by themselves that the first one is data; the known classes tell."""
+    train = write(tmp_path, "train.csv", "text,label", "a b,ham", "c d,spam", "e f,ham", "g,spam")
+    test = write(tmp_path, "test.csv", "hello there,spam", "bye now,good", "so long,good")
+    with pytest.raises(DeltafitError, match=r"test.csv, line 1: 'spam' is one of the classes"):
+        load_splits(train, test_data=test, validation="none")
+    named = write(tmp_path, "named.csv", "words,spam", "hello there,spam", "bye,ham", "so,ham")
+    part = load_labelled(named, ("ham", "spam"), text_column="words", label_column="spam")
+    assert len(part) == 3

@@ -61,7 +61,7 @@ def test_a_base_that_changes_while_training_fails_the_run(tmp_path: Path) -> Non
 
     class Replacing(Silent):
         def start(self, what: str, total: int, done: int) -> None:
-            if what == "evaluation":
+            if what == "evaluation after training":
                 tensors = {n: t + 0.01 for n, t in load_file(weights).items()}
                 save_file(tensors, weights, metadata={"format": "pt"})
 

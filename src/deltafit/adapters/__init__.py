@@ -1,6 +1,6 @@
 """Where an adapter sits: select targets, inject, switch, merge, save and load."""
 
-from deltafit.adapters.injection import adapt, generator_for, keyed_seed
+from deltafit.adapters.injection import adapt, check_fits, generator_for, keyed_seed
 from deltafit.adapters.layers import is_adapted, layer_state, view_of
 from deltafit.adapters.merging import merge, merge_and_unload, unmerge
 from deltafit.adapters.model import (
@@ -28,6 +28,7 @@ __all__ = [
     "adapt",
     "adapter_tensors",
     "base_parameters",
+    "check_fits",
     "disabled",
     "fill_adapter",
     "generator_for",

@@ -19,6 +19,7 @@ from deltafit.adapters.model import (
 from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
 from deltafit.adapters.targets import matches, select_targets
 from deltafit.adapters.tied import first_names, under_first_names
+from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, Method
 
@@ -87,6 +88,21 @@ def adapt(
         parent = model.get_submodule(target.rpartition(".")[0])
         add_to_layer(model.get_submodule(target), name, layer_method, tensors, parent)
     activate(model, name)
+
+
+def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) -> None:
+    """Raise what ``adapt`` would raise of the method on this model; its weights are not read.
+
+    Args:
+        model: as for ``adapt``; the meta device will do.
+        method: what to train.
+        head: names of the parameters that make up the head.
+
+    Raises:
+        DeltafitError: as ``adapt``.
+    """
+    for target in _select(model, method, head)[0]:
+        _view(model, target)
 
 
 def _check_name(model: nn.Module, name: str) -> None:
@@ -233,16 +249,19 @@ def generator_for(seed: int, tensor_name: str) -> Generator:
     return torch.Generator().manual_seed(keyed_seed(seed, tensor_name))
 
 
+def _view(model: nn.Module, name: str) -> ModuleView:
+    try:
+        return view_of(model.get_submodule(name))
+    except DeltafitError as error:
+        raise DeltafitError(f"{name}: {error}") from None
+
+
 def _layer(
     model: nn.Module, name: str, method: Method, seed: int
 ) -> tuple[DeltaMethod, dict[str, Tensor]]:
     """Return the method as it applies to one module, and its tensors there."""
     assert isinstance(method, DeltaMethod)
-    module = model.get_submodule(name)
-    try:
-        view = view_of(module)
-    except DeltafitError as error:
-        raise DeltafitError(f"{name}: {error}") from None
+    module, view = model.get_submodule(name), _view(model, name)
     resolved = method.for_module(name)
     tensors = resolved.initialise(view, lambda tensor: generator_for(seed, f"{name}.{tensor}"))
     own = [n for n in tensors if hasattr(module, n) and not is_adapted(module)]

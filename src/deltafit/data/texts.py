@@ -164,6 +164,8 @@ def read_labelled(
             the table defines the classes) one class only, a continuous column, or a class in two
             notations.
     """
+    if known is not None:
+        _check_header(table, columns, known)
     texts: list[str] = []
     names: list[str] = []
     rows: list[Row] = []
@@ -193,6 +195,17 @@ def read_labelled(
         column=columns.text,
     )
     return labelled, classes
+
+
+def _check_header(table: Table, columns: Columns, known: LabelSet) -> None:
+    """Refuse a first line that says what a row says: a class of the training part for its label."""
+    by_values = columns.label_found == "by its values"
+    if table.header and by_values and known.find(columns.label) is not None:
+        raise DeltafitError(
+            f"{table.source}, line 1: {columns.label!r} is one of the classes, so the file seems "
+            "to have no header and this to be its first row. Add a header, such as text,label, as "
+            "its first line."
+        )
 
 
 def _encode(

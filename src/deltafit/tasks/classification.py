@@ -8,14 +8,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from deltafit.data import ModelSource
 from deltafit.errors import UsageError
-from deltafit.tasks.loading import load_architecture_classifier, load_encoder, load_tokenizer
+from deltafit.tasks.loading import (
+    load_architecture_classifier,
+    load_encoder,
+    load_structure,
+    load_tokenizer,
+)
 from deltafit.tasks.pooling import PooledClassifier, Pooling
 
 HeadKind = Literal["architecture", "cls", "mean", "last"]
+_POOLED_HEAD = ("classifier.weight", "classifier.bias")
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,8 @@ def load_classifier(
         forward = model.forward
     else:
         encoder = load_encoder(source, tokenizer)
-        width = int(encoder.config.get_text_config().hidden_size)
-        pooling: Pooling = head.kind
-        model = PooledClassifier(encoder, width, len(label_names), pooling, head.dropout)
-        head_parameters = ("classifier.weight", "classifier.bias")
+        model = _pooled(encoder, head, head.kind, len(label_names))
+        head_parameters = _POOLED_HEAD
         forward = encoder.forward
     # Some decoders (BLOOM, XLNet) know places from the attention mask alone.
     positions = decoder and "position_ids" in inspect.signature(forward).parameters
@@ -107,6 +111,31 @@ def load_classifier(
     return Classifier(
         model, tokenizer, tuple(label_names), head, head_parameters, source, decoder, positions
     )
+
+
+def classifier_structure(
+    source: ModelSource, head: HeadSettings
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a classifier's modules without weights, on the meta device, and its head's parameters.
+
+    What the checkpoint lacks is not looked up: the head is all that lies outside the encoder.
+
+    Raises:
+        DeltafitError: there is no such model, or transformers has no text classifier for it.
+    """
+    if head.kind != "architecture":
+        encoder = load_structure(source, AutoModel)
+        return _pooled(encoder, head, head.kind, num_labels=2), _POOLED_HEAD
+    model = load_structure(source)
+    prefix = f"{model.base_model_prefix}."
+    return model, tuple(name for name, _ in model.named_parameters() if not name.startswith(prefix))
+
+
+def _pooled(
+    encoder: PreTrainedModel, head: HeadSettings, pooling: Pooling, num_labels: int
+) -> PooledClassifier:
+    width = int(encoder.config.get_text_config().hidden_size)
+    return PooledClassifier(encoder, width, num_labels, pooling, head.dropout)
 
 
 def collate(

@@ -61,8 +61,15 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
-def load_structure(source: ModelSource) -> PreTrainedModel:
-    """Return the architecture's own sequence classifier without weights, on the meta device.
+def load_structure(
+    source: ModelSource, auto: Any = AutoModelForSequenceClassification
+) -> PreTrainedModel:
+    """Return a model without weights, on the meta device.
+
+    Args:
+        source: the model.
+        auto: transformers' Auto class that makes it; the architecture's own sequence classifier
+            by default.
 
     Raises:
         DeltafitError: there is no such model, or transformers has no text classifier for it.
@@ -71,7 +78,8 @@ def load_structure(source: ModelSource) -> PreTrainedModel:
 
     def build() -> PreTrainedModel:
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
+        return model
 
     return _explained(source, build)
 

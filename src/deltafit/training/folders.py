@@ -1,7 +1,7 @@
 """A run's folder: begun once, never overwritten, resumed only by the run it belongs to."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ _PLACES = ("data", "test_data", "validation")  # in the configuration of the dat
 
 
 @contextmanager
-def begun(folder: Path, content: dict[str, Any], *, resume: bool) -> Iterator[None]:
+def begun(
+    folder: Path, content: dict[str, Any], *, resume: bool, may_change: Collection[str] = ()
+) -> Iterator[None]:
     """Write ``run.json`` into a new folder, or check that an existing one is of the same run.
 
     If the block fails before anything worth resuming was written, a new folder goes again, so
@@ -29,6 +31,7 @@ def begun(folder: Path, content: dict[str, Any], *, resume: bool) -> Iterator[No
         folder: the run's folder.
         content: what decides the run's result, as JSON values.
         resume: whether an existing folder is to be gone on with.
+        may_change: keys of the content that may differ when it is gone on with.
 
     Raises:
         UsageError: the folder is there and ``resume`` was not asked for, or it is of another run;
@@ -40,8 +43,8 @@ def begun(folder: Path, content: dict[str, Any], *, resume: bool) -> Iterator[No
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is a file; --output takes a folder.")
         if occupied:
-            _check_same_run(folder, folder / RUN_FILE, content, resume)
-        else:
+            _check_same_run(folder, content, resume, may_change)
+        if not occupied or may_change:
             write_json_atomically(folder / RUN_FILE, content)
     process.wait_for_everyone()
     try:
@@ -57,7 +60,10 @@ def _holds_no_result(folder: Path) -> bool:
     return all(file.parts[0] in (_LOGS, RUN_FILE) for file in files)
 
 
-def _check_same_run(folder: Path, path: Path, content: dict[str, Any], resume: bool) -> None:
+def _check_same_run(
+    folder: Path, content: dict[str, Any], resume: bool, may_change: Collection[str]
+) -> None:
+    path = folder / RUN_FILE
     if not resume:
         raise UsageError(
             f"{folder} exists already. Add --resume to go on with the run in it, or choose another "
@@ -65,7 +71,8 @@ def _check_same_run(folder: Path, path: Path, content: dict[str, Any], resume: b
         )
     if not path.is_file():
         raise UsageError(f"{folder} holds no {RUN_FILE}, so there is no run in it to resume.")
-    difference = _first_difference(_deciding(read_json(path)), _deciding(content), "")
+    before = _deciding(read_json(path), may_change)
+    difference = _first_difference(before, _deciding(content, may_change), "")
     if difference is not None:
         key, before, now = difference
         raise UsageError(
@@ -74,9 +81,10 @@ def _check_same_run(folder: Path, path: Path, content: dict[str, Any], resume: b
         )
 
 
-def _deciding(content: Any) -> Any:
+def _deciding(content: Any, may_change: Collection[str]) -> Any:
     """Return what decides a run: the texts by their hash, wherever the files lie now."""
     try:
+        content = {key: value for key, value in content.items() if key not in may_change}
         data = {k: v for k, v in content["config"]["data"].items() if k not in _PLACES}
         return {**content, "config": {**content["config"], "data": data}, "data": None}
     except (AttributeError, KeyError, TypeError):  # damaged: it will differ

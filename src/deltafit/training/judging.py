@@ -1,6 +1,6 @@
 """Measuring a trained classifier on one part of the data, and keeping what it said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ from deltafit.training.course import Examples
 
 
 def judge(
-    classifier: Classifier, examples: Examples, *, duplicates: Sequence[int], batch_size: int
+    classifier: Classifier,
+    examples: Examples,
+    *,
+    duplicates: Sequence[int],
+    batch_size: int,
+    progress: Callable[[int], None],
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return a part's metrics and logits ``[rows, labels]``.
 
@@ -26,9 +31,10 @@ def judge(
         duplicates: rows that stand in the training part too; the metrics are given once more
             without them, as ``without_duplicates``.
         batch_size: rows in one forward pass.
+        progress: told after each pass how many rows were in it.
     """
     labels, names = np.asarray(examples.labels), classifier.label_names
-    logits = compute_logits(classifier, examples.rows, batch_size=batch_size)
+    logits = compute_logits(classifier, examples.rows, batch_size=batch_size, progress=progress)
     metrics = classification_metrics(labels, logits, names)
     if duplicates and len(duplicates) < len(labels):
         kept = np.setdiff1d(np.arange(len(labels)), duplicates)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from deltafit.adapters import keyed_seed
 from deltafit.data import class_weights, epoch_order
-from deltafit.errors import DeltafitError, UsageError
+from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.metrics import find_metric
 from deltafit.training.checkpoints import (
@@ -99,7 +99,7 @@ class TrainingLoop:
         """Train to the end, or until patience runs out, and put the best parameters back.
 
         Raises:
-            DeltafitError: the loss diverged, or a tensor is not being trained.
+            TrainingError: the loss diverged, or a tensor is not being trained.
             Interrupted: the person asked to stop; a checkpoint was written.
         """
         if checkpoint is not None:
@@ -214,8 +214,8 @@ class TrainingLoop:
         chance = math.log(len(self.classifier.label_names))
         return _DIVERGED * max(self.course.first_loss or 0.0, chance)
 
-    def _diverged(self, step: int, what: str, value: float) -> DeltafitError:
-        return DeltafitError(
+    def _diverged(self, step: int, what: str, value: float) -> TrainingError:
+        return TrainingError(
             f"Training diverged: at step {step} of {self.total_steps} the {what} became "
             f"{value:.4g}. Lower --lr (a third is a good next try), or train in float32."
         )

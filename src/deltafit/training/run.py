@@ -1,7 +1,8 @@
 """One run from its configuration to metrics, costs and an adapter on disk."""
 
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,18 +120,13 @@ def _run(
     run.classifier.model.to(accelerator.device)
     held_out = [name for name in run.examples if name != "train"]
     if before is None:
-        before = {name: _judge(config, run, splits, name)[0] for name in held_out}
+        before, _ = _judge("before training", held_out, config, run, splits, reporter)
     _adapt(config, run)
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows)
     course, peak = _train(config, run, folder, reporter, accelerator, resume)
     # The training rows are many, and say little: they are judged where there are no others.
     judged = held_out or ["train"]
-    reporter.start("evaluation", len(judged), 0)
-    after: dict[str, Any] = {}
-    logits: dict[str, np.ndarray] = {}
-    for done, name in enumerate(judged, 1):
-        after[name], logits[name] = _judge(config, run, splits, name)
-        reporter.step(done, None, None)
+    after, logits = _judge("after training", judged, config, run, splits, reporter)
     judged_on = next((name for name in ("test", "validation") if name in after), None)
     metrics = {
         "judged_on": judged_on,
@@ -227,14 +223,32 @@ def _train(
 
 
 def _judge(
-    config: RunConfig, run: _Prepared, splits: Splits, name: str
-) -> tuple[dict[str, Any], np.ndarray]:
-    return judge(
-        run.classifier,
-        run.examples[name],
-        duplicates=splits.duplicates(name),
-        batch_size=config.settings.batch_size,
-    )
+    what: str,
+    names: Sequence[str],
+    config: RunConfig,
+    run: _Prepared,
+    splits: Splits,
+    reporter: Reporter,
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Return metrics and logits of parts by name, telling how many rows are done."""
+    total, done, began = sum(len(run.examples[name]) for name in names), 0, time.perf_counter()
+    reporter.start(f"evaluation {what}", total, 0)
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        reporter.step(done, None, done / (time.perf_counter() - began))
+
+    metrics, logits = {}, {}
+    for name in names:
+        metrics[name], logits[name] = judge(
+            run.classifier,
+            run.examples[name],
+            duplicates=splits.duplicates(name),
+            batch_size=config.settings.batch_size,
+            progress=advance,
+        )
+    return metrics, logits
 
 
 def _notes(

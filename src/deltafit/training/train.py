@@ -1,9 +1,12 @@
 """``train``: from a model's name and a table of labelled texts to an adapter on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from deltafit.data import Splits, load_splits
+from deltafit.adapters import check_fits
+from deltafit.data import Splits, load_splits, resolve_model
 from deltafit.methods import LoRA, Method, parse_method
+from deltafit.tasks.classification import HeadSettings, classifier_structure
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import begun, finished_metrics
 from deltafit.training.progress import Reporter, Silent
@@ -45,6 +48,7 @@ def train(
     method = parse_method(method) if isinstance(method, str) else method
     config = RunConfig(str(model), data, method, head, settings)
     splits = load_data(data)
+    check_methods([config])
     folder = Path(output)
     with begun(folder, run_content(config, splits), resume=resume):
         finished = finished_metrics(folder)
@@ -67,6 +71,19 @@ def load_data(data: DataConfig) -> Splits:
         balance=data.balance,
         limit=data.limit,
     )
+
+
+def check_methods(configs: Sequence[RunConfig]) -> None:
+    """Raise a DeltafitError if a method does not fit the model, before anything is computed.
+
+    Args:
+        configs: runs on one model with one head.
+    """
+    config = configs[0]
+    kind = "mean" if config.head.head == "auto" else config.head.head
+    structure, head = classifier_structure(resolve_model(config.model), HeadSettings(kind))
+    for method in dict.fromkeys(each.method for each in configs):
+        check_fits(structure, method, head=head)
 
 
 def run_content(config: RunConfig, splits: Splits) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltafit.errors import DeltafitError
+from deltafit.errors import TrainingError
 
 WATCHED_STEPS = 3
 
@@ -45,7 +45,7 @@ class GradientWatchdog:
         """Look at the gradients of one step that will be applied.
 
         Raises:
-            DeltafitError: at the last watched step, a tensor had only zeros.
+            TrainingError: at the last watched step, a tensor had only zeros.
         """
         self._steps += 1
         for name in tuple(self._silent):
@@ -67,7 +67,7 @@ class GradientWatchdog:
     def _refuse(self, stuck: list[str], total: int) -> None:
         shown = ", ".join(stuck[:3])
         more = f" and {len(stuck) - 3} more" if len(stuck) > 3 else ""
-        raise DeltafitError(
+        raise TrainingError(
             f"After {WATCHED_STEPS} steps the gradient of {len(stuck)} of {total} trained tensors "
             f"has always been zero: {shown}{more}. They are not being trained. Usual causes: "
             "gradient checkpointing over frozen inputs, a target that the model's forward never "
