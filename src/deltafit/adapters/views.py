@@ -56,9 +56,20 @@ class ModuleView(Layer):
         """Return ``left @ right``, ``[outputs, inputs]``."""
         return left @ right
 
-    def low_rank(self, x: Tensor, right: Tensor, left: Tensor) -> Tensor:
-        """Return ``left · (right · x)`` for ``x`` of ``[..., inputs]``."""
-        return functional.linear(functional.linear(x, right), left)
+    def lowered(self, x: Tensor, right: Tensor) -> Tensor:
+        """Return ``right · x``, ``[..., rank]``, for ``x`` of ``[..., inputs]``."""
+        return functional.linear(x, right)
+
+    def add_low_rank(
+        self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
+    ) -> Tensor:
+        """Return ``y + factor · left · (right · x)`` in y's dtype."""
+        # The factor goes where the numbers are fewest.
+        low = factor * self.lowered(x, right)
+        if y.dim() < 2 or y.is_nested or not y.dtype == low.dtype == left.dtype:
+            return y + functional.linear(low, left).to(y.dtype)
+        # One pass over y instead of three: the update is never a tensor of its own.
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), left.T).view_as(y)
 
     def changed(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``{parameter name: parameter + Δ}`` in the parameters' layout and dtype.
@@ -129,11 +140,10 @@ class EmbeddingView(ModuleView):
         """Return ``(left @ right)ᵀ``, ``[vocabulary, width]``."""
         return (left @ right).T
 
-    def low_rank(self, x: Tensor, right: Tensor, left: Tensor) -> Tensor:
-        """Return ``left · right[:, x]`` for token indices ``x`` of ``[...]``."""
+    def lowered(self, x: Tensor, right: Tensor) -> Tensor:
+        """Return ``right[:, x]``, ``[..., rank]``, for token indices ``x`` of ``[...]``."""
         # The padding row of an embedding gets no gradient, and so none here either.
-        low = functional.embedding(x, right.T, padding_idx=self._embedding.padding_idx)
-        return functional.linear(low, left)
+        return functional.embedding(x, right.T, padding_idx=self._embedding.padding_idx)
 
 
 def new_view(module: nn.Module) -> ModuleView:

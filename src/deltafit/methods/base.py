@@ -31,8 +31,13 @@ class Layer(Protocol):
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
 
-    def low_rank(self, x: Tensor, right: Tensor, left: Tensor) -> Tensor:
-        """Return ``left · (right · x)``, ``[..., outputs]``, without forming the product."""
+    def add_low_rank(
+        self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
+    ) -> Tensor:
+        """Return ``y + factor · left · (right · x)``, ``[..., outputs]``, in y's dtype.
+
+        The product of ``left`` and ``right`` is never formed.
+        """
 
     def forward_with(self, deltas: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return the layer's output with ``parameter + delta`` in place of each parameter."""

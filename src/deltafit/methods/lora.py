@@ -119,8 +119,7 @@ class LoRA(DeltaMethod):
             x = functional.dropout(
                 x.to(tensors["lora_A"].dtype), self.dropout, training=layer.training
             )
-        update = layer.low_rank(x, tensors["lora_A"], tensors["lora_B"])
-        return y + (self.factor * update).to(y.dtype)
+        return layer.add_low_rank(y, x, tensors["lora_A"], tensors["lora_B"], self.factor)
 
     def _random(self, shape: tuple[int, int], generator: Generator) -> Tensor:
         values = torch.empty(shape, dtype=torch.float64)
