@@ -62,7 +62,7 @@ def test_expected_memory_by_part(tiny: str, method: Method) -> None:
     parts = foretold(tiny, method, batch_size=4)
     assert list(parts) == [
         *("process_before", "weights", "gradients", "optimiser"),
-        *("activations", "temporaries", "holes"),
+        *("activations", "temporaries", "constant", "holes"),
     ]
     model = adapted(tiny, method).model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -71,6 +71,10 @@ def test_expected_memory_by_part(tiny: str, method: Method) -> None:
     assert parts["temporaries"] > 0 and parts["weights"] == 0
     larger = foretold(tiny, method, batch_size=8)
     assert larger["temporaries"] > parts["temporaries"]
+    top = isinstance(method, Head | LastBlocks)  # the others train from the first block on
+    tokens = sum(map(len, tiny_examples().rows))
+    assert parts["constant"] == (4 * HIDDEN * tokens if top else 0)
+    assert foretold(tiny, method, epochs=1)["constant"] == 0
 
 
 def test_blocks_below_the_first_trained_one_keep_nothing(tiny: str) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import read_tensors
-from deltafit.methods import Full, LoRA, Method
+from deltafit.methods import Full, LastBlocks, LoRA, Method
 from deltafit.training.checkpoints import save_checkpoint
 from deltafit.training.interruption import Interrupted, stop_requested
 from deltafit.training.progress import Silent
@@ -88,11 +88,11 @@ def test_repeats_bit_for_bit(
     assert [entry["step"] for entry in undisturbed.metrics["history"]] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2), Full()])
+@pytest.mark.parametrize("method", [LoRA(rank=2), Full(), LastBlocks(1)], ids=str)
 def test_interrupted_in_every_step(
     inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path, method: Method
 ) -> None:
-    whole = go(inputs, tmp_path / "whole", method=method) if method == Full() else undisturbed
+    whole = go(inputs, tmp_path / "whole", method=method) if method != LoRA(rank=2) else undisturbed
     for step in range(1, STEPS):
         with pytest.raises(Interrupted, match=rf"after step {step} of 6; a checkpoint"):
             go(
@@ -219,7 +219,7 @@ def test_resuming_another_run_names_what_differs(inputs: tuple[str, str], tmp_pa
         },
         "config.method.rank was 2 there and is 4 now": {"method": LoRA(rank=4)},
         "config.head.head was 'architecture' there and is 'mean' now": {"head": HeadConfig("mean")},
-        "config.method.target_modules was None": {"method": LoRA("query", rank=2)},
+        "config.method.target_modules was None": {"method": LoRA(("query",), rank=2)},
     }
     for sentence, change in changes.items():
         with pytest.raises(UsageError, match=sentence.replace(".", r"\.")):

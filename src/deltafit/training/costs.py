@@ -29,6 +29,7 @@ from deltafit.data import epoch_order
 from deltafit.methods import Full, Method
 from deltafit.tasks.classification import Classifier
 from deltafit.training.config import RunConfig
+from deltafit.training.constant import MEMORY_LIMIT
 from deltafit.training.course import Course
 from deltafit.training.memory import PeakMemory
 from deltafit.training.passes import cut_passes
@@ -102,7 +103,9 @@ def expected_memory(
         * ``activations``: what the first epoch's largest pass keeps for the backward pass; see
           ``activation_values``. Recomputing keeps the blocks' inputs, and one block's values.
         * ``temporaries``: what a block computes and drops again, trained or not. It is about what
-          one block would keep if all of it were trained.
+          one block would keep if all of it were trained; without dropout, which a frozen prefix
+          has none of, no attention matrices.
+        * ``constant``: what a frozen prefix gives for all rows, if it is kept in memory.
         * ``holes``: what the heap does not get back; see ``_HOLES``.
     """
     model, settings = classifier.model, config.settings
@@ -122,7 +125,7 @@ def expected_memory(
             model_config: Any = model.config
             width = int(model_config.get_text_config().hidden_size)
             blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
-        return sum(blocks) * tokens, (size * largest + matrices) * tokens
+        return sum(blocks) * tokens, (size * largest + (matrices if blocks else 0)) * tokens
 
     shapes = _pass_shapes([len(row) for row in rows], settings)
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
@@ -133,8 +136,21 @@ def expected_memory(
         "optimiser": MOMENTS * trained_bytes,
         "activations": activations,
         "temporaries": temporaries,
+        "constant": _constant_bytes(classifier, kept, rows) if settings.epochs > 1 else 0,
         "holes": round(_HOLES * (activations + temporaries)),
     }
+
+
+def _constant_bytes(
+    classifier: Classifier, kept: Collection[str], rows: Sequence[Sequence[int]]
+) -> int:
+    """Return what `ConstantStates` keeps in memory, unless little of it is free."""
+    blocks = [block for stack in repeated_blocks(classifier.model) for block in stack.blocks]
+    if len(kept) == len(blocks):
+        return 0
+    config: Any = classifier.model.config
+    size = VALUE_BYTES * int(config.get_text_config().hidden_size) * sum(map(len, rows))
+    return size if size <= MEMORY_LIMIT else 0
 
 
 def _kept_values(

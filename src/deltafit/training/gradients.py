@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltafit.errors import UsageError
 from deltafit.tasks.classification import Classifier, classification_loss, collate, logits_of
+from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Examples
 from deltafit.training.passes import cut_passes
 from deltafit.training.settings import TrainingSettings
@@ -25,6 +26,7 @@ class StepGradients:
         settings: batch size and label smoothing.
         class_weights: ``[num_labels]``, on the accelerator's device.
         accelerator: devices and precision.
+        constant: what frozen layers below the trained ones give for the rows.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class StepGradients:
         settings: TrainingSettings,
         class_weights: Tensor,
         accelerator: Accelerator,
+        constant: ConstantStates,
     ) -> None:
         self.model, self.classifier, self.train = model, classifier, train
         self.settings, self.class_weights, self.accelerator = settings, class_weights, accelerator
+        self.constant = constant
         self._lengths = [len(row) for row in train.rows]
 
     def accumulate(self, rows: Sequence[int]) -> float:
@@ -68,7 +72,7 @@ class StepGradients:
         )
         return labels, self.class_weights[labels]
 
-    def _summed_loss(self, rows: Sequence[int]) -> Tensor:
+    def _summed_loss(self, rows: list[int]) -> Tensor:
         """Return the weighted sum of the rows' losses."""
         batch = collate(
             [self.train.rows[row] for row in rows],
@@ -76,7 +80,7 @@ class StepGradients:
             positions=self.classifier.positions,
         )
         labels, weights = self._labels(rows)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.constant.fed(rows):
             logits = logits_of(
                 self.model, {k: v.to(self.accelerator.device) for k, v in batch.items()}
             )

@@ -21,6 +21,7 @@ from deltafit.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
+from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
 from deltafit.training.gradients import (
     StepGradients,
@@ -82,6 +83,14 @@ class TrainingLoop:
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
+        self.constant = ConstantStates(
+            classifier,
+            train,
+            tuple(self.trainable),
+            folder,
+            reporter,
+            batch_size=settings.batch_size,
+        )
         weights = (
             class_weights(train.labels, len(classifier.label_names))
             if settings.class_weights == "balanced"
@@ -89,7 +98,7 @@ class TrainingLoop:
         )
         self.class_weights = torch.tensor(weights, device=accelerator.device)
         self.gradients = StepGradients(
-            self.model, classifier, train, settings, self.class_weights, accelerator
+            self.model, classifier, train, settings, self.class_weights, accelerator, self.constant
         )
         self.rows_per_step = settings.batch_size * settings.accumulation
         self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
@@ -104,6 +113,8 @@ class TrainingLoop:
         """
         if checkpoint is not None:
             self._resume(checkpoint)
+        if self.settings.epochs > 1:  # in one epoch nothing is computed twice
+            self.course.seconds += self.constant.compute()
         self.reporter.start("training", self.total_steps, self.course.step)
         saved = time.monotonic()
         with stop_requested() as asked:
@@ -162,6 +173,7 @@ class TrainingLoop:
         order = self._order(epoch)
         rows = order[index * self.rows_per_step : (index + 1) * self.rows_per_step]
         self.model.train()
+        self.constant.freeze()
         set_rates(
             self.optimiser.optimizer,
             rate_factor(course.step, self.total_steps, settings.schedule, settings.warmup),
@@ -271,6 +283,7 @@ class TrainingLoop:
 
     def _release(self) -> None:
         """Leave the model as it came: plain forward, no checkpointing, evaluation mode."""
+        self.constant.release()
         unwrap_forward(self.classifier.model)
         if self.settings.gradient_checkpointing:
             disable_gradient_checkpointing(self.classifier.model)

@@ -1,0 +1,1 @@
+"""How a model runs fast, with no change to what is learned beyond rounding."""

@@ -1,0 +1,194 @@
+"""The frozen part of a model below the lowest trained layer: for a text it is a constant.
+
+When training touches only the head, the last block or the top layers, what enters the first
+trained layer is the same in every epoch. So it can be computed once and fed from then on.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deltafit.adapters.structure import BlockStack, main_stack, within
+from deltafit.errors import DeltafitError
+
+_TOLERANCE = 1e-4  # of the largest logit; feeding is another order of the same sums at most
+
+
+class _Reached(Exception):  # noqa: N818  # no error: the way out of a forward pass half-way
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+class FrozenPrefix:
+    """The blocks below the lowest trained layer, and what runs before them.
+
+    Made by `find_prefix`.
+
+    Args:
+        model: the whole model.
+        blocks: the blocks of the prefix, in order; the last one's output is the boundary.
+        before: every module that runs before the boundary and holds no part of what comes after.
+        nothing: what the last block returns behind its hidden states, each None, if it returns a
+            tuple; None if it returns the states alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: tuple[nn.Module, ...],
+        before: tuple[nn.Module, ...],
+        nothing: tuple[None, ...] | None,
+    ) -> None:
+        self.model, self.blocks = model, blocks
+        self._before, self._nothing = before, nothing
+
+    def freeze(self) -> None:
+        """Put the prefix into evaluation mode: a constant has no dropout."""
+        for module in self._before:
+            module.eval()
+
+    def states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what leaves the prefix, ``[batch, length, width]``, in float32's full precision.
+
+        Args:
+            batch: as the model takes it.
+        """
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            raise _Reached(output)
+
+        self.freeze()
+        handle = self.blocks[-1].register_forward_hook(leave)
+        device = next(self.model.parameters()).device.type
+        try:
+            with torch.no_grad(), torch.autocast(device, enabled=False):
+                self.model(**batch)
+        except _Reached as reached:
+            states: Tensor = _first(reached.output)
+            return states
+        finally:
+            handle.remove()
+        raise AssertionError("the boundary was reached when the prefix was found")
+
+    @contextmanager
+    def fed(self, states: Tensor) -> Iterator[None]:
+        """Let the model take ``states`` for what leaves the prefix, whose blocks do not run.
+
+        Args:
+            states: of the batch that the model is called with, ``[batch, length, width]``.
+        """
+        output = states if self._nothing is None else (states, *self._nothing)
+        with ExitStack() as stack:
+            for block in self.blocks:  # what all but the last one give goes nowhere
+                stack.enter_context(_replaced_forward(block, lambda *args, **kwargs: output))
+            yield
+
+
+@contextmanager
+def _replaced_forward(block: nn.Module, forward: Any) -> Iterator[None]:
+    previous = block.__dict__.get("forward")
+    block.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if previous is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = previous
+
+
+def find_prefix(
+    model: nn.Module, trained: Collection[str], batch: Mapping[str, Tensor]
+) -> FrozenPrefix | None:
+    """Return the frozen prefix of a model; None where there is none that can be fed.
+
+    One batch goes through the model twice, the second time fed with what left the prefix in the
+    first: where the results differ, as they do if something else passes the boundary, there is no
+    prefix to speak of.
+
+    Args:
+        model: on any device; it is left in the mode it was in.
+        trained: the names of the trained parameters.
+        batch: a batch as the model takes it.
+    """
+    try:
+        stack = main_stack(model)
+    except DeltafitError:
+        return None
+    owners = {name.rpartition(".")[0] for name in trained}
+    inside = [stack.index_of(owner) for owner in owners]
+    count = min((index for index in inside if index is not None), default=stack.length)
+    if stack.shared or not count:
+        return None
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return _checked(model, stack, count, owners, batch)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _checked(
+    model: nn.Module,
+    stack: BlockStack,
+    count: int,
+    owners: Collection[str],
+    batch: Mapping[str, Tensor],
+) -> FrozenPrefix | None:
+    """Return the prefix of ``count`` blocks if the model computes the same when it is fed."""
+    names = {module: name for name, module in model.named_modules()}
+    blocks = tuple(model.get_submodule(name) for name in stack.blocks[:count])
+    entered, outputs, logits = _watched(model, blocks[-1], batch)
+    boundary = stack.blocks[count - 1]
+    # Modules around the boundary run on after it.
+    before = tuple(m for m in entered if not within(boundary, names[m]) or m in blocks)
+    if len(outputs) != 1 or any(within(name, names[m]) for m in before for name in owners):
+        return None
+    (output,) = outputs
+    nothing = output[1:] if isinstance(output, tuple) else None
+    if not isinstance(_first(output), Tensor) or any(rest is not None for rest in nothing or ()):
+        return None  # something besides the hidden states passes from block to block
+    prefix = FrozenPrefix(model, blocks, before, nothing)
+    with torch.no_grad(), prefix.fed(_first(output)):
+        fed = _tensor(model(**batch))
+    if (fed - logits).abs().max() > _TOLERANCE * logits.abs().max().clamp(min=1):
+        return None
+    return prefix
+
+
+def _watched(
+    model: nn.Module, boundary: nn.Module, batch: Mapping[str, Tensor]
+) -> tuple[list[nn.Module], list[Any], Tensor]:
+    """Run the model; return the modules entered before the boundary, its outputs, the logits."""
+    entered: list[nn.Module] = []
+    outputs: list[Any] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if not outputs:
+            entered.append(module)
+
+    handles: list[RemovableHandle] = [m.register_forward_pre_hook(enter) for m in model.modules()]
+    handles.append(boundary.register_forward_hook(lambda m, args, output: outputs.append(output)))
+    try:
+        with torch.no_grad():
+            logits = _tensor(model(**batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return entered, outputs, logits
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _tensor(output: Any) -> Tensor:
+    """Return the logits of whatever a model gives."""
+    result: Tensor = output if isinstance(output, Tensor) else output.logits
+    return result.float()

@@ -1,0 +1,136 @@
+"""Feeding a model what its frozen layers gave: the logits and gradients of the whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deltafit.adapters import adapt
+from deltafit.adapters.structure import is_matrix, main_stack
+from deltafit.engine.prefix import find_prefix
+from deltafit.engine.states import StateStore
+from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from tests.tiny_models import ARCHITECTURES, SHARED_BLOCKS, TwoTower, tiny_inputs, tiny_model
+
+TOPS: dict[str, tuple[Method, int]] = {
+    "head": (Head(), 3),
+    "last block": (LastBlocks(1), 2),
+    "top layers": (LoRA("all-linear", rank=2, layers=(-1, -2)), 1),
+}
+
+
+def adapted(architecture: str, method: Method) -> nn.Module:
+    model = tiny_model(architecture)
+    prefix = f"{model.base_model_prefix}."
+    head = [name for name, _ in model.named_parameters() if not name.startswith(prefix)]
+    adapt(model, method, head=head)
+    return model
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(
+    model: nn.Module, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(**batch).logits
+    logits.square().sum().backward()
+    found = {name: p.grad.clone() for name, p in trained(model).items() if p.grad is not None}
+    return logits.detach(), found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("top", TOPS)
+def test_fed_is_unfed(architecture: str, top: str) -> None:
+    method, count = TOPS[top]
+    model = adapted(architecture, method)
+    prefix = find_prefix(model, list(trained(model)), tiny_inputs(model))
+    assert prefix is not None and len(prefix.blocks) == count
+    batch = tiny_inputs(model, batch=4, length=9, seed=1)
+    logits, expected = gradients(model, batch)
+    states = prefix.states(batch)
+    called = []
+    handle = prefix.blocks[0].register_forward_hook(lambda m, a, o: called.append(m.training))
+    inner = next(m for m in prefix.blocks[0].modules() if is_matrix(m))
+    inner.register_forward_hook(lambda *_: called.append("inner"))
+    with prefix.fed(states):
+        fed, found = gradients(model, batch)
+    handle.remove()
+    assert "inner" not in called  # the block did not run
+    torch.testing.assert_close(fed, logits, rtol=1e-5, atol=1e-5)
+    assert found.keys() == expected.keys() and expected
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+    # And nothing is left behind.
+    again, _ = gradients(model, batch)
+    torch.testing.assert_close(again, logits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [
+        ("bert", Full()),
+        ("bert", LoRA(rank=2)),
+        ("bert", LoRA(("word_embeddings",), rank=2)),
+        ("llama", LoRA(("embed_tokens",), rank=2)),
+        *((architecture, Head()) for architecture in SHARED_BLOCKS),
+    ],
+)
+def test_what_has_no_frozen_prefix(architecture: str, method: Method) -> None:
+    model = adapted(architecture, method)
+    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
+
+
+def test_a_model_without_blocks_has_none() -> None:
+    model = TwoTower()
+    batch = {"user": torch.randn(2, 12), "item": torch.randn(2, 20)}
+    assert find_prefix(model, ["item.2.weight"], batch) is None
+
+
+def test_a_model_with_a_way_around_the_boundary_has_none() -> None:
+    """What a block keeps for a later one would be that of another batch."""
+    model = adapted("bert", LastBlocks(1))
+    first, last = (model.get_submodule(main_stack(model).blocks[i]) for i in (0, 2))
+    kept: list[torch.Tensor] = []
+    first.register_forward_hook(lambda m, args, output: kept.append(output.detach() * 0.5))
+    last.register_forward_hook(lambda m, args, output: output + kept[-1])
+    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
+
+
+def test_the_prefix_has_no_dropout_and_the_rest_has() -> None:
+    model = adapted("bert", LastBlocks(1))
+    prefix = find_prefix(model, list(trained(model)), tiny_inputs(model))
+    assert prefix is not None and not any(m.training for m in model.modules())  # as it was
+    model.train()
+    prefix.freeze()
+    blocks = [model.get_submodule(name) for name in main_stack(model).blocks]
+    assert not any(m.training for block in blocks[:2] for m in block.modules())
+    assert not any(m.training for m in model.get_submodule("bert.embeddings").modules())
+    assert all(m.training for m in blocks[2].modules())
+    assert model.training and model.get_submodule("dropout").training
+
+
+@pytest.mark.parametrize("memory_limit", [1 << 20, 0])
+def test_the_store_gives_back_what_was_put(tmp_path: Path, memory_limit: int) -> None:
+    lengths = [3, 1, 5, 2]
+    store = StateStore(lengths, 4, memory_limit=memory_limit, folder=tmp_path / "new")
+    assert store.in_memory == bool(memory_limit) and store.bytes == 4 * 4 * sum(lengths)
+    rows = [torch.randn(length, 4) for length in lengths]
+    for part in ([2, 0], [1, 3]):
+        padded = nn.utils.rnn.pad_sequence([rows[i] for i in part], batch_first=True)
+        store.put(part, padded + 0)
+    for part in ([0, 1, 2, 3], [3], [1, 2]):
+        expected = nn.utils.rnn.pad_sequence([rows[i] for i in part], batch_first=True)
+        assert torch.equal(store.get(part), expected)
+    assert not list(tmp_path.rglob("*.*"))  # the file has no name to be left under
+
+
+def test_a_store_larger_than_a_chunk_is_reserved_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltafit.engine.states._CHUNK", 1000)
+    store = StateStore([100] * 5, 7, memory_limit=0, folder=tmp_path)
+    assert torch.equal(store.get([4]), torch.zeros(1, 100, 7))

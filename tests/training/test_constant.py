@@ -1,0 +1,71 @@
+"""Feeding a run what its frozen layers gave changes nothing but the time it takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.training import constant
+from deltafit.training.settings import TrainingSettings
+from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples, trained_values
+
+SETTINGS = TrainingSettings(epochs=3, batch_size=4)
+TOP = LoRA("all-linear", rank=2, layers=(-1,))
+
+
+def train(
+    folder: Path, method: Method, settings: TrainingSettings = SETTINGS, architecture: str = "bert"
+) -> tuple[dict[str, torch.Tensor], list[float], int]:
+    """Return what was trained, its losses, and the bytes of the states that were kept."""
+    model = save_model(folder / "model", architecture, dropout=True)
+    classifier = adapted(model, method)
+    loop = loop_on(classifier, folder, settings, validation=tiny_examples(6, seed=3))
+    loop.run()
+    losses = [entry[key] for entry in loop.course.history for key in ("train_loss", "loss")]
+    return trained_values(classifier), losses, loop.constant.kept_bytes
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "settings"),
+    [
+        ("bert", Head(), SETTINGS),
+        ("bert", LastBlocks(1), SETTINGS),
+        ("bert", TOP, SETTINGS),
+        ("gpt2", LastBlocks(2), SETTINGS),
+        ("deberta-v2", TOP, SETTINGS),
+        ("bert", LastBlocks(1), TrainingSettings(epochs=2, gradient_checkpointing=True)),
+    ],
+    ids=str,
+)
+def test_kept_in_memory_in_a_file_or_not_at_all(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    method: Method,
+    settings: TrainingSettings,
+) -> None:
+    kept, losses, size = train(tmp_path / "kept", method, settings, architecture)
+    tokens = sum(map(len, tiny_examples().rows))
+    assert size == 4 * 32 * tokens
+    monkeypatch.setattr(constant, "MEMORY_LIMIT", 0)
+    mapped, _, size = train(tmp_path / "mapped", method, settings, architecture)
+    assert size == 4 * 32 * tokens
+    assert all(torch.equal(kept[name], mapped[name]) for name in kept)
+    monkeypatch.setattr(constant, "_SHARE", 0)
+    _, expected, size = train(tmp_path / "anew", method, settings, architecture)
+    assert size == 0
+    # Not the parameters: Adam makes whole steps of rounding where a gradient should be zero (a
+    # key's bias), and the loss does not depend on those.
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [(Full(), SETTINGS), (LoRA(rank=2), SETTINGS), (Head(), TrainingSettings(epochs=1))],
+    ids=str,
+)
+def test_nothing_is_kept_where_it_is_of_no_use(
+    tmp_path: Path, method: Method, settings: TrainingSettings
+) -> None:
+    assert train(tmp_path, method, settings)[2] == 0
