@@ -4,15 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltafit.experiments.plots import (
-    History,
-    accuracy_plot,
-    class_f1_plot,
-    confusion_plot,
-    loss_plot,
-    save_png,
-    share_plot,
-)
+from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
+from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
 from deltafit.experiments.tables import (
     PERCENT_METRICS,
     Row,
