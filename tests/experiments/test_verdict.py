@@ -3,8 +3,9 @@
 import pytest
 
 from deltafit.experiments.rows import failed_row
+from deltafit.experiments.statistics import smallest_visible_difference
 from deltafit.experiments.verdict import verdict
-from tests.experiments.rows import against, difference, example, row, run
+from tests.experiments.rows import against, between, difference, example, row, run
 
 
 def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
@@ -85,6 +86,52 @@ def test_a_clear_winner_a_best_and_cheapest_and_a_lone_method() -> None:
     assert "full is within noise of it" in verdict(cheapest)
     assert "nothing else was compared" in verdict([run("lora", 0.95, None)])
     assert verdict([]) == "Nothing was compared."
+
+
+def test_too_few_rows_to_leave_the_majority_class_behind_decide_nothing() -> None:
+    rows = [
+        row("majority class", "baseline", 0.5, between(-37.5, -81.2, 1.9), count=8),
+        row("TF-IDF + linear SVM", "baseline", 0.75, difference(-12.5, 40), count=8),
+        run("lora", 0.875, None, count=8, **against("TF-IDF + linear SVM", 12.5, 40)),
+    ]
+    assert smallest_visible_difference(8) == 0.5
+    assert verdict(rows) == (
+        "8 rows are too few to decide: the best, lora (87.5 % accuracy), is within noise of the "
+        "majority class (50.0 % accuracy, a difference of −37.5 [−81.2, +1.9] points). They "
+        "cannot show a difference under 50.0 points at all. Judge on more rows; if the tie "
+        "stays, nothing was learned."
+    )
+
+
+def test_a_majority_class_that_is_the_best_itself_is_not_advised() -> None:
+    tied = [
+        row("majority class", "baseline", 0.5, None, count=2),
+        run("lora", 0.5, difference(0, 40), count=2, **against("majority class", 0, 40)),
+    ]
+    assert verdict(tied) == (
+        "2 rows are too few to decide: nothing got more of them right than the majority class "
+        "(50.0 % accuracy). They cannot show any difference at all. Judge on more rows; if the "
+        "tie stays, nothing was learned."
+    )
+    tied[0]["count"] = 1
+    assert verdict(tied).startswith("1 row is too few to decide: ")
+    worse = [
+        row("majority class", "baseline", 0.9, None),
+        run("lora", 0.5, difference(-40, 2), **against("majority class", -40, 2)),
+    ]
+    assert verdict(worse) == (
+        "Ship none of them: always answering the majority class (90.0 % accuracy) is better than "
+        "every other method beyond noise."
+    )
+
+
+def test_a_majority_class_far_behind_leaves_the_tie_of_the_others_alone() -> None:
+    rows = [
+        row("majority class", "baseline", 0.5, difference(-44, 20), count=60),
+        row("TF-IDF", "baseline", 0.93, difference(-1, 5), count=60),
+        run("lora", 0.94, None, count=60, **against("TF-IDF", 1, 5)),
+    ]
+    assert verdict(rows).startswith("Use TF-IDF (93.0 % accuracy): within noise of the best, lora")
 
 
 @pytest.mark.parametrize(

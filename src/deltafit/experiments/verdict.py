@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from deltafit.experiments.statistics import smallest_visible_difference
 from deltafit.experiments.tables import (
     PERCENT_METRICS,
     Row,
@@ -19,7 +20,8 @@ def verdict(rows: Sequence[Row]) -> str:
 
     Methods whose difference to the best is within noise are tied with it; of those tied, the
     cheapest is advised: a baseline before an adapter, then the smallest saved size, then the
-    fewest trainable parameters, then the shortest training.
+    fewest trainable parameters, then the shortest training. The majority class, which knows
+    nothing of the text, is never advised: if it is in the tie, nothing is decided.
     """
     if not rows:
         return "Nothing was compared."
@@ -32,6 +34,9 @@ def _of_judged(rows: Sequence[Row]) -> list[str]:
     best = next((row for row in rows if is_best(row)), rows[0])
     others = [row for row in rows if row is not best]
     tied = [row for row in others if row["difference"]["within_noise"]]
+    majority = next((row for row in [best, *tied] if row["result_name"] == "majority"), None)
+    if majority is not None and others:
+        return _undecided(majority, best, tied)
     chosen = min([best, *tied], key=_cost)
     return [_recommendation(chosen, best, tied, len(rows)), *_against_baselines(chosen, best, rows)]
 
@@ -40,6 +45,38 @@ def _failed(row: Row) -> str:
     # Up to the reason and the advice, which stand with the row's remarks.
     what = re.split(r"[:.](?:\s|$)", row["failure"], maxsplit=1)[0]
     return f"{row['name']} {what} and is not judged."
+
+
+def _undecided(majority: Row, best: Row, tied: Sequence[Row]) -> list[str]:
+    """Say that nothing is told from always answering the majority class."""
+    if majority is best and not tied:
+        return [
+            "Ship none of them: always answering the majority class "
+            f"({_result(majority)}) is better than every other method beyond noise."
+        ]
+    count = best["count"]
+    if majority is best:
+        why = f"nothing got more of them right than the majority class ({_result(majority)})"
+    else:
+        why = (
+            f"the best, {best['name']} ({_result(best)}), is within noise of the majority class "
+            f"({_result(majority)}, a difference of {format_points(majority['difference'])} points)"
+        )
+    visible = smallest_visible_difference(count)
+    least = (
+        "They cannot show any difference at all"
+        if visible is None
+        else f"They cannot show a difference under {100 * visible:.1f} points at all"
+    )
+    return [
+        f"{_rows(count)} too few to decide: {why}.",
+        f"{least}.",
+        "Judge on more rows; if the tie stays, nothing was learned.",
+    ]
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count} rows are"
 
 
 def _cost(row: Row) -> tuple[float, ...]:
