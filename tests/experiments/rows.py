@@ -4,9 +4,12 @@ from typing import Any
 
 
 def difference(points: float, half: float) -> dict[str, Any]:
-    low, high = (points - half) / 100, (points + half) / 100
+    return between(points, points - half, points + half)
+
+
+def between(points: float, low: float, high: float) -> dict[str, Any]:
     return {
-        **{"difference": points / 100, "low": low, "high": high, "p_value": 0.5},
+        **{"difference": points / 100, "low": low / 100, "high": high / 100, "p_value": 0.5},
         "within_noise": low <= 0 <= high,
     }
 
@@ -28,7 +31,8 @@ def row(
             "metric_name": "accuracy",
         },
         **{"after": after, "interval": [after - 0.009, after + 0.008], "macro_f1": after - 0.01},
-        **{"difference": compared, "against_baseline": None, "seeds": 1, "notes": []},
+        **{"difference": compared, "against_baseline": None, "seeds": 1, "count": 3080},
+        **{"notes": [], "failure": None},
         **known,
     }
 

@@ -1,143 +1,130 @@
-"""The plots hold the figures they were given, and no text leaves the picture or overlaps."""
+"""The plots of a comparison show every row, at its place, and no text leaves the picture."""
 
-import itertools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from deltafit.experiments.plots import (
-    accuracy_plot,
-    class_f1_plot,
-    confusion_plot,
-    loss_plot,
-    save_png,
-    share_plot,
-)
-from deltafit.tasks.metrics import classification_metrics
-from tests.experiments.rows import difference, example, run
+from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
+from tests.experiments.figures import LONG, assert_apart, assert_inside, texts
+from tests.experiments.rows import difference, example, row, run
+
+Rows = list[dict[str, Any]]
+PLOTS = [accuracy_plot, share_plot]
 
 
-def measured(classes: int, name: str = "class {}") -> dict[str, Any]:
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, classes, size=20 * classes)
-    logits = generator.normal(size=(len(labels), classes)) + 3 * np.eye(classes)[labels]
-    return classification_metrics(labels, logits, [name.format(index) for index in range(classes)])
+def comparison(count: int, best: float, step: float = 0.002) -> Rows:
+    """A far majority class and ``count - 1`` runs of long names up to ``best``; or one run."""
+    far = row("majority class", "baseline", 1 / 77, difference(-90, 1), interval=[0.009, 0.017])
+    rows = []
+    for place in range(max(1, count - 1)):
+        after = max(0.0, best - step * place)
+        interval = [max(0.0, after - 0.01), min(1.0, after + 0.01)]
+        trained = 10 ** (3 + place % 5)
+        rows.append(run(f"{LONG},{place}", after, None, interval=interval, trainable=trained))
+    return rows if count == 1 else [far, *rows]
 
 
-def texts(figure: Figure) -> set[str]:
-    return {text.get_text().replace("\n", " ") for text in figure.findobj(match=_is_text)}
+def panel_of(figure: Figure, value: float, axis: str) -> Axes:
+    """The one panel whose part of the result axis holds ``value``."""
+    limits = [getattr(axes, f"get_{axis}lim")() for axes in figure.axes]
+    (panel,) = (
+        axes for axes, (low, high) in zip(figure.axes, limits, strict=True) if low <= value <= high
+    )
+    return panel
 
 
-def _is_text(artist: Artist) -> bool:
-    return isinstance(artist, Text) and bool(artist.get_text())
+def drawn(axes: Axes) -> list[list[list[float]]]:
+    return [line.get_xydata().tolist() for line in axes.get_lines()]
 
 
-def assert_inside(figure: Figure) -> None:
-    figure.draw_without_rendering()
-    box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert box.x0 >= -0.02
-    assert box.y0 >= -0.02
-    assert box.x1 <= width + 0.02
-    assert box.y1 <= height + 0.02
-
-
-FIGURES = {
-    "accuracy": lambda: accuracy_plot(example()),
-    "share": lambda: share_plot(example()),
-    "loss": lambda: loss_plot(
-        {f"run {i}": [{"step": s, "train_loss": 1 / s} for s in range(1, 900)] for i in range(5)}
-    ),
-    "confusion of 6": lambda: confusion_plot(measured(6), "lora"),
-    "confusion of 77": lambda: confusion_plot(measured(77, "a_rather_long_intent_name_{}"), "lora"),
-    "class F1": lambda: class_f1_plot(measured(77, "a_rather_long_intent_name_{}"), "lora"),
-}
-
-
-@pytest.mark.parametrize("name", list(FIGURES))
-def test_nothing_leaves_the_picture(name: str, tmp_path: Path) -> None:
-    figure = FIGURES[name]()
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("best", [1.0, 0.93, 0.02])
+@pytest.mark.parametrize("count", [1, 2, 3, 12])
+def test_nothing_leaves_the_picture_or_covers_a_label(
+    plot: Callable[[Rows], Figure], count: int, best: float
+) -> None:
+    rows = comparison(count, best)
+    figure = plot(rows)
     assert_inside(figure)
-    save_png(figure, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    if plot is accuracy_plot:
+        labels = [*figure.axes[0].get_yticklabels(), *figure.axes[-1].texts]
+    else:
+        labels = [text for axes in figure.axes for text in axes.texts]
+    assert len(labels) == len(rows) * (2 if plot is accuracy_plot else 1)
+    assert_apart(labels)
+    for axes in figure.axes:
+        low, high = axes.get_xlim() if plot is accuracy_plot else axes.get_ylim()
+        assert 0 <= low < high <= 100
+        assert axes.get_position().width > 0.05
+    assert share_plot(rows).axes[0].get_xlim()[1] <= 100
 
 
-def test_accuracy_plot_shows_every_method_and_points_at_the_far_one() -> None:
-    figure = accuracy_plot(example())
+def test_accuracy_plot_draws_every_result_and_its_interval() -> None:
+    rows = example()
+    figure = accuracy_plot(rows)
+    for place, each in enumerate(rows):
+        lines = drawn(panel_of(figure, 100 * each["after"], "x"))
+        assert [[100 * each["after"], place]] in lines
+        assert [[100 * bound, place] for bound in each["interval"]] in lines
     shown = texts(figure)
-    assert {"◂ 1.3", "89.4", "93.4", "93.8"} <= shown
-    assert {row["name"] for row in example()} <= shown
-    assert "accuracy %, with 95 % interval" in shown
-    low, _ = figure.axes[0].get_xlim()
-    assert low > 80
+    assert {"1.3  [0.9, 1.7]", "89.4  [88.5, 90.2]", "93.8  [92.9, 94.6]"} <= shown
+    names = {name.replace(" ", "") for name in shown}
+    assert {each["name"].replace(" ", "") for each in rows} <= names
 
 
-def test_share_plot_labels_do_not_overlap() -> None:
+def test_the_axis_is_broken_where_a_far_row_would_squash_the_others_and_says_so() -> None:
+    broken, whole = accuracy_plot(example()), accuracy_plot(example()[1:])
+    assert len(broken.axes) == 2 and len(whole.axes) == 1
+    assert broken.axes[0].get_xlim()[1] < 10 and broken.axes[1].get_xlim()[0] > 80
+    assert any("the axis is broken" in text for text in texts(broken))
+    assert texts(whole) >= {"accuracy %, with 95 % interval"}
+
+
+def test_share_plot_draws_points_at_shares_and_lines_without() -> None:
+    rows = example()
+    figure = share_plot(rows)
+    for each in rows:
+        value = 100 * each["after"]
+        lines = drawn(panel_of(figure, value, "y"))
+        if each["trainable"]:
+            assert [[100 * each["trainable"] / each["total"], value]] in lines
+        else:
+            assert [[0, value], [1, value]] in lines
+    shown = texts(figure)
+    assert {"1.3  majority class", "93.6  full", "89.4  TF-IDF + linear SVM"} <= shown
+
+
+def test_labels_of_equal_results_stand_apart() -> None:
     rows = [run(f"lora rank={r}", 0.93 + r / 1e5, difference(-0.1, 1)) for r in range(14)]
     figure = share_plot([*rows, run("full", 0.94, None, trainable=22_742_861)])
     figure.draw_without_rendering()
-    labels = [text for text in figure.axes[0].texts if "rank" in text.get_text()]
-    boxes = sorted((Text.get_window_extent(text) for text in labels), key=lambda box: box.y0)
-    assert len(boxes) == 14
-    assert all(upper.y0 >= lower.y1 - 2 for lower, upper in itertools.pairwise(boxes))
-
-
-def test_loss_plot_draws_the_values_of_each_run() -> None:
-    history = [
-        {"step": 1, "train_loss": 3.0},
-        {"step": 2, "train_loss": 2.0, "validation_loss": 2.5},
-        {"step": 3, "train_loss": None},
-    ]
-    figure = loss_plot({"a": history, "b": []})
-    training, validation = figure.axes[0].get_lines()
-    assert training.get_xydata().tolist() == [[1, 3], [2, 2]]
-    assert validation.get_xydata().tolist() == [[2, 2.5]]
-    assert {"a", "b", "training step", "training", "validation"} <= texts(figure)
-
-
-def test_long_curves_are_averaged_not_sampled() -> None:
-    history = [{"step": step, "train_loss": float(step % 2)} for step in range(4000)]
-    training = loss_plot({"a": history}).axes[0].get_lines()[0]
-    assert len(training.get_ydata()) == 200
-    np.testing.assert_allclose(training.get_ydata(), 0.5)
-
-
-def test_large_confusion_names_only_the_classes_of_lowest_recall() -> None:
-    metrics = measured(30)
-    recalls = {name: figures["recall"] for name, figures in metrics["per_class"].items()}
-    axes = confusion_plot(metrics, "lora").axes[0]
-    named = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(named) == 15
-    unnamed = set(recalls) - set(named)
-    assert max(recalls[name] for name in named) <= min(recalls[name] for name in unnamed)
-    expected = np.array(metrics["confusion_matrix"], dtype=float)
-    expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(axes.images[0].get_array(), expected)
-
-
-def test_small_confusion_writes_its_counts() -> None:
-    metrics = measured(3)
-    written = [text.get_text() for text in confusion_plot(metrics, "lora").axes[0].texts]
-    assert written == [str(count) for line in metrics["confusion_matrix"] for count in line]
-
-
-def test_class_bars_are_the_worst_first() -> None:
-    metrics = measured(30)
-    axes = class_f1_plot(metrics, "lora").axes[0]
-    widths = [bar.get_width() for bar in axes.patches]
-    scores = sorted(100 * figures["f1"] for figures in metrics["per_class"].values())
-    np.testing.assert_allclose(widths, scores[:20])
+    labels = [text for axes in figure.axes for text in axes.texts]
+    assert len(labels) == 15
+    assert_apart(labels)
 
 
 def test_a_very_long_method_name_leaves_the_axes_their_room() -> None:
-    rows = example()
+    rows = example()[1:]
     rows[-1]["name"] = f"lora:target_modules={'+'.join(f'layer.{i}.query' for i in range(40))}"
     for figure in (accuracy_plot(rows), share_plot(rows)):
         figure.draw_without_rendering()
         assert figure.axes[0].get_position().width > 0.35
         assert figure.axes[0].get_position().height > 0.5
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.001, 0.1, 0.13, 1.0])
+def test_the_axis_of_shares_has_figures_on_both_sides(share: float) -> None:
+    only = run("lora", 0.9, None, trainable=share * 1e9, total=1e9)
+    low, high = share_plot([only]).axes[0].get_xlim()
+    assert low < 100 * share <= high <= 100
+    assert math.log10(low) == pytest.approx(round(math.log10(low)))
+
+
+def test_a_png_is_written(tmp_path: Path) -> None:
+    save_png(accuracy_plot(example()), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

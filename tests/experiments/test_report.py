@@ -1,6 +1,7 @@
-"""The verdict says what the figures say; the report folder holds what it links."""
+"""The report folder holds what it links, and the report says how to read it."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -8,71 +9,9 @@ from typing import Any
 import numpy as np
 
 from deltafit.experiments.report import verdict, write_report
+from deltafit.experiments.rows import failed_row
 from deltafit.tasks.metrics import classification_metrics
-from tests.experiments.rows import against, difference, example, row, run
-
-
-def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
-    text = verdict(example())
-    assert text.startswith("Ship lora rank=8 alpha=16 targets=query,value (93.4 % accuracy")
-    assert "within noise of the best, lora rank=16 alpha=32 targets=all-linear (93.8 %" in text
-    assert "full tied as well" in text
-    cheap = "the best cheap baseline, frozen features + logistic regression,"
-    # Of the advised first: that the best beats the baseline says nothing of it.
-    assert text.endswith(
-        f"lora rank=8 alpha=16 targets=query,value does not beat {cheap} beyond noise "
-        f"(+0.4 ± 0.7 points). lora rank=16 alpha=32 targets=all-linear beats {cheap} "
-        "by 0.8 ± 0.6 points."
-    )
-
-
-def test_fewer_trained_parameters_decide_where_no_size_is_known() -> None:
-    rows = [
-        run("big", 0.95, None, trainable=1_000_000, saved_bytes=None),
-        run("small", 0.94, difference(-1, 1.5), trainable=1_000, saved_bytes=None),
-    ]
-    assert verdict(rows).startswith("Ship small (94.0 % accuracy, 1.0 k trained parameters):")
-
-
-def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
-    rows = [
-        row("TF-IDF + linear SVM", "baseline", 0.96, difference(-1, 1.5)),
-        run("lora", 0.97, None, **against("TF-IDF + linear SVM", 1, 1.5)),
-    ]
-    text = verdict(rows)
-    assert text.startswith("Use TF-IDF + linear SVM (96.0 % accuracy): within noise of the best")
-    assert "No adapter beats the cheap baselines beyond noise" in text
-
-
-def test_a_baseline_that_wins_is_said_to_win() -> None:
-    rows = [
-        row("frozen", "baseline", 0.93, None),
-        run("lora", 0.88, difference(-5, 1), **against("frozen", -5, 1)),
-    ]
-    text = verdict(rows)
-    assert text.startswith("Use frozen (93.0 % accuracy): it is better than every other method")
-    assert "No adapter beats" in text
-
-
-def test_the_best_is_spoken_of_where_a_baseline_is_advised() -> None:
-    rows = [
-        row("TF-IDF", "baseline", 0.93, difference(-0.5, 0.6)),
-        run("head", 0.934, difference(-0.1, 0.1), **against("TF-IDF", 0.4, 0.2)),
-        run("full", 0.935, None, **against("TF-IDF", 0.5, 0.6)),
-    ]
-    text = verdict(rows)
-    assert text.startswith("Use TF-IDF (93.0 % accuracy): within noise of the best, full")
-    cheap = "the best cheap baseline, TF-IDF,"
-    assert text.endswith(f"full does not beat {cheap} beyond noise (+0.5 ± 0.6 points).")
-
-
-def test_a_clear_winner_a_best_and_cheapest_and_a_lone_method() -> None:
-    clear = [run("lora", 0.95, None), run("head", 0.9, difference(-5, 1))]
-    assert "better than every other method beyond noise" in verdict(clear)
-    cheapest = [run("lora", 0.95, None), run("full", 0.94, difference(-1, 2), saved_bytes=10**8)]
-    assert "full is within noise of it" in verdict(cheapest)
-    assert "nothing else was compared" in verdict([run("lora", 0.95, None)])
-    assert verdict([]) == "Nothing was compared."
+from tests.experiments.rows import example, run
 
 
 def measured(classes: int) -> dict[str, Any]:
@@ -112,3 +51,30 @@ def test_a_report_without_histories_metrics_or_facts(tmp_path: Path) -> None:
         "accuracy.png",
         "share.png",
     }
+
+
+def test_the_report_says_what_the_intervals_hold(tmp_path: Path) -> None:
+    write_report(tmp_path, example(), {}, {}, {})
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "All are judged on the same 3080 rows." in report
+    assert "Wilson's where there is one seed, and holds the sampling of rows alone" in report
+    assert "with several seeds it is a bootstrap of rows and seeds both" in report
+
+
+def test_a_failed_method_is_in_the_report_and_its_loss_in_the_plots(tmp_path: Path) -> None:
+    failure = "diverged at step 2: loss nan. Lower --lr."
+    rows = [failed_row("full", "all", failure), run("lora", 0.95, None)]
+    history = [{"step": 1, "train_loss": 2.0}, {"step": 2, "train_loss": math.nan}]
+    write_report(tmp_path, rows, {"full": history}, {}, {})
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"- full: {failure}" in report and "| failed |" in report
+    assert "full diverged at step 2 and is not judged." in report
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"accuracy", "share", "loss"}
+    stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert stored["rows"][0]["failure"] == failure
+
+
+def test_a_report_of_failures_alone_has_no_plots(tmp_path: Path) -> None:
+    write_report(tmp_path, [failed_row("full", "all", "ran out of memory.")], {}, {}, {})
+    assert not list((tmp_path / "plots").iterdir())
+    assert "There is nothing to judge" in (tmp_path / "report.md").read_text(encoding="utf-8")

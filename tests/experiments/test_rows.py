@@ -1,15 +1,22 @@
-"""Every run is told how it stands against the best cheap baseline."""
+"""Rows know their intervals, their rows, and how they stand against the best cheap baseline."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from deltafit.data import LabelledTexts, Splits
 from deltafit.experiments.report import comparison_table, verdict, write_report
-from deltafit.experiments.rows import Candidate, compared
-from deltafit.experiments.statistics import paired_over_seeds
-from deltafit.files import read_json
+from deltafit.experiments.rows import Candidate, Failure, candidate_of, compared, failed_row
+from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
+from deltafit.files import read_json, write_tensors_atomically
+from deltafit.methods import Head
+from deltafit.tasks.metrics import accuracy_interval, classification_metrics
+from deltafit.training.run import PREDICTIONS_FILE
 from tests.experiments.rows import row, run
 
 ROWS = 1600
@@ -45,7 +52,9 @@ def test_each_run_is_compared_with_the_best_cheap_baseline(candidates: list[Cand
     assert [note.split(" (")[0] for note in rows["head"]["notes"]] == [
         f"is worse than {FROZEN} beyond noise"
     ]
-    assert rows["lora"]["notes"][0].endswith("(−0.7 ± 3.0)")
+    points = rows["lora"]["against_baseline"]
+    low, high = (f"{abs(100 * points[end]):.1f}" for end in ("low", "high"))
+    assert rows["lora"]["notes"][0].endswith(f"(−0.7 [−{low}, +{high}])")
     assert not any(rows[name]["notes"] for name in ("majority", FROZEN, "full"))
 
 
@@ -64,10 +73,90 @@ def test_the_notes_stand_in_terminal_markdown_and_json(
             assert f"{each['name']}: {note}" in capture.get()
             assert f"- {each['name']}: {note}" in (tmp_path / "report.md").read_text()
     assert stored["rows"] == rows and sum(len(each["notes"]) for each in rows) == 2
-    assert f"full beats the best cheap baseline, {FROZEN}, by 14.8 ± " in verdict(rows)
+    cheap = f"the best cheap baseline, {FROZEN}, beyond noise (+14.8 [+"
+    assert f"full beats {cheap}" in verdict(rows)
 
 
 def test_without_baselines_nothing_is_said_of_them(candidates: list[Candidate]) -> None:
     rows = compared([each for each in candidates if each.row["kind"] == "run"])
     assert all(each["against_baseline"] is None and not each["notes"] for each in rows)
     assert "baseline" not in verdict(rows)
+
+
+def test_a_failed_method_keeps_its_place_and_changes_nothing(candidates: list[Candidate]) -> None:
+    failure = "diverged at step 40: loss nan. Lower --lr."
+    rows = compared([*candidates[:3], Failure("lora:rank=4", "lora", failure), *candidates[3:]])
+    assert rows.pop(3) == failed_row("lora:rank=4", "lora", failure)
+    assert rows == compared(candidates)
+
+
+def test_nothing_but_failures_can_be_compared() -> None:
+    (failed,) = compared([Failure("full", "all", "ran out of memory.")])
+    assert (failed["name"], failed["result_name"], failed["kind"]) == ("full", "all", "run")
+    figures = ("after", "interval", "difference", "against_baseline", "macro_f1", "trainable")
+    assert all(failed[key] is None for key in figures)
+    assert verdict([failed]) == (
+        "There is nothing to judge: every run failed. full ran out of memory and is not judged."
+    )
+
+
+@dataclass
+class Finished:
+    splits: Splits
+    runs: list[tuple[Path, dict[str, Any]]]
+    correct: np.ndarray
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Finished:
+    """Three finished runs of one method on 200 test rows; two say how fast they were."""
+    generator = np.random.default_rng(1)
+    labels = np.arange(200) % 2
+    test = LabelledTexts(
+        texts=tuple(f"text {index}" for index in range(200)),
+        labels=tuple(map(int, labels)),
+        **{"label_names": ("a", "b"), "source": "t.csv", "column": "text"},
+        **{"rows": tuple(range(1, 201)), "lines": None},
+    )
+    correct = generator.random((3, 200)) < [[0.7], [0.9], [0.95]]
+    runs = []
+    for seed, right in enumerate(correct):
+        logits = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]
+        (tmp_path / str(seed)).mkdir()
+        write_tensors_atomically(
+            tmp_path / str(seed) / PREDICTIONS_FILE, {"test/logits": torch.from_numpy(logits)}
+        )
+        measured = classification_metrics(labels, logits, test.label_names)
+        costs = {
+            **{"trainable_parameters": 2, "total_parameters": 4, "training_seconds": 0.0},
+            **{"examples_per_second": (None, 10.0, 30.0)[seed]},
+            **{"peak_memory_bytes": 1, "saved_bytes": 1},
+        }
+        figures = {"before": {"test": measured}, "after": {"test": measured}}
+        runs.append((tmp_path / str(seed), {**figures, "costs": costs, "notes": []}))
+    return Finished(Splits(test.select([]), None, test, {}), runs, correct)
+
+
+def test_a_row_over_seeds_knows_its_rows_and_what_seeds_add(finished: Finished) -> None:
+    splits = finished.splits
+    several = candidate_of(Head(), finished.runs, "test", splits).row
+    assert several["count"] == 200 and several["seeds"] == 3
+    assert several["interval"] == mean_accuracy_interval(finished.correct)
+    one = candidate_of(Head(), finished.runs[1:2], "test", splits).row
+    right = int(finished.correct[1].sum())
+    assert one["interval"] == accuracy_interval(right, 200)
+    assert np.ptp(several["interval"]) > 2 * np.ptp(one["interval"])
+
+
+def test_speeds_that_are_not_known_do_not_count(finished: Finished) -> None:
+    splits = finished.splits
+    speed = candidate_of(Head(), finished.runs, "test", splits).row["examples_per_second"]
+    assert speed == 20
+    unknown = candidate_of(Head(), finished.runs[:1], "test", splits).row
+    assert unknown["examples_per_second"] is None
+
+
+def test_a_failed_rows_keys_are_those_of_every_row(finished: Finished) -> None:
+    (judged,) = compared([candidate_of(Head(), finished.runs, "test", finished.splits)])
+    assert set(failed_row("full", "all", "ran out of memory.")) == set(judged)
+    assert judged["failure"] is None

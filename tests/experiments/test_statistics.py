@@ -4,9 +4,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from deltafit.errors import DeltafitError
-from deltafit.experiments.statistics import paired_comparison, paired_over_seeds
+from deltafit.experiments.statistics import (
+    mean_accuracy_interval,
+    paired_comparison,
+    paired_over_seeds,
+    smallest_visible_difference,
+)
+from deltafit.tasks.metrics import accuracy_interval
 
 
 def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,11 +100,13 @@ def test_one_seed_each_gives_the_interval_of_one_run_each() -> None:
     assert seeded.p_value == pytest.approx(single.p_value, abs=0.01)
 
 
-def runs_of_equal_methods(generator: np.random.Generator, between: float) -> np.ndarray:
-    """Right answers ``[6 runs, 300]``; rows differ in ease, seeds by ``between``, methods not."""
-    ease = generator.normal(1.5, 1.5, size=300)
-    shift = generator.normal(0, between, size=(6, 1))
-    return ease + shift + generator.normal(0, 0.5, size=(6, 300)) > 0
+def runs_of_one_method(
+    generator: np.random.Generator, between: float, runs: int, rows: int = 300
+) -> np.ndarray:
+    """Right answers ``[runs, rows]``; rows differ in ease, seeds by ``between``."""
+    ease = generator.normal(1.5, 1.5, size=rows)
+    shift = generator.normal(0, between, size=(runs, 1))
+    return ease + shift + generator.normal(0, 0.5, size=(runs, rows)) > 0
 
 
 @pytest.mark.parametrize("between", [0.0, 0.1, 0.3])
@@ -105,7 +114,7 @@ def test_equal_methods_over_seeds_are_rarely_called_different(between: float) ->
     generator = np.random.default_rng(3)
     tied = []
     for _ in range(200):
-        correct = runs_of_equal_methods(generator, between)
+        correct = runs_of_one_method(generator, between, runs=6)
         tied.append(paired_over_seeds(correct[:3], correct[3:], resamples=400).within_noise)
     assert np.mean(tied) >= 0.9
 
@@ -150,3 +159,69 @@ def test_seeded_answers_on_different_rows_are_refused(
 ) -> None:
     with pytest.raises(DeltafitError, match="same test rows"):
         paired_over_seeds(np.ones(a, dtype=bool), np.ones(b, dtype=bool))
+
+
+@pytest.mark.parametrize("between", [0.0, 0.1, 0.3])
+def test_the_interval_of_a_mean_accuracy_holds_rows_and_seeds(between: float) -> None:
+    generator = np.random.default_rng(5)
+    # Ease, shift and noise are normal, so the expected accuracy is known.
+    truth = norm.cdf(1.5 / math.sqrt(1.5**2 + between**2 + 0.5**2))
+    held, of_rows_alone = [], []
+    for _ in range(200):
+        correct = runs_of_one_method(generator, between, runs=3)
+        low, high = mean_accuracy_interval(correct, resamples=400)
+        assert low <= correct.mean() <= high
+        held.append(low <= truth <= high)
+        low, high = accuracy_interval(round(correct.mean() * 300), 300)
+        of_rows_alone.append(low <= truth <= high)
+    assert np.mean(held) >= 0.9
+    if between == 0.3:
+        assert np.mean(of_rows_alone) < 0.88 < np.mean(held)
+
+
+def test_the_interval_of_one_seed_is_wilsons_and_of_equal_seeds_close_to_it() -> None:
+    correct = np.random.default_rng(6).random((1, 400)) < 0.9
+    wilson = accuracy_interval(int(correct.sum()), 400)
+    assert mean_accuracy_interval(correct) == wilson
+    # Three seeds that agree on every row know no more than one.
+    assert mean_accuracy_interval(np.repeat(correct, 3, axis=0)) == pytest.approx(wilson, abs=5e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40, 3000])
+def test_no_errors_are_no_certainty_over_seeds(rows: int) -> None:
+    low, high = mean_accuracy_interval(np.ones((3, rows), dtype=bool))
+    assert high == 1
+    assert low == pytest.approx(accuracy_interval(rows, rows)[0], abs=0.25 if rows < 9 else 0.05)
+    low, high = mean_accuracy_interval(np.zeros((3, rows), dtype=bool))
+    assert low == 0 < high
+
+
+def test_seeds_that_vary_widen_the_interval_of_their_mean() -> None:
+    rows = np.arange(1000)
+    varying = np.stack([rows < level for level in (860, 920, 980)])
+    calm = np.stack([rows < 920] * 3)
+    width = {name: np.ptp(mean_accuracy_interval(c)) for name, c in [("v", varying), ("c", calm)]}
+    assert width["v"] > 2 * width["c"]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (3,)])
+def test_an_interval_of_no_answers_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DeltafitError, match="at least one of each"):
+        mean_accuracy_interval(np.ones(shape, dtype=bool))
+
+
+@pytest.mark.parametrize("count", [3, 8, 12, 60, 300, 3080])
+def test_the_smallest_visible_difference_is_at_the_edge_of_noise(count: int) -> None:
+    difference = smallest_visible_difference(count)
+    assert difference is not None
+    rows = round(difference * count)
+    # By hand: Agresti & Min's interval of `rows` disagreements, all of one kind, excludes 0.
+    for disagreements, visible in ((rows, True), (rows - 1, False)):
+        centre = disagreements / (count + 2)
+        variance = ((disagreements + 1) / (count + 2) - centre**2) / (count + 2)
+        assert (centre > 1.959963984540054 * math.sqrt(variance)) == visible
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_so_few_rows_show_no_difference_at_all(count: int) -> None:
+    assert smallest_visible_difference(count) is None

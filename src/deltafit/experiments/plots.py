@@ -1,30 +1,33 @@
-"""Plots of a comparison and of its runs, as matplotlib figures without global state."""
+"""Plots of a comparison, as matplotlib figures without global state."""
 
-import textwrap
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from deltafit.experiments.drawing import (
+    BLUE,
+    ORANGE,
+    Span,
+    axis_parts,
+    broken_panels,
+    clean,
+    panel_sizes,
+    wrapped,
+)
 from deltafit.experiments.tables import PERCENT_METRICS, Row, format_metric, metric_title
 
-History = Sequence[Mapping[str, Any]]
-
-# Okabe & Ito (2008): colours that people with any colour vision tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOUR_OF_KIND = {"run": BLUE, "baseline": ORANGE}
+MARKER_OF_KIND = {"run": "o", "baseline": "s"}
 
-LABELLED_WHOLE = 20  # up to so many classes, a confusion matrix names all and writes its counts
-WORST_LABELLED = 15
-WORST_BARS = 20
-CURVE_POINTS = 200
-# A method this far (in fractions) below the best would squash all the others into one corner.
-FAR_BELOW = 0.25
+_LINE = 0.17  # inches that a line of a label takes, with what keeps it from the next
+# From the middle of the label's left side to its point.
+_LEADER = {"arrowstyle": "-", "relpos": (0, 0.5), "alpha": 0.35, "linewidth": 0.8}
+_BROKEN = "the axis is broken; its parts differ in scale"
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -33,241 +36,188 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def accuracy_plot(rows: Sequence[Row]) -> Figure:
-    """Draw each method's result with its 95 % interval, in the table's order."""
-    figure = Figure(figsize=(8, 1.3 + 0.45 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    unit, floor = _unit(rows), _axis_floor(rows)
+    """Draw each method's result with its 95 % interval, in the order of the rows.
+
+    The axis is broken where results far from all others would squash these.
+
+    Args:
+        rows: of the comparison, all of them judged; at least one.
+    """
+    names = [wrapped(row["name"]) for row in rows]
+    height = max(0.42, 0.1 + _LINE * max(_lines(name) for name in names))
+    figure = Figure(figsize=(8.5, 1.4 + height * len(rows)), layout="constrained")
+    parts = _parts(rows, [_interval(row) for row in rows])
+    groups = [[row for row in rows if _within(row, part)] for part in parts]
+    sizes = panel_sizes([len(group) for group in groups])
+    panels = broken_panels(figure, "x", parts, sizes)
+    for axes, group, size in zip(panels, groups, sizes, strict=True):
+        for row in group:
+            place, colour = rows.index(row), COLOUR_OF_KIND[row["kind"]]
+            axes.plot(_interval(row), [place, place], color=colour, linewidth=2)
+            marker = MARKER_OF_KIND[row["kind"]]
+            axes.plot(_value(row), place, marker, color=colour, clip_on=False)
+        axes.xaxis.set_major_locator(_ticks(size))
+        clean(axes, "x")
     for place, row in enumerate(rows):
-        value, colour = row["after"] * unit, COLOUR_OF_KIND[row["kind"]]
-        text = _result(row)
-        if value < floor:
-            edge = axes.get_yaxis_transform()
-            axes.text(0.01, place, f"◂ {text}", transform=edge, va="center", color=colour)
-            continue
-        low, high = (bound * unit for bound in row.get("interval") or (row["after"],) * 2)
-        axes.plot([low, high], [place, place], color=colour, linewidth=2)
-        axes.plot(value, place, "o" if row["kind"] == "run" else "s", color=colour)
-        axes.annotate(
-            text, (high, place), (6, 0), textcoords="offset points", va="center", color=colour
+        panels[-1].annotate(
+            *(_result_and_interval(row), (1, place), (14, 0)),
+            xycoords=panels[-1].get_yaxis_transform(),
+            textcoords="offset points",
+            va="center",
+            color=COLOUR_OF_KIND[row["kind"]],
         )
-    axes.set_yticks(range(len(rows)), [_wrapped(row["name"]) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.margins(x=0.12)
-    axes.set_xlabel(f"{metric_title(rows)}, with 95 % interval")
-    _legend_of_kinds(figure, rows)
-    _clean(axes, "x")
+    panels[0].set_yticks(range(len(rows)), names)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    broken = f" ({_BROKEN})" if len(parts) > 1 else ""
+    figure.supxlabel(f"{metric_title(rows)}, with 95 % interval{broken}", fontsize=10)
+    _legend_of_kinds(figure, rows, MARKER_OF_KIND)
     return figure
 
 
 def share_plot(rows: Sequence[Row]) -> Figure:
-    """Draw results against the share of parameters trained; methods without one are lines."""
-    figure = Figure(figsize=(9, max(4.5, 0.4 * len(rows))), layout="constrained")
-    axes = figure.subplots()
-    unit, floor = _unit(rows), _axis_floor(rows)
-    shown = [row for row in rows if row["after"] * unit >= floor]
-    anchors = []
-    for row in shown:
-        value, colour = row["after"] * unit, COLOUR_OF_KIND[row["kind"]]
-        if row.get("trainable"):
-            share = 100 * row["trainable"] / row["total"]
-            axes.plot(share, value, "o" if row["kind"] == "run" else "s", color=colour)
-            anchors.append((share, value))
-        else:
-            axes.axhline(value, color=colour, linestyle="--", linewidth=1)
-            anchors.append((None, value))
-    axes.set_xscale("log")
-    axes.margins(0.08)
+    """Draw results against the share of parameters trained; methods without one are lines.
+
+    The axis of results is broken where some far from all others would squash these.
+
+    Args:
+        rows: of the comparison, all of them judged; at least one with a share.
+    """
+    parts = _parts(rows, [(_value(row), _value(row)) for row in rows])
+    groups = [[row for row in rows if _within(row, part)] for part in parts]
+    needed = [sum(_label_height(row) for row in group) for group in groups]
+    sizes = panel_sizes(needed)
+    # Every part is as high as its labels need, one above the other.
+    room = max(3.2, *(need / size for need, size in zip(needed, sizes, strict=True)))
+    figure = Figure(figsize=(9, 1.4 + room), layout="constrained")
+    panels = broken_panels(figure, "y", parts, sizes)
+    panels[0].set_xscale("log")
+    panels[0].set_xlim(*_share_limits(rows))
+    panels[0].xaxis.set_major_formatter(lambda share, _: f"{share:g}")
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    for axes, group, size in zip(panels, groups, sizes, strict=True):
+        axes.yaxis.set_major_locator(_ticks(size))
+        clean(axes, "both")
+        _draw_shares(axes, group, room * size)
+    figure.supxlabel("share of parameters trained, % (logarithmic)", fontsize=10)
+    broken = f"\n({_BROKEN})" if len(parts) > 1 else ""
+    figure.supylabel(f"{metric_title(rows)}{broken}", fontsize=10, ma="center")
+    _legend_of_kinds(figure, rows, MARKER_OF_KIND | {"baseline": "--"})
+    return figure
+
+
+def _draw_shares(axes: Axes, rows: Sequence[Row], room: float) -> None:
+    """Draw the rows of one panel, ``room`` inches high, and their labels beside it."""
     low, high = axes.get_ylim()
-    wanted = [(value - low) / (high - low) for _, value in anchors]
-    places = _spread(wanted, gap=0.07)
-    for row, (share, value), place in zip(shown, anchors, places, strict=True):
-        colour = COLOUR_OF_KIND[row["kind"]]
-        text = f"{_result(row)}  {_wrapped(row['name'], 40)}"
-        leader = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8}
+    wanted = [(_value(row) - low) / (high - low) for row in rows]
+    places = _spread(wanted, [_label_height(row) / room for row in rows])
+    for row, place in zip(rows, places, strict=True):
+        value, share, colour = _value(row), _share(row), COLOUR_OF_KIND[row["kind"]]
+        if share is None:
+            axes.axhline(value, color=colour, linestyle="--", linewidth=1)
+        else:
+            axes.plot(share, value, MARKER_OF_KIND[row["kind"]], color=colour, clip_on=False)
         axes.annotate(
-            text,
+            _label(row),
             (axes.get_xlim()[1] if share is None else share, value),
-            (1.02, place),
+            (1.03, place),
             textcoords=axes.transAxes,
             va="center",
             fontsize=8,
             color=colour,
-            arrowprops=leader,
+            arrowprops=_LEADER | {"color": colour},
         )
-    far = [f"{_result(row)} {row['name']}" for row in rows if row["after"] * unit < floor]
-    below = f"\nfar below the axis: {'; '.join(far)}" if far else ""
-    axes.set_xlabel(f"share of parameters trained, % (logarithmic){below}")
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:g}")
-    axes.set_ylabel(metric_title(rows))
-    _legend_of_kinds(figure, rows)
-    _clean(axes, "both")
-    return figure
 
 
-def loss_plot(histories: Mapping[str, History]) -> Figure:
-    """Draw training and validation loss, one panel a run on shared axes."""
-    columns = min(3, len(histories))
-    lines = -(-len(histories) // columns)
-    figure = Figure(figsize=(3.2 * columns + 0.8, 2.5 * lines + 0.8), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    series = [
-        ("train_loss", "training", BLUE, "-"),
-        ("validation_loss", "validation", ORANGE, "o-"),
-    ]
-    for axes, (name, history) in zip(panels, histories.items(), strict=False):
-        for key, _, colour, style in series:
-            steps, losses = _curve(history, key)
-            axes.plot(steps, losses, style, color=colour, linewidth=1.3, markersize=3.5)
-        axes.set_title(_wrapped(name), fontsize=9)
-        _clean(axes, "both")
-    for axes in panels[len(histories) :]:
-        axes.set_visible(False)
-    for axes in panels[max(0, len(histories) - columns) :]:
-        axes.tick_params(
-            labelbottom=True
-        )  # the lowest panel of a column may not be in the last row
-    handles = figure.axes[0].get_lines()
-    figure.legend(
-        handles,
-        [label for _, label, *_ in series],
-        loc="outside upper left",
-        ncols=2,
-        frameon=False,
-    )
-    figure.supxlabel("training step", fontsize=10)
-    figure.supylabel("loss, nats per example", fontsize=10)
-    return figure
+def _label(row: Row) -> str:
+    return f"{format_metric(row['after'], row['metric_name'])}  {wrapped(row['name'], 40)}"
 
 
-def confusion_plot(metrics: Mapping[str, Any], title: str) -> Figure:
-    """Draw a confusion matrix, each row as shares of its true class.
+def _label_height(row: Row) -> float:
+    """Return how many inches the row's label in the plot of shares takes."""
+    return 0.06 + 0.85 * _LINE * _lines(_label(row))
 
-    Up to 20 classes are all named, with their counts; beyond, the 15 of lowest recall are.
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1
+
+
+def _result_and_interval(row: Row) -> str:
+    shown = format_metric(row["after"], row["metric_name"])
+    if not row.get("interval"):
+        return shown
+    low, high = (format_metric(bound, row["metric_name"]) for bound in row["interval"])
+    return f"{shown}  [{low}, {high}]"
+
+
+def _unit(row: Row) -> float:
+    return 100.0 if row["metric_name"] in PERCENT_METRICS else 1.0
+
+
+def _value(row: Row) -> float:
+    return float(row["after"]) * _unit(row)
+
+
+def _interval(row: Row) -> Span:
+    low, high = row.get("interval") or (row["after"], row["after"])
+    return float(low) * _unit(row), float(high) * _unit(row)
+
+
+def _share(row: Row) -> float | None:
+    """Return the share of parameters trained, in per cent."""
+    return 100.0 * row["trainable"] / row["total"] if row.get("trainable") else None
+
+
+def _parts(rows: Sequence[Row], spans: Sequence[Span]) -> list[Span]:
+    """Return the stretches of the result axis that hold ``spans``, in its unit."""
+    unit = _unit(rows[0])
+    limits = (0.0, 100.0) if unit == 100.0 else (-math.inf, math.inf)
+    return axis_parts(spans, limits, least=0.005 * unit)
+
+
+def _within(row: Row, part: Span) -> bool:
+    return part[0] <= _value(row) <= part[1]
+
+
+def _share_limits(rows: Sequence[Row]) -> Span:
+    """Return powers of ten around the shares, the lower one clearly below; none is above 100 %."""
+    shares = [share for share in map(_share, rows) if share is not None]
+    low = math.floor(math.log10(min(shares)) - 0.1)
+    high = math.ceil(math.log10(max(shares)))
+    return 10.0**low, min(100.0, 10.0 ** max(high, low + 1))
+
+
+def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Move labels in [0, 1] apart so that none covers another, keeping their order.
+
+    Args:
+        wanted: where the middle of each label would best be.
+        heights: of the labels; together at most 1.
     """
-    names, counts = list(metrics["per_class"]), np.array(metrics["confusion_matrix"])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(names) <= LABELLED_WHOLE
-    side = 4.0 + 0.35 * len(names) if few else 11.0
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    # The square root brings out the errors, which are small shares beside the diagonal.
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    recall = np.where(counts.sum(axis=1) > 0, np.diag(shares), np.inf)
-    labelled = range(len(names)) if few else sorted(np.argsort(recall)[:WORST_LABELLED])
-    labels = [names[index] for index in labelled]
-    size = 9 if few else 7
-    axes.set_xticks(labelled, labels, rotation=90, fontsize=size)
-    axes.set_yticks(labelled, labels, fontsize=size)
-    if few:
-        for (true, predicted), count in np.ndenumerate(counts):
-            dark = shares[true, predicted] > 0.35
-            colour = "white" if dark else "black"
-            axes.text(
-                predicted, true, str(count), ha="center", va="center", fontsize=8, color=colour
-            )
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    extent = "" if few else f"\n(named: the {WORST_LABELLED} classes of lowest recall)"
-    axes.set_title(_wrapped(title, 60) + extent, fontsize=10)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7)
-    bar.set_label("share of the true class's rows (square-root scale)")
-    return figure
-
-
-def class_f1_plot(metrics: Mapping[str, Any], title: str) -> Figure:
-    """Draw the F1 of each class as bars, the worst first and at most 20."""
-    present = [item for item in metrics["per_class"].items() if item[1]["support"] > 0]
-    worst = sorted(present, key=lambda item: item[1]["f1"])[:WORST_BARS]
-    figure = Figure(figsize=(8, 1.6 + 0.28 * len(worst)), layout="constrained")
-    axes = figure.subplots()
-    scores = [100 * figures["f1"] for _, figures in worst]
-    axes.barh(range(len(worst)), scores, color=BLUE, height=0.7)
-    for place, (_, figures) in enumerate(worst):
-        text = f"{100 * figures['f1']:.1f}  ({figures['support']} rows)"
-        axes.text(102, place, text, va="center", fontsize=8)
-    macro = 100 * metrics["macro_f1"]
-    axes.axvline(macro, color=ORANGE, linewidth=1.2)
-    axes.annotate(
-        f"macro-F1 {macro:.1f}",
-        (macro, 1.0),
-        (0, 3),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="center",
-        color=ORANGE,
-        fontsize=9,
-    )
-    axes.set_yticks(range(len(worst)), [_wrapped(name, 40) for name, _ in worst], fontsize=8)
-    axes.set_ylim(len(worst) - 0.5, -0.5)
-    axes.set_xlim(0, 101)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("F1, %")
-    extent = (
-        f"\nthe {len(worst)} worst of {len(present)} classes" if len(worst) < len(present) else ""
-    )
-    axes.set_title(_wrapped(title, 60) + extent, fontsize=10, pad=18)
-    _clean(axes, "x")
-    return figure
-
-
-def _result(row: Row) -> str:
-    return format_metric(row["after"], row["metric_name"])
-
-
-def _unit(rows: Sequence[Row]) -> float:
-    return 100.0 if rows and rows[0]["metric_name"] in PERCENT_METRICS else 1.0
-
-
-def _axis_floor(rows: Sequence[Row]) -> float:
-    """Return where the result axis begins; what lies below is only pointed at."""
-    if _unit(rows) == 1.0:
-        return -np.inf
-    near = [row for row in rows if row["after"] >= max(r["after"] for r in rows) - FAR_BELOW]
-    return 100.0 * min(float((row.get("interval") or [row["after"]])[0]) for row in near)
-
-
-def _curve(history: History, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return steps and values of ``key``, averaged down to at most 200 points."""
-    pairs = [(record["step"], record[key]) for record in history if record.get(key) is not None]
-    points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    bins = np.array_split(points, min(len(points), CURVE_POINTS)) if len(points) else []
-    means = np.array([part.mean(axis=0) for part in bins]).reshape(-1, 2)
-    return means[:, 0], means[:, 1]
-
-
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Move places in [0, 1] apart until neighbours are ``gap`` away, keeping their order."""
     order = np.argsort(wanted, kind="stable")
-    gap = min(gap, 1.0 / max(1, len(order) - 1))
-    places = np.array(wanted, dtype=np.float64)[order]
-    for index in range(1, len(places)):
-        places[index] = max(places[index], places[index - 1] + gap)
-    limit = 1.0
+    places, halves = np.array(wanted)[order], np.array(heights)[order] / 2
+    below = 0.0  # where the label beneath ends
+    for index, half in enumerate(halves):
+        places[index] = max(places[index], below + half)
+        below = places[index] + half
+    above = 1.0
     for index in reversed(range(len(places))):
-        places[index] = limit = min(places[index], limit)
-        limit -= gap
+        places[index] = min(places[index], above - halves[index])
+        above = places[index] - halves[index]
     result = np.empty(len(places))
     result[order] = places
     return [float(place) for place in result]
 
 
-def _wrapped(text: str, width: int = 28) -> str:
-    # More lines of a method's settings would leave its axes no room.
-    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …")) or text
+def _ticks(size: float) -> MaxNLocator:
+    """Return where a result axis that takes ``size`` of the picture has its figures."""
+    return MaxNLocator(max(2, round(8 * size)), steps=[1, 2, 5, 10], min_n_ticks=2)
 
 
-def _legend_of_kinds(figure: Figure, rows: Sequence[Row]) -> None:
-    kinds = {"run": ("o", "trained here"), "baseline": ("s", "cheap baseline")}
+def _legend_of_kinds(figure: Figure, rows: Sequence[Row], style_of_kind: Mapping[str, str]) -> None:
     axes = figure.axes[0]
-    present = [kind for kind in kinds if any(row["kind"] == kind for row in rows)]
     handles = [
-        axes.plot([], [], kinds[kind][0], color=COLOUR_OF_KIND[kind], label=kinds[kind][1])[0]
-        for kind in present
+        axes.plot([], [], style_of_kind[kind], color=COLOUR_OF_KIND[kind], label=label)[0]
+        for kind, label in (("run", "trained here"), ("baseline", "cheap baseline"))
+        if any(row["kind"] == kind for row in rows)
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False)
-
-
-def _clean(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)

@@ -10,16 +10,22 @@ import numpy as np
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
 from deltafit.experiments.baselines import majority_baseline, tfidf_svm
-from deltafit.experiments.statistics import paired_over_seeds
+from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
 from deltafit.experiments.tables import format_points
 from deltafit.files import read_tensors
 from deltafit.methods import Method
-from deltafit.tasks.metrics import accuracy_interval, classification_metrics
+from deltafit.tasks.metrics import classification_metrics
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import Reporter
 from deltafit.training.run import PREDICTIONS_FILE
 
 Row = dict[str, Any]
+
+# What a baseline's row and a failed method's lack.
+_COSTS = (
+    *("before", "trainable", "total", "seconds", "examples_per_second"),
+    *("peak_memory_bytes", "saved_bytes"),
+)
 
 
 @dataclass
@@ -28,6 +34,22 @@ class Candidate:
 
     row: Row
     correct: np.ndarray
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A method that cannot be judged, because a run of it failed.
+
+    Attributes:
+        name: of the method, as its row shows it.
+        result_name: the method's name in result files.
+        sentence: what happened, without its subject, and what to do: "diverged at step 40: loss
+            nan. Lower --lr."
+    """
+
+    name: str
+    result_name: str
+    sentence: str
 
 
 def baselines(
@@ -65,9 +87,8 @@ def _baseline(
     labels = np.asarray(part.labels)
     metrics = classification_metrics(labels, scores, part.label_names)
     correct = (scores.argmax(1) == labels)[None]
-    row = _row(
-        name, "baseline", result_name, [metrics], [*notes, *_without_known_rows(correct, known)]
-    )
+    notes = (*notes, *_without_known_rows(correct, known))
+    row = _row(name, "baseline", result_name, [metrics], correct, notes)
     return Candidate({**row, "seconds": seconds}, correct)
 
 
@@ -86,22 +107,39 @@ def _without_known_rows(correct: np.ndarray, known: Sequence[int]) -> list[str]:
 
 
 def _row(
-    name: str, kind: str, result_name: str, metrics: Sequence[dict[str, Any]], notes: list[str]
+    name: str,
+    kind: str,
+    result_name: str,
+    metrics: Sequence[dict[str, Any]],
+    correct: np.ndarray,
+    notes: Sequence[str],
 ) -> Row:
-    accuracy = float(np.mean([figures["accuracy"] for figures in metrics]))
-    count = int(metrics[0]["count"])
-    unknown = ("before", "trainable", "total", "seconds", "examples_per_second")
     return {
-        **dict.fromkeys((*unknown, "peak_memory_bytes", "saved_bytes")),
+        **dict.fromkeys((*_COSTS, "failure")),
         "name": name,
         "kind": kind,
         "result_name": result_name,
         "metric_name": "accuracy",
-        "after": accuracy,
-        "interval": accuracy_interval(round(accuracy * count), count),
+        "count": correct.shape[1],
+        "after": float(np.mean([figures["accuracy"] for figures in metrics])),
+        "interval": mean_accuracy_interval(correct),
         "macro_f1": float(np.mean([figures["macro_f1"] for figures in metrics])),
         "seeds": len(metrics),
-        "notes": notes,
+        "notes": list(notes),
+    }
+
+
+def failed_row(name: str, result_name: str, failure: str) -> Row:
+    """Return the row of a method that cannot be judged, and says why; see `Failure`."""
+    unknown = ("count", "after", "interval", "macro_f1", "seeds")
+    return {
+        **dict.fromkeys((*_COSTS, *unknown, "difference", "against_baseline")),
+        "name": name,
+        "kind": "run",
+        "result_name": result_name,
+        "metric_name": "accuracy",
+        "failure": failure,
+        "notes": [],
     }
 
 
@@ -120,13 +158,15 @@ def candidate_of(
         notes.append("judged on the validation rows, which also chose its checkpoint")
     correct = _correct(runs, judged, splits)
     notes += _without_known_rows(correct, splits.duplicates(judged))
-    row = _row(str(method), "run", method.result_name, after, notes)
+    row = _row(str(method), "run", method.result_name, after, correct, notes)
+    # A run that took no measurable time has no speed.
+    speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
     row |= {
         "before": float(np.mean([metrics["before"][judged]["accuracy"] for _, metrics in runs])),
         "trainable": costs[0]["trainable_parameters"],
         "total": costs[0]["total_parameters"],
         "seconds": float(np.mean([cost["training_seconds"] for cost in costs])),
-        "examples_per_second": float(np.mean([cost["examples_per_second"] for cost in costs])),
+        "examples_per_second": float(np.mean(speeds)) if speeds else None,
         "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
         "saved_bytes": costs[0]["saved_bytes"],
     }
@@ -156,20 +196,27 @@ def loss_history(metrics: dict[str, Any]) -> list[dict[str, float]]:
     ]
 
 
-def compared(candidates: Sequence[Candidate]) -> list[Row]:
+def compared(methods: Sequence[Candidate | Failure]) -> list[Row]:
     """Compare every row with the best one, and every run with the best cheap baseline.
 
     Both are paired on the same judged rows. A run that does not beat the baseline beyond noise gets
-    a note that says so.
+    a note that says so. A failed method gets a row that says why and is compared with nothing.
+
+    Args:
+        methods: baselines and methods, in the order in which their rows are wanted.
     """
-    best = _best(candidates)
+    candidates = [method for method in methods if isinstance(method, Candidate)]
     cheap = [candidate for candidate in candidates if candidate.row["kind"] == "baseline"]
     rows = []
-    for candidate in candidates:
-        difference = None if candidate is best else _difference(candidate, best)
-        row = {**candidate.row, "difference": difference, "against_baseline": None}
+    for method in methods:
+        if isinstance(method, Failure):
+            rows.append(failed_row(method.name, method.result_name, method.sentence))
+            continue
+        best = _best(candidates)
+        difference = None if method is best else _difference(method, best)
+        row = {**method.row, "difference": difference, "against_baseline": None}
         if cheap and row["kind"] == "run":
-            row |= _against_baseline(candidate, _best(cheap))
+            row |= _against_baseline(method, _best(cheap))
         rows.append(row)
     return rows
 

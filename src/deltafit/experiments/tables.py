@@ -1,11 +1,16 @@
 """One comparison, three forms: a table for the terminal, Markdown for people, CSV for programs.
 
 A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``result_name``,
-``trainable``, ``total``, ``metric_name``, ``before``, ``after``, ``interval`` ``[low, high]``,
-``macro_f1``, ``seconds``, ``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``,
-``difference`` (the fields of a `PairedComparison` with the best row; None for that row itself),
-``against_baseline`` (of a run: the best cheap baseline's ``name``, and the fields of the
-`PairedComparison` with it), ``seeds`` and ``notes``. Whatever a row lacks is shown as a dash.
+``trainable``, ``total``, ``metric_name``, ``count`` (how many rows were judged), ``before``,
+``after``, ``interval`` (its 95 %, ``[low, high]``), ``macro_f1``, ``seconds``,
+``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``, ``difference`` (the fields of a
+`PairedComparison` with the best row; None for that row itself), ``against_baseline`` (of a run: the
+best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), ``seeds``,
+``notes`` and ``failure``. Whatever a row lacks is shown as a dash.
+
+``failure`` is None, or says of a method that cannot be judged what happened, without its subject,
+and what to do: "diverged at step 40: loss nan. Lower --lr.". Such a row has no figures and no
+difference, and is not the best.
 """
 
 import csv
@@ -36,16 +41,26 @@ def comparison_table(rows: Sequence[Row], width: int | None = None) -> Table:
     options = console.options.update(max_width=10_000)
     nameless = [{**row, "name": "", "seeds": 1} for row in rows]  # names fold, figures do not
     for layout in (_one_line_table, _stacked_table):
-        if Measurement.get(console, options, layout(nameless)).minimum <= available:
+        # The maximum: rich's minimum would let figures fold, which their columns do not do.
+        if Measurement.get(console, options, layout(nameless)).maximum <= available:
             table = layout(rows)
             break
     else:
         table = _listed_table(rows)
-    remarks = [f"{row['name']}: {note}" for row in rows for note in row.get("notes") or ()]
-    if remarks:
-        table.caption = Text("\n".join(remarks))
+    said = remarks(rows)
+    if said:
+        table.caption = Text("\n".join(said))
         table.caption_justify = "left"
     return table
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """Return what is to be said of single rows, "name: remark" each: failures and notes."""
+    return [
+        f"{row['name']}: {remark}"
+        for row in rows
+        for remark in (*filter(None, [row.get("failure")]), *(row.get("notes") or ()))
+    ]
 
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
@@ -73,6 +88,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
             "difference_high": difference.get("high"),
             "p_value": difference.get("p_value"),
             "within_noise": difference.get("within_noise"),
+            "failure": row.get("failure"),
             "notes": " ".join(row.get("notes") or ()),
         }
         lines.append(plain)
@@ -86,7 +102,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
 
 _PLAIN_BEFORE_INTERVAL = (
     *("name", "kind", "result_name", "seeds", "trainable", "total"),
-    *("metric_name", "before", "after"),
+    *("metric_name", "count", "before", "after"),
 )
 _PLAIN_AFTER_INTERVAL = (
     *("macro_f1", "seconds", "examples_per_second", "peak_memory_bytes", "saved_bytes"),
@@ -95,7 +111,7 @@ _PLAIN_AFTER_INTERVAL = (
 
 def is_best(row: Row) -> bool:
     """Say whether the others are compared with this row."""
-    return row.get("difference") is None
+    return row.get("difference") is None and not row.get("failure")
 
 
 def format_metric(value: float | None, metric_name: str) -> str:
@@ -127,19 +143,28 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_difference(row: Row) -> str:
-    """Return "best", "within noise (−0.4 ± 1.1)" or "−2.1 ± 0.9", in points of accuracy."""
-    comparison = row.get("difference")
-    if comparison is None:
+    """Return "best", "failed", "−2.1 [−3.0, −1.2]" or "within noise (−0.4 [−1.5, +0.7])".
+
+    In points of accuracy, with the 95 % interval as it is: it need not be symmetric.
+    """
+    if row.get("failure"):
+        return "failed"
+    if is_best(row):
         return "best"
-    text = format_points(comparison)
-    return f"within noise ({text})" if comparison["within_noise"] else text
+    text = format_points(row["difference"])
+    return f"within noise ({text})" if row["difference"]["within_noise"] else text
 
 
 def format_points(comparison: Mapping[str, Any]) -> str:
-    """Return "−0.4 ± 1.1": a `PairedComparison`'s fields in points of accuracy."""
-    points = 100 * comparison["difference"]
-    half = 50 * (comparison["high"] - comparison["low"])
-    return f"{'−' if points < 0 else '+'}{abs(points):.1f} ± {half:.1f}"
+    """Return "−0.4 [−1.5, +0.7]": a `PairedComparison`'s fields in points of accuracy."""
+    points, low, high = (_signed(100 * comparison[key]) for key in ("difference", "low", "high"))
+    return f"{points} [{low}, {high}]"
+
+
+def _signed(points: float) -> str:
+    # The sign says on which side of 0 a rounded 0.0 lies; what is 0 but for rounding has none.
+    sign = "" if abs(points) < 1e-9 else "+" if points > 0 else "−"
+    return f"{sign}{abs(points):.1f}"
 
 
 def metric_title(rows: Sequence[Row]) -> str:
@@ -174,7 +199,7 @@ def _cells(row: Row) -> dict[str, str]:
         "interval": f"[{', '.join(bounds)}]" if bounds else NOTHING,
         "macro_f1": format_metric(row.get("macro_f1"), "macro_f1"),
         "time": format_seconds(row.get("seconds")),
-        "speed": NOTHING if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}",
+        "speed": NOTHING if not speed else f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}",
         "memory": format_bytes(row.get("peak_memory_bytes")),
         "saved": format_bytes(row.get("saved_bytes")),
         "difference": format_difference(row),
@@ -208,13 +233,13 @@ def _stacked_table(rows: Sequence[Row]) -> Table:
     def stack(cells: dict[str, str]) -> list[str]:
         before, after, speed = cells["before"], cells["after"], cells["speed"]
         return [
-            re.sub(r",(?=\S)", ", ", cells["method"]),  # lists of targets may fold at a comma
+            _foldable(cells["method"]),
             _two_lines(cells["trainable"], cells["share"]),
             _two_lines(after if before == NOTHING else f"{before} → {after}", cells["interval"]),
             cells["macro_f1"],
             _two_lines(cells["time"], speed if speed == NOTHING else f"{speed} ex/s"),
             _two_lines(cells["memory"], cells["saved"]),
-            cells["difference"].replace(" (", "\n").rstrip(")"),
+            re.sub(r" \(| (?=\[)", "\n", cells["difference"]).rstrip(")"),
         ]
 
     _add_rows(table, rows, stack)
@@ -228,12 +253,19 @@ def _listed_table(rows: Sequence[Row]) -> Table:
         column.overflow = "fold"
 
     def listed(cells: dict[str, str]) -> list[str]:
-        named = zip(_headers(rows), cells.values(), strict=True)
-        figures = [f"{header} {cell}" for header, cell in named if cell != NOTHING]
-        return [cells["method"], "; ".join(figures[1:])]
+        named = dict(zip(_headers(rows), cells.values(), strict=True))
+        name, difference = named.pop("method"), named.pop("difference to best")
+        figures = [f"{header} {cell}" for header, cell in named.items() if cell != NOTHING]
+        to_best = "" if difference in ("best", "failed") else "difference to best "
+        return [_foldable(name), "; ".join([*figures, to_best + difference])]
 
     _add_rows(table, rows, listed)
     return table
+
+
+def _foldable(name: str) -> str:
+    """Let a list of settings or targets fold at its commas."""
+    return re.sub(r",(?=\S)", ", ", name)
 
 
 def _two_lines(first: str, second: str) -> str:

@@ -1,0 +1,150 @@
+"""The verdict says what the figures say, and decides nothing that they do not."""
+
+import pytest
+
+from deltafit.experiments.rows import failed_row
+from deltafit.experiments.statistics import smallest_visible_difference
+from deltafit.experiments.verdict import verdict
+from tests.experiments.rows import against, between, difference, example, row, run
+
+
+def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
+    text = verdict(example())
+    assert text.startswith("Ship lora rank=8 alpha=16 targets=query,value (93.4 % accuracy")
+    assert "within noise of the best, lora rank=16 alpha=32 targets=all-linear (93.8 %" in text
+    assert "full tied as well" in text
+    cheap = "the best cheap baseline, frozen features + logistic regression,"
+    # Of the advised first: that the best beats the baseline says nothing of it.
+    assert text.endswith(
+        f"lora rank=8 alpha=16 targets=query,value does not beat {cheap} beyond noise "
+        f"(+0.4 [−0.3, +1.1] points). lora rank=16 alpha=32 targets=all-linear beats {cheap} "
+        "beyond noise (+0.8 [+0.2, +1.4] points)."
+    )
+
+
+def test_fewer_trained_parameters_decide_where_no_size_is_known() -> None:
+    rows = [
+        run("big", 0.95, None, trainable=1_000_000, saved_bytes=None),
+        run("small", 0.94, difference(-1, 1.5), trainable=1_000, saved_bytes=None),
+    ]
+    assert verdict(rows).startswith("Ship small (94.0 % accuracy, 1.0 k trained parameters):")
+
+
+def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
+    rows = [
+        row("TF-IDF + linear SVM", "baseline", 0.96, difference(-1, 1.5)),
+        run("lora", 0.97, None, **against("TF-IDF + linear SVM", 1, 1.5)),
+    ]
+    text = verdict(rows)
+    assert text.startswith("Use TF-IDF + linear SVM (96.0 % accuracy): within noise of the best")
+    # It is the best cheap baseline itself, so it is not named again.
+    assert text.endswith(
+        "(97.0 % accuracy), and the cheapest of those tied. "
+        "No adapter beats the cheap baselines beyond noise."
+    )
+
+
+def test_a_baseline_that_wins_is_said_to_win() -> None:
+    rows = [
+        row("frozen", "baseline", 0.93, None),
+        run("lora", 0.88, difference(-5, 1), **against("frozen", -5, 1)),
+    ]
+    text = verdict(rows)
+    assert text == (
+        "Use frozen (93.0 % accuracy): it is better than every other method beyond noise. "
+        "No adapter beats the cheap baselines beyond noise."
+    )
+
+
+def test_another_baseline_than_the_advised_is_named_with_its_result() -> None:
+    rows = [
+        row("TF-IDF", "baseline", 0.92, difference(-1, 1.5), seconds=1.0),
+        row("frozen", "baseline", 0.93, None, seconds=9.0),
+        run("lora", 0.88, difference(-5, 1), **against("frozen", -5, 1)),
+    ]
+    text = verdict(rows)
+    assert text.startswith("Use TF-IDF (92.0 % accuracy): within noise of the best, frozen")
+    assert text.endswith("beyond noise: frozen reaches 93.0 % accuracy without one.")
+
+
+def test_the_best_is_spoken_of_where_a_baseline_is_advised() -> None:
+    rows = [
+        row("TF-IDF", "baseline", 0.93, difference(-0.5, 0.6)),
+        run("head", 0.934, difference(-0.1, 0.1), **against("TF-IDF", 0.4, 0.2)),
+        run("full", 0.935, None, **against("TF-IDF", 0.5, 0.6)),
+    ]
+    text = verdict(rows)
+    assert text.startswith("Use TF-IDF (93.0 % accuracy): within noise of the best, full")
+    cheap = "the best cheap baseline, TF-IDF,"
+    assert text.endswith(f"full does not beat {cheap} beyond noise (+0.5 [−0.1, +1.1] points).")
+
+
+def test_a_clear_winner_a_best_and_cheapest_and_a_lone_method() -> None:
+    clear = [run("lora", 0.95, None), run("head", 0.9, difference(-5, 1))]
+    assert "better than every other method beyond noise" in verdict(clear)
+    cheapest = [run("lora", 0.95, None), run("full", 0.94, difference(-1, 2), saved_bytes=10**8)]
+    assert "full is within noise of it" in verdict(cheapest)
+    assert "nothing else was compared" in verdict([run("lora", 0.95, None)])
+    assert verdict([]) == "Nothing was compared."
+
+
+def test_too_few_rows_to_leave_the_majority_class_behind_decide_nothing() -> None:
+    rows = [
+        row("majority class", "baseline", 0.5, between(-37.5, -81.2, 1.9), count=8),
+        row("TF-IDF + linear SVM", "baseline", 0.75, difference(-12.5, 40), count=8),
+        run("lora", 0.875, None, count=8, **against("TF-IDF + linear SVM", 12.5, 40)),
+    ]
+    assert smallest_visible_difference(8) == 0.5
+    assert verdict(rows) == (
+        "8 rows are too few to decide: the best, lora (87.5 % accuracy), is within noise of the "
+        "majority class (50.0 % accuracy, a difference of −37.5 [−81.2, +1.9] points). They "
+        "cannot show a difference under 50.0 points at all. Judge on more rows; if the tie "
+        "stays, nothing was learned."
+    )
+
+
+def test_a_majority_class_that_is_the_best_itself_is_not_advised() -> None:
+    tied = [
+        row("majority class", "baseline", 0.5, None, count=2),
+        run("lora", 0.5, difference(0, 40), count=2, **against("majority class", 0, 40)),
+    ]
+    assert verdict(tied) == (
+        "2 rows are too few to decide: nothing got more of them right than the majority class "
+        "(50.0 % accuracy). They cannot show any difference at all. Judge on more rows; if the "
+        "tie stays, nothing was learned."
+    )
+    tied[0]["count"] = 1
+    assert verdict(tied).startswith("1 row is too few to decide: ")
+    worse = [
+        row("majority class", "baseline", 0.9, None),
+        run("lora", 0.5, difference(-40, 2), **against("majority class", -40, 2)),
+    ]
+    assert verdict(worse) == (
+        "Ship none of them: always answering the majority class (90.0 % accuracy) is better than "
+        "every other method beyond noise."
+    )
+
+
+def test_a_majority_class_far_behind_leaves_the_tie_of_the_others_alone() -> None:
+    rows = [
+        row("majority class", "baseline", 0.5, difference(-44, 20), count=60),
+        row("TF-IDF", "baseline", 0.93, difference(-1, 5), count=60),
+        run("lora", 0.94, None, count=60, **against("TF-IDF", 1, 5)),
+    ]
+    assert verdict(rows).startswith("Use TF-IDF (93.0 % accuracy): within noise of the best, lora")
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ("diverged at step 40: loss nan. Lower --lr.", "full diverged at step 40 and is"),
+        ("ran out of memory. Lower --batch-size.", "full ran out of memory and is"),
+        ("diverged at a rate of 0.5", "full diverged at a rate of 0.5 and is"),
+    ],
+)
+def test_what_failed_is_named_and_neither_advised_nor_compared(failure: str, said: str) -> None:
+    failed = failed_row("full", "all", failure)
+    alone = [failed, run("lora", 0.95, None)]
+    assert verdict(alone).startswith("Ship lora (95.0 % accuracy, ")
+    assert verdict(alone).endswith(f": nothing else was compared with it. {said} not judged.")
+    assert verdict([failed, *example()]) == f"{verdict(example())} {said} not judged."
