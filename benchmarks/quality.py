@@ -27,11 +27,10 @@ from rich.table import Table
 
 from deltafit.data import load_splits, resolve_model, tokenise
 from deltafit.experiments.baselines import tfidf_svm
-from deltafit.experiments.statistics import paired_over_seeds
+from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
 from deltafit.files import read_json, read_tensors, write_json_atomically
 from deltafit.methods import LoRA
 from deltafit.prediction.folder import versions
-from deltafit.tasks.metrics import accuracy_interval
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import ConsoleReporter
 from deltafit.training.run import PREDICTIONS_FILE
@@ -262,7 +261,7 @@ def show(bench: Bench, console: Console) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for group, runs in groups.items():
         correct = np.stack(runs)
-        low, high = accuracy_interval(round(correct.mean() * correct.shape[1]), correct.shape[1])
+        low, high = mean_accuracy_interval(correct)
         cells = []
         data = group.partition("/")[0]
         for other in (against.get(data, ""), rival):

@@ -10,4 +10,12 @@ class UsageError(DeltafitError):
 
 
 class TrainingError(DeltafitError):
-    """Training went wrong by itself: it diverged, or a tensor gets no gradient (exit code 1)."""
+    """Training went wrong by itself: it diverged, or a tensor gets no gradient (exit code 1).
+
+    Args:
+        what: it did, and what to do: "diverged at step 3: the loss became nan. Lower --lr."
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Training {what}")
+        self.what = what

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.experiments.comparison import Comparison, compare
+from deltafit.experiments.comparison import Comparison, compare, folder_name
 from deltafit.experiments.report import verdict
 from deltafit.experiments.statistics import paired_over_seeds
 from deltafit.files import read_json, read_tensors, write_tensors_atomically
-from deltafit.methods import Head, LoRA
+from deltafit.methods import Full, Head, LoRA
+from deltafit.training.config import RunConfig
 from deltafit.training.progress import Silent
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data, train
@@ -213,12 +215,9 @@ def test_resuming_keeps_what_is_finished(
 
     with pytest.raises(UsageError, match="exists already"):
         compare(model, data, folder, **words)
-    with pytest.raises(
-        UsageError, match=r"methods was \['head', 'lora.*\] there and is \['head'\]"
-    ):
-        compare(model, data, folder, **words | {"methods": ["head"]}, resume=True)
-    with pytest.raises(UsageError, match=r"seeds was \[3, 1\] there and is \[3\] now"):
-        compare(model, data, folder, **words | {"seeds": [3]}, resume=True)
+    with pytest.raises(UsageError, match=r"settings.batch_size was 8 there and is 4 now"):
+        other = replace(SETTINGS, batch_size=4)
+        compare(model, data, folder, **words | {"settings": other}, resume=True)
 
     listening = Stop("never")
     again = compare(model, data, folder, **words, resume=True, reporter=listening)
@@ -232,6 +231,13 @@ def test_resuming_keeps_what_is_finished(
     (folder / "report.md").unlink()
     assert compare(model, data, folder, **words, resume=True).rows[3:] == again.rows[3:]
     assert again.verdict in (folder / "report.md").read_text()
+
+    # Fewer methods and seeds are another view of the same runs.
+    fewer = compare(model, data, folder, **words | {"methods": ["head"], "seeds": [1]}, resume=True)
+    assert [row["name"] for row in fewer.rows] == [*BASELINES, "head"]
+    assert fewer.rows[-1]["seeds"] == 1
+    assert read_json(folder / "run.json")["methods"] == ["head"]
+    assert [path.stat().st_mtime_ns for path in finished] == stamps
 
 
 def test_without_a_test_part_validation_judges_and_says_so(
@@ -290,6 +296,30 @@ def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path:
     assert head_row["before"] == lora_row["before"] == frozen["after"]
 
 
+def test_a_method_that_diverges_is_a_row_that_says_so(
+    model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Full, "default_learning_rate", 1e30)
+    result = compare(
+        model, data, tmp_path / "out",
+        methods=["full", "head"], settings=replace(SETTINGS, learning_rate=None, epochs=1),
+    )  # fmt: skip
+    full, head = result.rows[3:]
+    assert full["after"] is None and "diverged at step" in full["failure"]
+    assert "Lower --lr" in full["failure"]
+    assert head["after"] is not None and head["difference"] is not None
+    assert re.search(r"full diverged at step \d+ of 5 and is not judged", result.verdict)
+    assert full["failure"] in (tmp_path / "out" / "report.md").read_text()
+    assert "diverged" in result._repr_markdown_()
+
+    # With other seeds asked for, it says which one.
+    again = compare(
+        model, data, tmp_path / "out", methods=["full", "head"], seeds=[0, 1], resume=True,
+        settings=replace(SETTINGS, learning_rate=None, epochs=1),
+    )  # fmt: skip
+    assert again.rows[3]["failure"].startswith("with seed 0 diverged")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -299,6 +329,9 @@ def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path:
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [-1]}, "seed must be"),
         ({"methods": ["loar"]}, "no method 'loar'"),
+        ({"methods": ["head", LoRA(("qery",))]}, "'qery' matches no module.*query"),
+        ({"methods": ["head", "last-block:count=9"]}, "the last 9 of them cannot be trained"),
+        ({"methods": [LoRA(("qery",))], "head": HeadConfig("mean")}, "'qery' matches no module"),
     ],
 )
 def test_what_makes_no_comparison_is_refused(
@@ -316,14 +349,12 @@ def test_nothing_to_judge_on_is_refused(model: str, data: DataConfig, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_methods_that_look_alike_have_folders_of_their_own(
-    model: str, data: DataConfig, tmp_path: Path
-) -> None:
+def test_methods_that_look_alike_have_folders_of_their_own(data: DataConfig) -> None:
     long = LoRA(r"re:.*query|" + "|".join(f"module{i}" for i in range(60)))
-    methods = [LoRA(r"re:.*\.query|x"), LoRA(r"re:.*\.query/x|.*query"), long]
-    settings = replace(SETTINGS, epochs=1)
-    compare(model, data, tmp_path / "out", methods=methods, settings=settings)
-    assert len(list((tmp_path / "out" / "runs").iterdir())) == 3
+    methods = [LoRA(r"re:.*\.query|x"), LoRA(r"re:.*\.query/x"), LoRA(r"re:.*\.query:x"), long]
+    names = {folder_name(RunConfig("model", data, method)) for method in methods}
+    assert len(names) == 4
+    assert all(len(name) < 255 and re.fullmatch(r"[\w=.+-]+", name, re.ASCII) for name in names)
 
 
 def test_predictions_of_other_rows_are_found_out(

@@ -107,14 +107,14 @@ def test_full_training_of_a_pooled_head_names_the_unused_pooler(bert: str, tmp_p
 
 def test_divergence_stops_with_the_step(bert: str, tmp_path: Path) -> None:
     settings = replace(EIGHT, epochs=20, clip=None, warmup=0.0)
-    with pytest.raises(DeltafitError, match=r"diverged: at step \d+ of 60 .* Lower --lr"):
+    with pytest.raises(DeltafitError, match=r"diverged at step \d+ of 60: .* Lower --lr"):
         loop_on(adapted(bert, Full()), tmp_path, settings, learning_rate=1e6).run()
 
 
 def test_a_loss_far_above_the_start_stops_though_it_is_finite(bert: str, tmp_path: Path) -> None:
     settings = replace(EIGHT, epochs=20, warmup=0.0)
     with pytest.raises(
-        DeltafitError, match=r"diverged: at step \d+ of 60 the mean loss of the last"
+        DeltafitError, match=r"diverged at step \d+ of 60: the mean loss of the last"
     ):
         loop_on(adapted(bert, Full()), tmp_path, settings, learning_rate=10.0).run()
 
@@ -126,7 +126,7 @@ def test_logits_that_are_not_numbers_stop_an_evaluation_with_its_step(
     loop = loop_on(adapted(bert), tmp_path, replace(EIGHT, evaluate_every=1), validation=validation)
     head = loop.classifier.model.get_parameter("classifier.weight")
     loop.optimiser.step = lambda: head.data.fill_(float("nan"))  # type: ignore[method-assign]
-    with pytest.raises(DeltafitError, match="at step 1 of 6 the logits of a validation row"):
+    with pytest.raises(DeltafitError, match="at step 1 of 6: the logits of a validation row"):
         loop.run()
 
 
@@ -134,7 +134,7 @@ def test_weights_that_are_not_numbers_stop_the_first_step(bert: str, tmp_path: P
     classifier = adapted(bert)
     with torch.no_grad():
         next(classifier.model.parameters())[:] = float("nan")
-    with pytest.raises(DeltafitError, match="at step 1 of 6 the loss became nan"):
+    with pytest.raises(DeltafitError, match="at step 1 of 6: the loss became nan"):
         loop_on(classifier, tmp_path, EIGHT).run()
 
 

@@ -60,7 +60,7 @@ def test_texts_of_one_token_teach_it_nothing(bert: str, tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_always_zero_stops_the_third_step(bert: str, tmp_path: Path) -> None:
     loop = loop_on(gated(bert), tmp_path, SETTINGS)
-    sentence = r"After 3 steps the gradient of 2 of \d+ .*layer\.0\.behind\.lora_A"
+    sentence = r"after 3 steps: the gradient of 2 of \d+ .*layer\.0\.behind\.lora_A"
     with pytest.raises(DeltafitError, match=sentence):
         loop.run()
     assert loop.course.step == WATCHED_STEPS - 1  # the third was not applied

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from deltafit.data import Splits
-from deltafit.errors import UsageError
+from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.report import verdict, write_report
-from deltafit.experiments.rows import Row, baselines, candidate_of, compared, loss_history
+from deltafit.experiments.rows import (
+    Candidate,
+    Failure,
+    Row,
+    baselines,
+    candidate_of,
+    compared,
+    loss_history,
+)
+from deltafit.experiments.tables import comparison_markdown
 from deltafit.methods import Method, parse_method
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
@@ -17,7 +26,7 @@ from deltafit.training.folders import begun, finished_metrics
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
-from deltafit.training.train import load_data, run_content
+from deltafit.training.train import check_methods, load_data, run_content
 
 DEFAULT_METHODS = ("head", "last-block", "lora", "full")
 _LONGEST_NAME = 80  # characters; file systems allow 255 bytes
@@ -39,6 +48,10 @@ class Comparison:
     rows: list[Row]
     verdict: str
     facts: dict[str, Any]
+
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows."""
+        return f"{comparison_markdown(self.rows)}\n{self.verdict}\n"
 
 
 def compare(
@@ -66,12 +79,16 @@ def compare(
         seeds: each method is trained once a seed; the splits stay the same.
         head: which head all of them train, and where it starts.
         settings: the hyperparameters; the learning rate is each method's own unless given.
-        resume: keep finished runs and go on with the unfinished one.
+        resume: keep finished runs and go on with the unfinished one. Methods and seeds may be
+            others than before; all else must be the same.
         reporter: told how the work goes; silent by default.
 
+    A method whose training fails by itself (it diverges) is a row that says so; the others go on.
+
     Raises:
-        DeltafitError: the input cannot be used, or training failed.
-        UsageError: an argument makes no sense, or ``output`` is taken.
+        DeltafitError: the input cannot be used.
+        UsageError: an argument makes no sense, a method does not fit the model, or ``output`` is
+            taken.
         Interrupted: the process was asked to stop; the comparison can be resumed.
     """
     reporter = reporter or Silent()
@@ -86,10 +103,8 @@ def compare(
         for method in chosen
         for seed in seeds
     ]
-    # With the first run's configuration, these two say all of them.
-    content = {"methods": [str(method) for method in chosen], "seeds": list(seeds)}
-    content |= run_content(configs[0], splits)
-    with begun(folder, content, resume=resume):
+    check_methods(configs)
+    with begun(folder, _content(configs, splits), resume=resume, may_change=("methods", "seeds")):
         features = FrozenFeatures(model, splits, settings.max_length, reporter)
         return _compare(configs, splits, features, folder, reporter, resume)
 
@@ -104,7 +119,10 @@ def _compare(
 ) -> Comparison:
     """Do every run that is not finished, and write the report."""
     first, judged = configs[0], _judged_part(splits)
-    candidates = baselines(splits, judged, features, first.settings.seed, reporter)
+    seeds = list(dict.fromkeys(config.settings.seed for config in configs))
+    candidates: list[Candidate | Failure] = [
+        *baselines(splits, judged, features, first.settings.seed, reporter)
+    ]
     histories: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
@@ -112,18 +130,37 @@ def _compare(
     before: dict[int, dict[str, Any]] = {}
     for method in dict.fromkeys(config.method for config in configs):
         finished = []
-        for config in (config for config in configs if config.method == method):
-            run = folder / "runs" / _folder_name(config)
-            metrics = _run(config, splits, run, features, reporter, resume, before)
-            finished.append((run, metrics))
+        try:
+            for config in (config for config in configs if config.method == method):
+                run = folder / "runs" / folder_name(config)
+                metrics = _run(config, splits, run, features, reporter, resume, before)
+                finished.append((run, metrics))
+        except TrainingError as error:
+            seed = f"with seed {config.settings.seed} " if len(seeds) > 1 else ""
+            reporter.say(f"{method} {seed}{error.what}")
+            candidates.append(Failure(str(method), method.result_name, seed + error.what))
+            continue
         candidates.append(candidate_of(method, finished, judged, splits))
+        # One run stands for the method: a mean of curves is none.
+        name = f"{method}, seed {seeds[0]}" if len(seeds) > 1 else str(method)
         metrics = finished[0][1]
-        histories[str(method)] = loss_history(metrics)
-        figures[str(method)] = metrics["after"][judged]
+        histories[name] = loss_history(metrics)
+        figures[name] = metrics["after"][judged]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
     write_report(folder, rows, histories, figures, facts)
     return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _content(configs: Sequence[RunConfig], splits: Splits) -> dict[str, Any]:
+    """Return what ``run.json`` holds; methods and seeds may change, as runs are kept one by one."""
+    content: dict[str, Any] = run_content(configs[0], splits)
+    del content["config"]["method"], content["config"]["settings"]["seed"]
+    return {
+        "methods": list(dict.fromkeys(str(config.method) for config in configs)),
+        "seeds": list(dict.fromkeys(config.settings.seed for config in configs)),
+        **content,
+    }
 
 
 def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
@@ -146,7 +183,7 @@ def _judged_part(splits: Splits) -> str:
     )
 
 
-def _folder_name(config: RunConfig) -> str:
+def folder_name(config: RunConfig) -> str:
     """Return a name any file system takes; with a hash where the method's text cannot be seen."""
     text = str(config.method)
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "=.+-") else "_" for c in text)

@@ -228,8 +228,8 @@ class TrainingLoop:
 
     def _diverged(self, step: int, what: str, value: float) -> TrainingError:
         return TrainingError(
-            f"Training diverged: at step {step} of {self.total_steps} the {what} became "
-            f"{value:.4g}. Lower --lr (a third is a good next try), or train in float32."
+            f"diverged at step {step} of {self.total_steps}: the {what} became {value:.4g}. "
+            "Lower --lr (a third is a good next try), or train in float32."
         )
 
     def _is_evaluation_due(self) -> bool:

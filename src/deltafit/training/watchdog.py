@@ -68,8 +68,8 @@ class GradientWatchdog:
         shown = ", ".join(stuck[:3])
         more = f" and {len(stuck) - 3} more" if len(stuck) > 3 else ""
         raise TrainingError(
-            f"After {WATCHED_STEPS} steps the gradient of {len(stuck)} of {total} trained tensors "
-            f"has always been zero: {shown}{more}. They are not being trained. Usual causes: "
+            f"was stopped after {WATCHED_STEPS} steps: the gradient of {len(stuck)} of {total} "
+            f"trained tensors has always been zero ({shown}{more}). Usual causes: "
             "gradient checkpointing over frozen inputs, a target that the model's forward never "
             "uses, or gradients too small for fp16."
         )
