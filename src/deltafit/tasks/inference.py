@@ -37,15 +37,23 @@ def tokenise_for(
     return tokens
 
 
-def compute_logits(classifier: Classifier, rows: Rows, *, batch_size: int = 32) -> np.ndarray:
+def compute_logits(
+    classifier: Classifier,
+    rows: Rows,
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> np.ndarray:
     """Return the logits of tokenised texts in their order, float32 ``[texts, labels]``.
 
-    The model runs in evaluation mode and without mixed precision, whatever it trained with.
+    The model runs in evaluation mode and without mixed precision, whatever it trained with. After
+    each forward pass ``progress`` is told how many texts were in it.
     """
     width = len(classifier.label_names)
     result = np.empty((len(rows), width), dtype=np.float32)
     for indices, batch in _batches(classifier, rows, batch_size):
         result[indices] = logits_of(classifier.model, batch).float().cpu().numpy()
+        progress(len(indices))
     return result
 
 
@@ -57,7 +65,10 @@ def compute_features(
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda texts: None,
 ) -> dict[Pooling, np.ndarray]:
-    """Return the encoder's pooled features, one pass for all poolings, ``[texts, width]`` each."""
+    """Return the encoder's pooled features, one pass for all poolings, ``[texts, width]`` each.
+
+    After each forward pass ``progress`` is told how many texts were in it.
+    """
     encoder = encoder_of(classifier.model)
     result: dict[Pooling, np.ndarray] = {}
     for indices, batch in _batches(classifier, rows, batch_size):
