@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from deltafit.errors import DeltafitError
+from deltafit.errors import DeltafitError, DiskFullError, UsageError
 from deltafit.files import (
+    check_run_folder,
     read_json,
     read_tensors,
+    refuse_existing,
     sha256_of_file,
     write_folder_atomically,
     write_json_atomically,
@@ -172,8 +174,11 @@ def test_a_full_disk(kind: str, call: str, tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(DeltafitError, match=r"Could not write .*/file: No space left on device"):
+    expected = rf"Could not write {path}: No space left on device\. The disk of {tmp_path} is full"
+    with pytest.raises(DiskFullError, match=expected):
         WRITES[kind](path)
+    with pytest.raises(DiskFullError, match=expected), write_folder_atomically(path) as temporary:
+        WRITES[kind](temporary / "inside")  # the stand-in of the folder is not what is named
     assert contents(tmp_path) == {"file": b"old"}
 
 
@@ -228,9 +233,33 @@ def test_a_disk_that_is_full_for_transformers_is_one_sentence_and_leaves_nothing
     tmp_path: Path,
 ) -> None:
     with (
-        pytest.raises(DeltafitError, match=r"Could not write .*merged: .*No space left"),
+        pytest.raises(DiskFullError, match=r"Could not write .*merged: .*No space left"),
         write_folder_atomically(tmp_path / "merged") as folder,
     ):
         (folder / "half").write_text("half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "empty"):
+        with pytest.raises(UsageError, match=rf"{name} exists already\. Choose another --output"):
+            refuse_existing(tmp_path / name)
+    refuse_existing(tmp_path / "new")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_runs_folder_is_new_or_gone_on_with(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        check_run_folder(tmp_path / name, resume=resume)
+    with pytest.raises(UsageError, match="file is a file; --output takes a folder"):
+        check_run_folder(tmp_path / "file", resume=resume)
+    if resume:
+        check_run_folder(tmp_path, resume=True)
+    else:
+        with pytest.raises(UsageError, match=r"exists already\. Add --resume"):
+            check_run_folder(tmp_path, resume=False)

@@ -5,6 +5,10 @@ class DeltafitError(Exception):
     """Something the person can mend: what is wrong, where, and what to do (exit code 1)."""
 
 
+class DiskFullError(DeltafitError):
+    """The disk took no more; what was written before it is whole (exit code 1)."""
+
+
 class UsageError(DeltafitError):
     """The call itself is wrong: an unknown option, value or combination (exit code 2)."""
 

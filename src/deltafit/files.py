@@ -1,5 +1,6 @@
 """Reading and writing files so that no reader ever sees half of one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,10 +11,45 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from deltafit.errors import DeltafitError
+from deltafit.errors import DeltafitError, DiskFullError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise a UsageError if ``output`` is there: a result is never written over anything."""
+    if output.exists():
+        raise UsageError(f"{output} exists already. Choose another --output.")
+
+
+def check_run_folder(folder: Path, *, resume: bool) -> None:
+    """Check that a run may begin in ``folder``, or with ``resume`` go on in it.
+
+    Raises:
+        UsageError: it is a file, or something is in it and ``resume`` was not asked for.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --output takes a folder.")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder} exists already. Add --resume to go on with the run in it, or choose another "
+            "--output."
+        )
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Say whether an error means that a disk, or the person's share of it, is used up."""
+    number = error.errno if isinstance(error, OSError) else None
+    # safetensors writes in Rust, and gives the system's number in words alone.
+    return number in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+
+
+def _unwritten(path: Path, error: Exception) -> DeltafitError:
+    sentence = f"Could not write {path}: {getattr(error, 'strerror', None) or error}."
+    if disk_is_full(error):
+        return DiskFullError(f"{sentence} The disk of {path.parent} is full; free some space.")
+    return DeltafitError(sentence)
 
 
 @contextmanager
@@ -31,7 +67,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
+        raise _unwritten(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -91,7 +127,7 @@ def write_tensors_atomically(
         try:
             save_file(contiguous, temporary, metadata=dict(metadata or {}))
         except SafetensorError as error:
-            raise DeltafitError(f"Could not write {path}: {error}.") from error
+            raise _unwritten(path, error) from error
 
 
 @contextmanager
@@ -110,10 +146,14 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _put_in_place(temporary, path)
-    except OSError as error:
-        raise DeltafitError(f"Could not write {path}: {error.strerror or error}.") from error
-    except SafetensorError as error:  # what transformers writes tensors with; no OSError
-        raise DeltafitError(f"Could not write {path}: {error}.") from error
+    except (OSError, SafetensorError) as error:  # transformers writes tensors with safetensors
+        raise _unwritten(path, error) from error
+    except DeltafitError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        # A file in it could not be written; the person knows the folder and not its stand-in.
+        raise _unwritten(path, cause) from cause
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deltafit.__main__ import main
 from tests.cli.commands import Tiny, done, refused
 from tests.training.tiny_runs import LABELS
 
@@ -17,27 +19,33 @@ from tests.training.tiny_runs import LABELS
     ("words", "said"),
     [
         (["--method", "lora:rank=0.2"], "a sparse update that trains a fixed random 20% of"),
-        (["--rank", "0.2"], "rank must be a whole number of at least 1"),
-        (["--rank", "eight"], "takes a number"),
-        (["--alpha", "0"], "alpha must be"),
+        (["--rank", "0.2"], "deltafit: --rank must be a whole number of at least 1"),
+        (["--rank", "eight"], "deltafit: --rank takes a number; got 'eight'"),
+        (["--method", "lora:rank=eight"], "deltafit: lora:rank takes a number"),
+        (["--layers", "last"], "deltafit: --layers takes a number"),
+        (["--alpha", "0"], "deltafit: --alpha must be"),
         (["--method", "loar"], "Did you mean 'lora'?"),
         (["--method", "lora:ranks=4"], "Did you mean 'rank'?"),
         (["--method", "head", "--rank", "4"], "'head' has no setting 'rank'"),
         (["--method", "lora:rank=4", "--rank", "8"], "rank is set twice"),
         (["--target-modules", "quarry"], "query"),
         (["--layers", "7"], "7"),
-        (["--epochs", "0"], "epochs must be a whole number of at least 1"),
+        (["--method", "lora:trained_modules=pool"], "trained_modules names 'pool'"),
+        (["--epochs", "0"], "deltafit: --epochs must be a whole number of at least 1"),
         (["--epochs", "x"], "--epochs"),
-        (["--lr", "-1"], "learning_rate must be"),
-        (["--lr", "nan"], "learning_rate must be"),
+        (["--lr", "-1"], "deltafit: --lr must be a number above 0; got -1"),
+        (["--head-lr", "nan"], "deltafit: --head-lr must be"),
         (["--lr", "fast"], "'fast' is not a number, nor none."),
         (["--patience", "1.5"], "'1.5' is not a whole number, nor none."),
-        (["--schedule", "step"], "schedule must be one of linear, cosine, constant"),
+        (["--schedule", "step"], "deltafit: --schedule must be one of linear, cosine, constant"),
         (["--metric", "bleu"], "bleu"),
-        (["--head", "max"], "head must be one of"),
+        (["--head", "max"], "deltafit: --head must be one of"),
+        (["--head-dropout", "1"], "deltafit: --head-dropout must be"),
         (["--head-start", "probe"], "cls, mean, last or auto"),
-        (["--validation", "1.5"], "validation"),
-        (["--limit", "0"], "limit"),
+        (["--validation", "1.5"], "validation fraction is 1.5"),
+        (["--validation", "0,1"], "validation fraction is 0,1; give a number between 0 and 1"),
+        (["--limit", "0"], "deltafit: --limit must be"),
+        (["--split-seed", "-1"], "deltafit: --split-seed must be"),
         (["--track", "nothing"], "nothing"),
         (["--colour", "red"], "No such option"),
     ],
@@ -132,6 +140,9 @@ def test_a_damaged_adapter_is_refused(
 
 def test_a_folder_that_is_no_run(tiny: Tiny, tmp_path: Path) -> None:
     assert "There is no folder" in refused(1, "predict", tmp_path / "gone", "w1")
+    for words in (["predict", tiny.test, "w1"], ["evaluate", tiny.test, "--data", tiny.test]):
+        sentence = refused(2, *words)
+        assert "test.csv is a file. First comes the folder of a run" in sentence
     assert "no adapter" in refused(1, "verify", tmp_path)
     unfinished = tmp_path / "run"
     unfinished.mkdir()
@@ -166,7 +177,10 @@ def test_a_disk_that_fills_up_in_training(
 
     monkeypatch.setattr("deltafit.files.os.fsync", full)
     words = [*tiny.start(tmp_path / "run"), "--method", "head"]
-    assert "No space left on device" in refused(1, "train", *words)
+    sentence = refused(1, "train", *words)
+    assert "No space left on device" in sentence and ".part" not in sentence
+    assert f"The disk of {tmp_path / 'run'}" in sentence and "is full; free some" in sentence
+    assert "Go on with: deltafit " in sentence and sentence.strip().endswith("--resume")
     monkeypatch.undo()
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert left and not any(path.name.endswith(".part") for path in left)
@@ -211,3 +225,48 @@ def test_ctrl_c_while_predicting(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("deltafit.prediction.using.compute_logits", interrupt)
     assert refused(130, "predict", tiny.run, "w1").strip() == "deltafit: Stopped."
+
+
+def test_a_full_disk_that_others_meet_says_how_to_go_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:  # as a tracker would that writes its own files
+        raise OSError(errno.ENOSPC, "No space left on device", "logs/events")
+
+    monkeypatch.setattr("deltafit.training.train.execute", full)
+    sentence = refused(1, "train", *tiny.start(tmp_path / "run"))
+    assert "No space left on device (logs/events). Go on with: deltafit " in sentence
+    monkeypatch.setattr("deltafit.prediction.using.load_saved", full)
+    assert refused(1, "verify", tiny.run).strip().endswith("(logs/events).")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "deltafit: Stopped."),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "refused: No space left on device."),
+    ],
+)
+@pytest.mark.parametrize("words", [["--version"], ["train", "--help"]])
+def test_before_a_command_begins_errors_are_sentences_too(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], error: BaseException, code: int, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("typer.echo", fail)
+    monkeypatch.setattr("typer.core.TyperCommand.format_help", fail)
+    assert said in refused(code, *words)
+
+
+def test_ctrl_c_while_the_command_line_loads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Loading:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "deltafit.cli", Loading())  # type: ignore[arg-type]  # no module
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130 and capsys.readouterr().err == "deltafit: Stopped.\n"

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields, make_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_help_speaks_of_flags_and_lists_choices() -> None:
 def test_every_option_says_what_it_is(command: str) -> None:
     for name, option in options(command).items():
         assert option.help and option.help.endswith("."), name
+        if name.startswith("--"):  # what a value is called; flags have none
+            assert (option.metavar == "") == option.is_flag, name
+
+
+def test_help_shows_flags_without_a_value() -> None:
+    assert "--help Show this message" in re.sub(r"\s+", " ", done("--help"))
+    text = re.sub(r"[\s│]+", " ", done("train", "--help"))
+    assert "--balance Downsample" in text and "--help Show this message" in text
+    assert "--lr FLOAT|none The highest rate" in text and "--epochs INT Passes" in text
+    assert "--schedule SCHEDULE" in text and "--test-data DATA" in text
+    assert "<" not in text
 
 
 def test_a_dataclass_without_a_sentence_for_a_field_is_no_command() -> None:
@@ -94,6 +106,58 @@ def test_version_and_nothing_at_all() -> None:
 
 
 HEAVY = ("torch", "transformers", "sklearn", "numpy", "scipy", "pandas", "matplotlib", "accelerate")
+
+
+REFUSED = [
+    *("predict nowhere w1", "evaluate nowhere --data d.csv", "verify nowhere"),
+    *("merge nowhere --output out", "inspect no/such/model"),
+    *(f"{command} --model {model} --data {data} --output {output}"
+      for command in ("train", "compare")
+      for model, data, output in (
+          ("minilm", "gone.csv", "new"), ("no/such/model", "imdb", "new"), ("minilm", "imdb", "."),
+      )),
+    "train --model minilm --data imdb --output new --lr -1",
+    "compare --model minilm --data imdb --output new --seeds one",
+]  # fmt: skip
+
+
+def test_what_is_refused_at_once_loads_little(tmp_path: Path) -> None:
+    """A wrong path or value needs neither torch nor transformers, which take seconds."""
+    (tmp_path / "file").touch()
+    heavy = set(HEAVY) - {"numpy", "scipy"}  # half a second, for data and metrics
+    code = f"""
+import sys
+from deltafit.cli import main
+for words in {REFUSED!r}:
+    sys.argv = ["deltafit", *words.split()]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, *({heavy!r} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    codes = result.stdout.split("\n")[:-1]
+    assert len(codes) == len(REFUSED) and set(codes) <= {"1", "2"}, result.stderr
+
+
+@pytest.mark.slow
+def test_using_a_classifier_loads_no_training_and_no_plots() -> None:
+    code = (
+        "import sys, deltafit.cli.show, deltafit.cli.show_inspection, deltafit.prediction.using\n"
+        "print(*(n for n in ('matplotlib', 'sklearn', 'deltafit.training.run', "
+        "'deltafit.experiments.comparison') if n in sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout == "\n"
 
 
 @pytest.mark.parametrize(

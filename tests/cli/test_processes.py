@@ -121,6 +121,18 @@ def test_nothing_but_results_on_standard_output(tiny: Tiny, tmp_path: Path) -> N
                for line in trained.stderr.splitlines()), trained.stderr.decode()  # fmt: skip
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["verify", "--help"]])
+def test_an_output_that_takes_nothing(words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [*COMMAND, *words], env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, timeout=60,
+            check=False,
+        )  # fmt: skip
+    said = b"deltafit: The system refused: No space left on device.\n"
+    assert (result.returncode, result.stderr) == (1, said)
+
+
 def test_help_answers_in_a_second() -> None:
     times = []
     for _ in range(3):

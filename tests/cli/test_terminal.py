@@ -10,14 +10,15 @@ import pytest
 from rich.console import Console
 
 from deltafit.cli.running import json_line
-from deltafit.cli.show import show_comparison, show_inspection, show_metrics, show_run
+from deltafit.cli.show import show_comparison, show_metrics, show_run
+from deltafit.cli.show_inspection import show_inspection
 from deltafit.experiments.comparison import Comparison
 from deltafit.experiments.report import verdict
 from deltafit.files import read_json
 from deltafit.prediction.inspecting import inspect
-from deltafit.prediction.using import evaluate
+from deltafit.prediction.using import Done, evaluate
 from deltafit.training import progress
-from deltafit.training.progress import ConsoleReporter
+from deltafit.training.progress import ConsoleReporter, Followed, format_rate
 from deltafit.training.run import RunResult
 from tests.cli.commands import WIDTH, Tiny, done
 from tests.experiments.rows import example
@@ -64,7 +65,7 @@ def test_many_classes_are_not_all_listed() -> None:
     metrics = {
         **dict.fromkeys(("accuracy", "macro_f1", "weighted_f1", "log_loss"), 0.5),
         **{"calibration_error": 0.1, "accuracy_interval": [0.4, 0.6], "source": "t.csv"},
-        "count": 231,
+        **{"count": 231, "truncated": 1, "max_length": 16},
         "per_class": {name: figures | {"f1": i / 77} for i, name in enumerate(names)},
     }
     console = terminal()
@@ -72,6 +73,7 @@ def test_many_classes_are_not_all_listed() -> None:
     text = shown(console)
     listed = re.findall(r"^(\[class\] \d+) ", text, flags=re.MULTILINE)
     assert listed == names[:20] and "57 better classes are in --json" in text
+    assert "1 text (0.4 %) was cut to 16 tokens." in text
 
 
 def test_a_log_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +95,43 @@ def test_a_log_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[8] == "[bold]as it is[/bold] " + "x" * 100
     assert lines[9] == "evaluation: 1/1  0.0 s"
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_work_of_unknown_length_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    logged, seen = terminal(force_terminal=False), terminal(width=100)
+    with (
+        ConsoleReporter(logged, "texts").shown() as log,
+        ConsoleReporter(seen, "texts").shown() as live,
+    ):
+        log.start("something shorter", 10, 0)  # its total is no total of the next
+        live.start("something shorter", 10, 0)
+        following = [Followed(log, "prediction"), Followed(live, "prediction")]
+        for texts in range(0, 5001, 1000):
+            for follow in following:
+                follow(Done(texts, None, 3, 16))
+            clock[0] += 7
+    lines = shown(logged).splitlines()
+    assert lines == [
+        "prediction: 2,000 texts  143 texts/s",
+        "prediction: 4,000 texts  143 texts/s",
+    ]
+    text = shown(seen)
+    _, _, bar = text.partition("prediction")
+    assert "5,000 texts  143 texts/s" in bar and "%" not in bar and "--:--" not in bar
+    assert following[0].last == Done(5000, None, 3, 16)
+
+
+def test_rates_below_ten_keep_a_decimal() -> None:
+    rates = {1234.5: "1,234", 12.4: "12", 9.96: "10.0", 3.21: "3.2", 0.44: "0.4", 0.0321: "0.03"}
+    for rate, text in rates.items():
+        assert format_rate(rate) == f"{text} examples/s"
+    console = terminal(force_terminal=False)
+    with ConsoleReporter(console).shown() as reporter:
+        reporter.start("training", 2, 0)
+        reporter.step(2, 0.5, 0.25)
+    assert "loss 0.5000  0.2 examples/s" in shown(console)
 
 
 def drive(console: Console) -> str:

@@ -1,6 +1,7 @@
 """``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify`` on a run of the command line."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from deltafit.cli.predict import predict
 from deltafit.files import read_json, read_tensors
-from tests.cli.commands import Tiny, done, refused
+from tests.cli.commands import Tiny, deltafit, done, refused
 from tests.training.tiny_runs import LABELS
 
 TEXTS = ("w2 w9 w30", "w0 w17", "w4")
@@ -91,6 +93,53 @@ def test_text_comes_out_as_it_went_in(tiny: Tiny) -> None:
     assert text.replace('"', '\\"') in line and json.loads(line)["text"] == text
 
 
+def test_what_was_cut_is_said(tiny: Tiny, tmp_path: Path) -> None:
+    table = tmp_path / "texts.csv"
+    table.write_text(f"text,label\n{'w7 ' * 13},good\nw1,bad\nw2,bad\nw3,{LABELS[2]}\n")
+    cut = "1 text (25.0 %) was cut to 12 tokens.\n"  # what the run was trained with
+    evaluated = deltafit("evaluate", tiny.run, "--data", table)
+    assert cut in evaluated.stdout and cut not in evaluated.stderr
+    assert json.loads(done("evaluate", tiny.run, "--data", table, "--json"))["truncated"] == 1
+    predicted = deltafit("predict", tiny.run, "--data", table)
+    assert predicted.stderr == cut and len(predictions(predicted.stdout)) == 4
+    assert "cut" not in deltafit("predict", tiny.run, *TEXTS).stderr
+
+
+def test_evaluate_and_predict_show_how_far_they_are(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltafit.training.progress._SECONDS_BETWEEN_LINES", 0.0)
+    words = ("--data", tiny.test, "--batch-size", "10")
+    evaluated = deltafit("evaluate", tiny.run, *words).stderr.splitlines()
+    assert [line.split()[:2] for line in evaluated] == [
+        ["evaluation:", "10/20"],
+        ["evaluation:", "20/20"],
+    ]
+    assert all(" texts/s " in line for line in evaluated)
+    for extra in ((), ("--output", tmp_path / "out.jsonl")):
+        lines = deltafit("predict", tiny.run, *words, *extra).stderr.splitlines()
+        assert [line.split()[:3] for line in lines] == [
+            ["prediction:", "10", "texts"],
+            ["prediction:", "20", "texts"],
+        ]
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]  # of a terminal, where a StringIO has none
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_beside_predictions_in_a_terminal_there_is_no_progress(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deltafit.training.progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("sys.stdout", terminal := _Terminal())
+    predict(tiny.run, list(TEXTS))
+    assert len(predictions(terminal.getvalue())) == 3 and capsys.readouterr().err == ""
+
+
 def test_predict_writes_a_whole_file_or_none(tiny: Tiny, tmp_path: Path) -> None:
     output = tmp_path / "new" / "labelled.jsonl"
     assert done("predict", tiny.run, *TEXTS, "--output", output) == ""
@@ -121,7 +170,7 @@ def test_inspect_counts_what_train_trains(tiny: Tiny) -> None:
     # Four matrices of 32 × 32, and the head of the three classes that the configuration has.
     assert found["adapter"]["trainable"] == 4 * 4 * (32 + 32) + 3 * 32 + 3
     text = done("inspect", tiny.model, *words)
-    assert "LoRA, rank 4" in text and "r(d+k) = 256 against d·k = 1,024 (4× fewer)" in text
+    assert "LoRA, rank 4" in text and "r(d+k) = 256 against d·k = 1,024 (4.0× fewer)" in text
 
 
 def test_inspect_shows_what_an_adapter_changed(tiny: Tiny) -> None:
@@ -133,6 +182,36 @@ def test_inspect_shows_what_an_adapter_changed(tiny: Tiny) -> None:
         line = next(line for line in text.splitlines() if line.startswith(change["name"]))
         assert f"{change['delta_norm']:.4f}" in line
     assert "Stored whole: 2 tensors, 99 values." in text
+
+
+def test_inspect_shows_how_an_adapter_was_made_and_how_good_it_was(tiny: Tiny) -> None:
+    text = done("inspect", tiny.run)
+    settings = "rank=2, alpha=16, dropout=0.0, scaling=alpha/r, initialisation=kaiming"
+    assert f"lora: {settings}\n" in text
+    after = read_json(tiny.run / "metrics.json")["after"]
+    for part, rows_of in (("validation", 9), ("test", 20)):
+        low, high = after[part]["accuracy_interval"]
+        accuracy = f"{after[part]['accuracy']:.4f} (95 %: {low:.3f}–{high:.3f}; {rows_of} rows)"
+        assert f"{part} accuracy when it was trained: {accuracy}\n" in text
+
+
+def test_a_rank_that_pays_nothing_is_said(tiny: Tiny) -> None:
+    for rank, said in ((12, "1.3× fewer"), (16, "as many"), (32, "more than the matrix itself")):
+        text = done("inspect", tiny.model, "--rank", rank)
+        assert f"r(d+k) = {64 * rank:,} against d·k = 1,024 ({said})" in text
+        assert "Note:" not in text
+    text = done("inspect", tiny.model, "--rank", 33)
+    assert "Note: no change of query (32×32) can have a rank above 32" in text
+
+
+def test_inspect_takes_no_flag_that_it_would_pass_over(tiny: Tiny) -> None:
+    words = ("--rank", "8", "--target-modules", "query", "--layers", "0")
+    sentence = refused(2, "inspect", tiny.run, *words)
+    assert "--rank and --target-modules and --layers are for a model" in sentence
+    # A default that is typed is asked for as well.
+    assert "--batch-size" in refused(2, "inspect", tiny.run / "adapter", "--batch-size", "16")
+    assert "--model names the base" in refused(2, "inspect", tiny.model, "--model", tiny.model)
+    assert "--rank must be a whole" in refused(2, "inspect", tiny.model, "--rank", "0")
 
 
 def test_a_merged_checkpoint_predicts_the_same_without_deltafit(tiny: Tiny, tmp_path: Path) -> None:

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 from sklearn.model_selection import train_test_split
 
-from deltafit.data import LabelledTexts, duplicates_between, load_labelled, load_splits
-from deltafit.errors import DeltafitError
+from deltafit.data import (
+    LabelledTexts,
+    check_path,
+    check_paths,
+    duplicates_between,
+    load_labelled,
+    load_splits,
+)
+from deltafit.errors import DeltafitError, UsageError
 
 
 def rows(count: int, start: int = 0, classes: str = "ab") -> list[tuple[str, str]]:
@@ -200,3 +207,29 @@ def test_the_place_of_a_text(tmp_path: Path) -> None:
 def test_select_keeps_row_numbers() -> None:
     part = texts("a", "b", "c").select([2, 0])
     assert (part.texts, part.rows, len(part)) == (("c", "a"), (3, 1), 2)
+
+
+@pytest.mark.parametrize("validation", ["abc", "0,1", "10%", "nan", "inf", "0", "1", "-0.1"])
+def test_a_validation_part_that_is_no_fraction_and_no_file_is_wrong_usage(
+    tmp_path: Path, validation: str
+) -> None:
+    path = str(write(tmp_path / "d.csv", rows(20)))
+    for load in (
+        lambda: load_splits(path, validation=validation),
+        lambda: check_paths(path, None, validation),
+    ):
+        with pytest.raises(UsageError, match=f"validation fraction is {validation}"):
+            load()
+
+
+def test_paths_are_checked_and_nothing_is_read(tmp_path: Path) -> None:
+    binary = tmp_path / "d.csv"
+    binary.write_bytes(b"\xff\x00")  # no table at all
+    good, gone = str(binary), str(tmp_path / "e.csv")
+    check_paths(good, good, good)
+    check_paths("banking77", None, "none")  # it may be on the hub
+    for paths in ((gone, None, "0.1"), (good, gone, "0.1"), (good, None, gone)):
+        with pytest.raises(DeltafitError, match=r"There is no data at .*e\.csv"):
+            check_paths(*paths)
+    with pytest.raises(DeltafitError, match="There is no data"):
+        check_path(gone)

@@ -17,11 +17,12 @@ from transformers import (
 )
 
 from deltafit.data import tokenise
-from deltafit.errors import DeltafitError
+from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
 from deltafit.prediction.canaries import SENTENCES, canary_logits
 from deltafit.prediction.fingerprint import fingerprint
-from deltafit.prediction.folder import adapter_folder, load_saved, save_classifier
+from deltafit.prediction.folder import load_saved, save_classifier
+from deltafit.prediction.location import adapter_folder, is_run_or_adapter
 from deltafit.prediction.using import verify
 from deltafit.tasks.classification import Classifier, collate, logits_of
 from tests.tiny_models import tiny_model
@@ -198,6 +199,13 @@ def test_a_comparisons_folder_names_a_run_inside_it(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(DeltafitError, match=r"comparison of 2 runs.*head-seed0"):
         adapter_folder(tmp_path)
+    assert is_run_or_adapter(tmp_path) and not is_run_or_adapter(tmp_path / "runs")
+
+
+def test_a_file_in_the_place_of_a_folder_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text\nw1\n")
+    with pytest.raises(UsageError, match=r"texts.csv is a file.*--data"):
+        adapter_folder(tmp_path / "texts.csv")
 
 
 def test_a_tokenizer_that_drops_whole_sentences_is_proven_by_the_others(tmp_path: Path) -> None:

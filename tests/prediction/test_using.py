@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.prediction.folder import SavedClassifier, load_saved
-from deltafit.prediction.using import evaluate, predict
+from deltafit.prediction.using import Done, evaluate, predict
 from tests.prediction.test_folder import logits, saved
 from tests.training.tiny_runs import LABELS, tiny_texts, write_table
 
@@ -111,3 +111,23 @@ def test_evaluate_refuses_a_label_it_never_learned(loaded: SavedClassifier, tmp_
 def test_a_batch_of_nothing_is_refused(loaded: SavedClassifier) -> None:
     with pytest.raises(UsageError, match="batch size"):
         list(predict(loaded, ["w1"], batch_size=0))
+
+
+def test_progress_counts_texts_and_cuts(
+    loaded: SavedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltafit.prediction.using._TEXTS_AT_ONCE", 4)
+    length = loaded.max_length
+    long = " ".join(["w7"] * (length + 1))
+    told: list[Done] = []
+    list(predict(loaded, [long, "w1", "w2", "w3", "w4", long], batch_size=3, progress=told.append))
+    # Chunks of four and two texts, in passes of three; the cuts of a chunk are known before it.
+    assert [(done.texts, done.truncated) for done in told] == [(0, 0), (3, 1), (4, 1), (6, 2)]
+    assert {(done.total, done.max_length) for done in told} == {(None, length)}
+
+    told.clear()
+    table = tmp_path / "texts.csv"
+    table.write_text(f"text,label\n{long},good\nw1,bad\nw2,mixed\n")
+    metrics = evaluate(loaded, table, batch_size=2, progress=told.append)
+    assert [(done.texts, done.total) for done in told] == [(0, 3), (2, 3), (3, 3)]
+    assert told[-1].truncated == metrics["truncated"] == 1 and metrics["max_length"] == length

@@ -78,7 +78,9 @@ def test_inference_gives_each_row_what_it_gives_alone_and_leaves_training_possib
     source = resolve_model(save_model(tmp_path, architecture))
     classifier = load_classifier(source, LABELS, HeadSettings(), seed=0)
     rows = tiny_examples(9).rows
-    batched = compute_logits(classifier, rows, batch_size=4)
+    done: list[int] = []
+    batched = compute_logits(classifier, rows, batch_size=4, progress=done.append)
+    assert done == [4, 4, 1]
     alone = compute_logits(classifier, rows, batch_size=1)
     assert batched.shape == (9, 3)
     torch.testing.assert_close(torch.tensor(batched), torch.tensor(alone), rtol=1e-4, atol=1e-4)

@@ -67,7 +67,7 @@ def adapt(
             what full fine-tuning in a process of its own wants. ``initial`` must be empty then.
 
     Raises:
-        UsageError: the targets match nothing; the sentence lists the nearest candidates.
+        UsageError: targets or trained modules match nothing; the sentence lists candidates.
         DeltafitError: the name is taken or unusable, nothing would be trained, starting values do
             not fit, or an adapter is merged.
     """
@@ -149,7 +149,7 @@ def _replaced_names(model: nn.Module, method: Method, head: Sequence[str]) -> tu
     for module_name in method.trained_modules if isinstance(method, DeltaMethod) else ():
         inside = [n for n in first if within(n, module_name)]
         if not inside:
-            raise DeltafitError(
+            raise UsageError(
                 f"trained_modules names {module_name!r}, which has no parameters in this model. "
                 f"Its top modules are {', '.join(name for name, _ in model.named_children())}."
             )

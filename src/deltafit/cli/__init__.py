@@ -2,19 +2,49 @@
 
 import sys
 from io import TextIOWrapper
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from deltafit.cli.compare import compare
 from deltafit.cli.evaluate import evaluate
 from deltafit.cli.inspect import inspect
 from deltafit.cli.merge import merge
 from deltafit.cli.predict import predict
+from deltafit.cli.running import explained
 from deltafit.cli.train import train
 from deltafit.cli.verify import verify
 
+
+class _PlainHelp:
+    """``--help`` without the name of a value, as flags have none."""
+
+    def get_help_option(self, context: Any) -> Any:
+        option = super().get_help_option(context)  # type: ignore[misc]  # of the class beside it
+        option.metavar = ""
+        return option
+
+
+class _Command(_PlainHelp, TyperCommand):
+    pass
+
+
+class _Commands(_PlainHelp, TyperGroup):
+    """The commands; what goes wrong before one begins its work is explained as well."""
+
+    def make_context(self, *words: Any, **named: Any) -> Any:
+        with explained():
+            return super().make_context(*words, **named)
+
+    def invoke(self, context: Any) -> Any:
+        with explained():
+            return super().invoke(context)
+
+
 app = typer.Typer(
     name="deltafit",
+    cls=_Commands,
     help="Fine-tune pretrained transformers with low-rank adapters, and see what it costs and "
     "gives. Every command has an example in its --help.",
     no_args_is_help=True,
@@ -23,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _command in (train, compare, evaluate, predict, inspect, merge, verify):
-    app.command()(_command)
+    app.command(cls=_Command)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -37,7 +67,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
+        False, "--version", callback=_version, is_eager=True, metavar="", help="Print the version."
     ),
 ) -> None:
     pass

@@ -5,30 +5,36 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.flags import takes
-from deltafit.cli.running import again_with_resume, console, explained, reporting
+from deltafit.cli.flags import takes, typed
+from deltafit.cli.options import Model, Resume
+from deltafit.cli.running import again_with_resume, check_start, console, explained, reporting
 from deltafit.errors import UsageError
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
 @takes(data=DataConfig, head=HeadConfig, settings=TrainingSettings)
 def compare(
+    context: typer.Context,
     *,
-    model: Annotated[str, typer.Option(help="A checkpoint's folder, a hub name, minilm, smollm2.")],
-    output: Annotated[Path, typer.Option(help="The comparison's folder; must not exist yet.")],
+    model: Model,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The comparison's folder; must not exist yet.")
+    ],
     methods: Annotated[
-        str | None, typer.Option(help="Names with commas (head,last-block,lora,full).")
+        str | None,
+        typer.Option(metavar="NAMES", help="Names with commas (head,last-block,lora,full)."),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="One method with settings, such as lora:rank=16; repeatable."),
+        typer.Option(
+            metavar="METHOD", help="One method with settings, such as lora:rank=16; repeatable."
+        ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Train each method with each of them: 0,1,2.")
+        str | None,
+        typer.Option(metavar="INTS", help="Train each method with each of them: 0,1,2."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what --output holds.")
-    ] = False,
+    resume: Resume = False,
     data: DataConfig,
     head: HeadConfig,
     settings: TrainingSettings,
@@ -37,10 +43,17 @@ def compare(
 
     Example: deltafit compare --model minilm --data imdb --limit 500 --output runs/compare
 
-    Example: deltafit compare --model minilm --data D.csv --method lora:rank=4 --method head
-    --output runs/two
+    Example: deltafit compare --model minilm --data a.csv --method lora:rank=4 --output out
     """
     with explained(again_with_resume()):
+        names = [*_names(methods), *(method or ())]
+        if seeds is not None and typed(context, "seed"):
+            raise UsageError("Give --seed or --seeds, not both: --seeds says all of them.")
+        numbers = (settings.seed,) if seeds is None else _whole_numbers(seeds)
+        check_start(model, data, output, resume=resume)
+        from deltafit.methods import parse_method
+
+        chosen = [parse_method(name) for name in names]
         from deltafit.cli.show import show_comparison
         from deltafit.experiments.comparison import DEFAULT_METHODS
         from deltafit.experiments.comparison import compare as run
@@ -48,8 +61,7 @@ def compare(
         with reporting() as reporter:
             result = run(
                 model, data, output,
-                methods=[*_names(methods), *(method or ())] or DEFAULT_METHODS,
-                seeds=(settings.seed,) if seeds is None else _whole_numbers(seeds),
+                methods=chosen or DEFAULT_METHODS, seeds=numbers,
                 head=head, settings=settings, resume=resume, reporter=reporter,
             )  # fmt: skip
         show_comparison(console(), result)
@@ -67,8 +79,8 @@ def _names(text: str | None) -> list[str]:
     return names
 
 
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds takes whole numbers with commas; got {text!r}.") from None
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--seeds takes whole numbers with commas; got {text!r}.")
+    return tuple(map(int, parts))

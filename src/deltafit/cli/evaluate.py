@@ -1,34 +1,45 @@
 """``deltafit evaluate``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deltafit.cli.running import console, explained, json_line
+from deltafit.cli.options import AsJson, Base, BatchSize, LabelColumn, Run, TextColumn
+from deltafit.cli.running import console, explained, json_line, reporting
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A run's folder or its adapter folder.")],
-    data: Annotated[str, typer.Option(help="A file; or a folder or catalogue name's test part.")],
-    text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
-    model: Annotated[str | None, typer.Option(help="The base, if it has moved.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one forward pass.")] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    folder: Run,
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="A file; or a folder or catalogue name's test part."),
+    ],
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    model: Base = None,
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a trained classifier on labelled texts.
 
     Example: deltafit evaluate runs/imdb --data more.csv --json
     """
     with explained():
+        from deltafit.data import check_path
+        from deltafit.prediction.location import adapter_folder
+
+        adapter_folder(folder)
+        check_path(data)
         from deltafit.cli.show import show_metrics
         from deltafit.prediction.using import evaluate as run
+        from deltafit.training.progress import Followed
 
-        metrics = run(
-            folder, data,
-            text_column=text_column, label_column=label_column, model=model, batch_size=batch_size,
-        )  # fmt: skip
+        with reporting("texts") as reporter:
+            metrics = run(
+                folder, data,
+                text_column=text_column, label_column=label_column, model=model,
+                batch_size=batch_size, progress=Followed(reporter, "evaluation"),
+            )  # fmt: skip
         if as_json:
             typer.echo(json_line(metrics))
         else:

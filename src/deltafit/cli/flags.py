@@ -8,7 +8,8 @@ instance of it.
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import wraps
 from typing import Annotated, Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from deltafit.cli.running import explained
+from deltafit.errors import UsageError
 
 Parser = Callable[[Any], Any]
 Result = TypeVar("Result")
@@ -39,11 +41,11 @@ def takes(**settings: type[Any]) -> Callable[[Callable[..., Result]], Callable[.
     def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
         @wraps(command)
         def run(**arguments: Any) -> Result:
-            with explained():  # a value that the dataclass refuses
-                made = {
-                    name: kind(**{f.name: arguments.pop(f.name) for f in fields(kind)})
-                    for name, kind in settings.items()
-                }
+            made = {}
+            for name, kind in settings.items():
+                values = {field.name: arguments.pop(field.name) for field in fields(kind)}
+                with explained(), naming_flags(values):  # of a value that the dataclass refuses
+                    made[name] = kind(**values)
             return command(**arguments, **made)
 
         own = [p for n, p in inspect.signature(command).parameters.items() if n not in settings]
@@ -60,7 +62,7 @@ def _flags(kind: type[Any]) -> list[inspect.Parameter]:
     hints, help_texts = typing.get_type_hints(kind), attribute_help(kind)
     flags = []
     for field in fields(kind):
-        annotation, parser, metavar = _read_as(hints[field.name])
+        annotation, parser, metavar = _read_as(field.name, hints[field.name])
         option = typer.Option(
             flag_name(field.name),
             help=_help(help_texts[field.name], hints[field.name]),
@@ -84,14 +86,41 @@ def flag_name(field: str) -> str:
     return _NAMES.get(field, "--" + field.replace("_", "-"))
 
 
-def _read_as(hint: Any) -> tuple[Any, Parser | None, str | None]:
-    """Return a field's type as the command line has it, a parser and a name where it needs one."""
-    if typing.get_origin(hint) is typing.Literal:
-        return str, None, None  # the dataclass checks choices itself
-    number = next((kind for kind in (int, float) if kind in typing.get_args(hint)), None)
+@contextmanager
+def naming_flags(settings: Iterable[str]) -> Iterator[None]:
+    """Let an error within the block that begins with a setting's name begin with its flag.
+
+    "learning_rate must be …" becomes "--lr must be …", and "lora:rank takes …" "--rank takes …".
+    """
+    try:
+        yield
+    except UsageError as error:
+        names = "|".join(map(re.escape, settings))
+        found = re.match(rf"(?:[\w-]+:)?({names})\b", str(error)) if names else None
+        if found is None:
+            raise
+        raise UsageError(flag_name(found[1]) + str(error)[found.end() :]) from error
+
+
+def typed(context: typer.Context, *names: str) -> list[str]:
+    """Return the flags of those parameters that the person typed, whatever their values."""
+    # By its name: which module the source's class is in depends on typer's version.
+    sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in names}
+    return [flag_name(name) for name, source in sources.items() if source == "COMMANDLINE"]
+
+
+def _read_as(name: str, hint: Any) -> tuple[Any, Parser | None, str]:
+    """Return a field's type as the command line has it, its parser, and what help calls it."""
+    if hint is bool:
+        return hint, None, ""
+    number = next((kind for kind in (int, float) if kind in (hint, *typing.get_args(hint))), None)
     if number is None:
-        return hint, None, None
-    return hint, _number_or_none(number), f"{number.__name__}|none"
+        # The dataclass checks choices itself. TEST_DATA is DATA, as both are written alike.
+        choice = typing.get_origin(hint) is typing.Literal
+        return str if choice else hint, None, name.rpartition("_")[2].upper()
+    if hint is number:
+        return hint, None, number.__name__.upper()
+    return hint, _number_or_none(number), f"{number.__name__.upper()}|none"
 
 
 def _number_or_none(number: type[int] | type[float]) -> Parser:

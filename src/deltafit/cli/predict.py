@@ -1,30 +1,38 @@
 """``deltafit predict``."""
 
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from deltafit.cli.running import explained, json_line
+from deltafit.cli.options import Base, BatchSize, Run, TextColumn
+from deltafit.cli.running import console, explained, json_line, reporting
 from deltafit.errors import UsageError
+from deltafit.files import refuse_existing, written_atomically
 
 
 def predict(
-    folder: Annotated[Path, typer.Argument(help="A run's folder or its adapter folder.")],
+    folder: Run,
     texts: Annotated[
         list[str] | None,
         typer.Argument(help="Texts; none reads --data, or standard input, one a line."),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="A table or .txt file of texts.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write this file instead of standard output.")
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="A table or .txt file of texts.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The base, if it has moved.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one forward pass.")] = 32,
+    text_column: TextColumn = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write this file instead of standard output."),
+    ] = None,
+    model: Base = None,
+    batch_size: BatchSize = 32,
 ) -> None:
     """Classify texts; prints one JSON object a line, in order.
 
@@ -33,27 +41,41 @@ def predict(
     Example: deltafit predict runs/imdb --data reviews.csv --output labelled.jsonl
     """
     with explained():
-        import json
-        from dataclasses import asdict
-
-        from deltafit.files import written_atomically
-        from deltafit.prediction.using import predict as run
+        from deltafit.prediction.location import adapter_folder
 
         if texts and data:
             raise UsageError("Give texts or --data, not both.")
         if text_column and not data:
             raise UsageError("--text-column is a column of --data, which is not given.")
-        if output is not None and output.exists():
-            raise UsageError(f"{output} exists already. Choose another --output.")
+        adapter_folder(folder)
+        if output is not None:
+            refuse_existing(output)
         source = _begun(_texts(texts, data, text_column))
-        predictions = run(folder, source, model=model, batch_size=batch_size)
-        if output is None:
-            for prediction in predictions:
-                typer.echo(json_line(asdict(prediction)))
-            return
-        with written_atomically(output) as file:
-            for prediction in predictions:
-                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+        from deltafit.cli.show import say, what_was_cut
+        from deltafit.prediction.using import predict as run
+        from deltafit.training.progress import Followed
+
+        # Beside lines that appear in the same terminal a bar would only be in the way.
+        beside = output is None and sys.stdout is not None and sys.stdout.isatty()
+        with reporting("texts", silent=beside) as reporter, _written_to(output) as write:
+            progress = Followed(reporter, "prediction")
+            for prediction in run(
+                folder, source, model=model, batch_size=batch_size, progress=progress
+            ):
+                write(asdict(prediction))
+        last = progress.last
+        if last is not None and last.truncated:
+            say(console(stderr=True), what_was_cut(last.texts, last.truncated, last.max_length))
+
+
+@contextmanager
+def _written_to(output: Path | None) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """Yield what writes one object a line, to a file that appears when all are in it."""
+    if output is None:
+        yield lambda content: typer.echo(json_line(content))
+        return
+    with written_atomically(output) as file:
+        yield lambda content: file.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def _begun(texts: Iterable[str]) -> Iterator[str]:

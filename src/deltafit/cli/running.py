@@ -4,16 +4,19 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltafit.errors import DeltafitError, UsageError
+from deltafit.errors import DeltafitError, DiskFullError, UsageError
+from deltafit.files import check_run_folder, disk_is_full
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deltafit.training.progress import ConsoleReporter
+    from deltafit.training.progress import Reporter
+    from deltafit.training.settings import DataConfig
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -31,17 +34,40 @@ def console(*, stderr: bool = False) -> "Console":
 
 def json_line(content: Any) -> str:
     """Return an object as one line of JSON that standard output's encoding can hold."""
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    encoding = getattr(sys.stdout, "encoding", None) or ""  # a process may have no standard output
+    unicode = encoding.lower().replace("-", "") == "utf8"
     return json.dumps(content, ensure_ascii=not unicode, allow_nan=False)
 
 
 @contextmanager
-def reporting() -> Iterator["ConsoleReporter"]:
-    """Show progress on standard error within the block."""
-    from deltafit.training.progress import ConsoleReporter
+def reporting(unit: str = "examples", *, silent: bool = False) -> Iterator["Reporter"]:
+    """Show progress on standard error within the block, unless it is to be silent.
 
-    with ConsoleReporter(console(stderr=True)).shown() as reporter:
+    Args:
+        unit: what the work is counted in.
+        silent: whether to show nothing.
+    """
+    from deltafit.training.progress import ConsoleReporter, Silent
+
+    if silent:
+        yield Silent()
+        return
+    with ConsoleReporter(console(stderr=True), unit).shown() as reporter:
         yield reporter
+
+
+def check_start(model: str, data: "DataConfig", output: Path, *, resume: bool) -> None:
+    """Refuse what can be refused before torch and transformers load, which takes seconds.
+
+    Raises:
+        DeltafitError: there is no such model or data.
+        UsageError: ``output`` is taken, or an option makes no sense.
+    """
+    check_run_folder(output, resume=resume)
+    from deltafit.data import check_paths, resolve_model
+
+    resolve_model(model)
+    check_paths(data.data, data.test_data, data.validation)
 
 
 @contextmanager
@@ -49,7 +75,7 @@ def explained(resume: str | None = None) -> Iterator[None]:
     """Turn errors into one sentence and an exit code.
 
     Args:
-        resume: what to say about going on after an interruption.
+        resume: what to say about going on after an interruption or with a full disk.
 
     Raises:
         typer.Exit: 1 failed, 2 wrong usage, 130 interrupted.
@@ -58,6 +84,8 @@ def explained(resume: str | None = None) -> Iterator[None]:
         yield
     except UsageError as error:
         raise _exit(str(error), WRONG_USAGE) from error
+    except DiskFullError as error:
+        raise _exit(f"{error} {resume or ''}", FAILED) from error
     except DeltafitError as error:
         from deltafit.training.interruption import Interrupted
 
@@ -71,8 +99,11 @@ def explained(resume: str | None = None) -> Iterator[None]:
         sys.stdout = None  # or the interpreter complains at its end
         raise typer.Exit(0) from error
     except OSError as error:
+        _give_up_on_output()
         place = f" ({error.filename})" if error.filename else ""
-        raise _exit(f"The system refused: {error.strerror or error}{place}.", FAILED) from error
+        sentence = f"The system refused: {error.strerror or error}{place}."
+        again = resume if resume and disk_is_full(error) else ""
+        raise _exit(f"{sentence} {again}", FAILED) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -81,6 +112,15 @@ def explained(resume: str | None = None) -> Iterator[None]:
             "and --gradient-checkpointing do too.",
             FAILED,
         ) from error
+
+
+def _give_up_on_output() -> None:
+    """Forget standard output if it takes no more: the interpreter's end would fail on it again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,18 +1,14 @@
 """How results look in a terminal."""
 
-import math
 from collections.abc import Container
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deltafit.adapters.inspection import Inspection
-from deltafit.experiments.comparison import Comparison
 from deltafit.experiments.tables import (
     comparison_table,
     format_bytes,
@@ -20,13 +16,16 @@ from deltafit.experiments.tables import (
     format_seconds,
 )
 from deltafit.files import read_json
-from deltafit.prediction.folder import SavedClassifier
-from deltafit.prediction.inspecting import AdapterInspection
-from deltafit.prediction.merging import MergeReport
-from deltafit.training.folders import RUN_FILE
-from deltafit.training.run import RunResult
+from deltafit.training.progress import format_rate
 
-_CLASSES_SHOWN = 20
+if TYPE_CHECKING:
+    # Rooms that load torch and transformers: a command loads those that it uses.
+    from deltafit.experiments.comparison import Comparison
+    from deltafit.prediction.folder import SavedClassifier
+    from deltafit.prediction.merging import MergeReport
+    from deltafit.training.run import RunResult
+
+CLASSES_SHOWN = 20
 
 
 def say(console: Console, text: str = "") -> None:
@@ -34,7 +33,7 @@ def say(console: Console, text: str = "") -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _table(title: str, *columns: str, left: Container[str] = ()) -> Table:
+def table_of(title: str, *columns: str, left: Container[str] = ()) -> Table:
     """Return a table whose cells fold and are never cut; ``left`` names its columns of text."""
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
@@ -42,16 +41,31 @@ def _table(title: str, *columns: str, left: Container[str] = ()) -> Table:
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row, its cells shown as they are."""
     table.add_row(*map(Text, cells))  # Text: a label such as "[spam]" is no markup
 
 
-def show_run(console: Console, result: RunResult) -> None:
+def percent(share: float) -> str:
+    """Return 0.0123 as "1.23 %"."""
+    return f"{100 * share:.2f} %"
+
+
+def what_was_cut(texts: int, truncated: int, max_length: int) -> str:
+    """Return the sentence about texts that were longer than the model was trained to read."""
+    cut = "1 text" if truncated == 1 else f"{truncated:,} texts"
+    were = "was" if truncated == 1 else "were"
+    return f"{cut} ({100 * truncated / texts:.1f} %) {were} cut to {max_length} tokens."
+
+
+def show_run(console: Console, result: "RunResult") -> None:
     """Print what a run gave and cost."""
+    from deltafit.training.folders import RUN_FILE
+
     metrics, costs = result.metrics, result.metrics["costs"]
     for note in read_json(result.folder / RUN_FILE)["data"]["notes"]:
         say(console, note)
-    table = _table(
+    table = table_of(
         "Before and after training",
         *("part", "rows", "accuracy before", "accuracy after", "95 %", "macro F1"),
         left=("part",),
@@ -59,7 +73,7 @@ def show_run(console: Console, result: RunResult) -> None:
     for name, figures in metrics["after"].items():
         before = metrics["before"].get(name)
         low, high = figures["accuracy_interval"]
-        _add(
+        add_row(
             table,
             name,
             str(figures["count"]),
@@ -79,18 +93,18 @@ def show_run(console: Console, result: RunResult) -> None:
             )
     if metrics["judged_on"] is None:
         say(console, "No rows were held out, so how good this is on new texts is not known.")
-    speed = costs["examples_per_second"]
     say(
         console,
         f"Trained {format_count(costs['trainable_parameters'])} of "
         f"{format_count(costs['total_parameters'])} parameters "
-        f"({_percent(costs['share_trainable'])}) in {format_seconds(costs['training_seconds'])}, "
-        f"{speed:.0f} examples/s; peak memory {format_bytes(costs['peak_memory_bytes'])}.",
+        f"({percent(costs['share_trainable'])}) in {format_seconds(costs['training_seconds'])}, "
+        f"{format_rate(costs['examples_per_second'])}; "
+        f"peak memory {format_bytes(costs['peak_memory_bytes'])}.",
     )
     say(console, f"Adapter: {result.folder / 'adapter'} ({format_bytes(costs['saved_bytes'])}).")
 
 
-def show_comparison(console: Console, comparison: Comparison) -> None:
+def show_comparison(console: Console, comparison: "Comparison") -> None:
     """Print the table, what the data said of itself, and the verdict."""
     for note in comparison.facts["data"]["notes"]:
         say(console, note)
@@ -110,120 +124,24 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
         f"log loss {metrics['log_loss']:.4f}, "
         f"calibration error {metrics['calibration_error']:.4f}",
     )
+    if metrics["truncated"]:
+        cut = what_was_cut(metrics["count"], metrics["truncated"], metrics["max_length"])
+        say(console, cut)
     classes = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])
-    table = _table(
+    table = table_of(
         "By class, the worst first",
         *("class", "precision", "recall", "F1", "rows"),
         left=("class",),
     )
-    for name, figures in classes[:_CLASSES_SHOWN]:
+    for name, figures in classes[:CLASSES_SHOWN]:
         shares = (f"{figures[key]:.3f}" for key in ("precision", "recall", "f1"))
-        _add(table, name, *shares, str(figures["support"]))
+        add_row(table, name, *shares, str(figures["support"]))
     console.print(table)
-    if len(classes) > _CLASSES_SHOWN:
-        say(console, f"{len(classes) - _CLASSES_SHOWN} better classes are in --json.")
+    if len(classes) > CLASSES_SHOWN:
+        say(console, f"{len(classes) - CLASSES_SHOWN} better classes are in --json.")
 
 
-def show_inspection(console: Console, found: Inspection | AdapterInspection) -> None:
-    """Print a model's structure and costs, or a saved adapter's changes."""
-    if isinstance(found, AdapterInspection):
-        _show_adapter(console, found)
-        return
-    tree = _table(
-        f"{found.model_class} ({format_count(found.parameters)} parameters)",
-        *("module", "type", "shape", "parameters", "adapted"),
-        left=("module", "type", "shape", "adapted"),
-    )
-    for line in found.tree:
-        if not line.name:
-            continue  # the model itself, which the title tells
-        shape = "×".join(map(str, line.shape)) if line.shape else ""
-        _add(
-            tree,
-            "  " * (line.depth - 1) + line.name,
-            line.kind,
-            shape,
-            format_count(line.parameters),
-            "yes" if line.target else "",
-        )
-    console.print(tree)
-    say(console, "Can be adapted: " + "; ".join(map(str, found.candidates)))
-    for matrix in found.matrices:
-        say(
-            console,
-            f"{matrix.name} ×{matrix.count}: r(d+k) = {matrix.adapter_values:,} against d·k = "
-            f"{matrix.weight_values:,} ({matrix.times_fewer:.0f}× fewer)",
-        )
-    costs = _table(
-        f"Training, {found.batch_size} examples of {found.sequence_length} tokens, float32",
-        *("", f"LoRA, rank {found.rank}", "full"),
-        left=("",),
-    )
-    for label, cell in _COST_LINES:
-        _add(costs, label, cell(found.adapter), cell(found.full))
-    console.print(costs)
-
-
-_COST_LINES = (
-    ("trained values", lambda cost: format_count(cost.trainable)),
-    ("share of all", lambda cost: _percent(cost.share)),
-    ("weights", lambda cost: format_bytes(cost.memory.weights)),
-    ("gradients", lambda cost: format_bytes(cost.memory.gradients)),
-    ("optimiser", lambda cost: format_bytes(cost.memory.optimiser)),
-    ("activations, about", lambda cost: format_bytes(cost.memory.activations)),
-    ("memory, about", lambda cost: format_bytes(cost.memory.total)),
-    ("state, 3× convention", lambda cost: format_count(cost.state_values_3x)),
-    ("state, exact 4×", lambda cost: format_count(cost.state_values_4x)),
-    ("saved", lambda cost: format_bytes(cost.saved_bytes)),
-)
-
-
-def _show_adapter(console: Console, found: AdapterInspection) -> None:
-    facts = found.facts
-    say(
-        console,
-        f"{found.folder}: {facts['method']['method']} on {facts['base']['name']}, labels "
-        f"{', '.join(facts['label_names'][:_CLASSES_SHOWN])}",
-    )
-    if found.changes:
-        table = _table(
-            "What the adapter changed",
-            *("matrix", "shape", "‖ΔW‖", "‖W‖", "share"),
-            left=("matrix",),
-        )
-        for change in found.changes:
-            _add(
-                table,
-                change.name,
-                "×".join(map(str, change.shape)),
-                f"{change.delta_norm:.4f}",
-                f"{change.weight_norm:.2f}",
-                _percent(change.share),
-            )
-        console.print(table)
-    count = sum(math.prod(shape) for shape in found.replaced.values())
-    say(console, f"Stored whole: {len(found.replaced)} tensors, {format_count(count)} values.")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def inspection_as_json(found: Inspection | AdapterInspection) -> dict[str, Any]:
-    """Return an inspection as JSON values."""
-    if isinstance(found, Inspection):
-        return found.to_dict()
-    changes = [(asdict(change), change.share) for change in found.changes]
-    return {
-        "folder": str(found.folder),
-        "facts": found.facts,
-        # JSON has no infinity, which is the share of a weight that is all zeros.
-        "changes": [{**c, "share": s if math.isfinite(s) else None} for c, s in changes],
-        "replaced": found.replaced,
-    }
-
-
-def show_merge(console: Console, report: MergeReport) -> None:
+def show_merge(console: Console, report: "MergeReport") -> None:
     """Print where the checkpoint is and what merging changed."""
     say(
         console,
@@ -238,7 +156,7 @@ def show_merge(console: Console, report: MergeReport) -> None:
         )
 
 
-def show_verified(console: Console, folder: Path, saved: SavedClassifier) -> None:
+def show_verified(console: Console, folder: Path, saved: "SavedClassifier") -> None:
     """Print that an adapter has proven itself."""
     for note in saved.notes:
         say(console, note)

@@ -5,7 +5,8 @@ from deltafit.data.facts import duplicates_between
 from deltafit.data.labels import LabelSet, class_weights, label_set
 from deltafit.data.rows import MalformedTableError
 from deltafit.data.sampling import balanced_indices, stratified_cut, stratified_sample
-from deltafit.data.splits import Splits, load_labelled, load_splits
+from deltafit.data.sources import check_path
+from deltafit.data.splits import Splits, check_paths, load_labelled, load_splits
 from deltafit.data.texts import LabelledTexts
 from deltafit.data.tokens import Tokenised, epoch_order, length_grouped, tokenise
 from deltafit.data.unlabelled import iterate_texts, load_texts
@@ -20,6 +21,8 @@ __all__ = [
     "Splits",
     "Tokenised",
     "balanced_indices",
+    "check_path",
+    "check_paths",
     "class_weights",
     "duplicates_between",
     "epoch_order",

@@ -59,6 +59,20 @@ def find_data(data: str | Path) -> DataSource:
     """
     if isinstance(data, str) and data in DATA_SETS:
         return _from_catalogue(DATA_SETS[data])
+    return _at_path(data)
+
+
+def check_path(data: str | Path) -> None:
+    """Check that a path leads somewhere, and read nothing; a catalogue name is taken as there is.
+
+    Raises:
+        DeltafitError: as `find_data`.
+    """
+    if not (isinstance(data, str) and data in DATA_SETS):
+        _at_path(data)
+
+
+def _at_path(data: str | Path) -> DataSource:
     path = Path(data).expanduser()
     if path.is_dir():
         return DataSource(str(data), "folder", str(path), _parts_of_folder(path))

@@ -11,7 +11,8 @@ from deltafit.data.facts import describe, duplicates_between
 from deltafit.data.labels import LabelSet
 from deltafit.data.rows import Table
 from deltafit.data.sampling import balanced_indices, check_seed, stratified_cut, stratified_sample
-from deltafit.data.sources import DataSource, find_data
+from deltafit.data.sources import DataSource, check_path, find_data
+from deltafit.data.tables import TABLE_SUFFIXES
 from deltafit.data.texts import LabelledTexts, read_labelled
 from deltafit.errors import DeltafitError, UsageError
 
@@ -147,6 +148,18 @@ def load_splits(
     return Splits(train, valid, test, facts)
 
 
+def check_paths(data: str, test_data: str | None, validation: str) -> None:
+    """Check what `load_splits` is asked to read, as far as that goes without reading any of it.
+
+    Raises:
+        DeltafitError: there is nothing at one of the paths.
+        UsageError: the validation part is neither a fraction nor a file.
+    """
+    for path in (data, test_data, _parse_validation(validation)):
+        if isinstance(path, str | Path):
+            check_path(path)
+
+
 def _parse_validation(validation: str | Path | float) -> float | Path | None:
     if isinstance(validation, Path):
         return validation
@@ -155,8 +168,11 @@ def _parse_validation(validation: str | Path | float) -> float | Path | None:
     try:
         fraction = float(validation)
     except ValueError:
-        return Path(str(validation))
-    if not (math.isfinite(fraction) and 0 < fraction < 1):
+        path = Path(str(validation))
+        if path.expanduser().exists() or path.suffix.lower() in TABLE_SUFFIXES:
+            return path
+        fraction = math.nan
+    if not 0 < fraction < 1:
         raise UsageError(
             f"The validation fraction is {validation}; give a number between 0 and 1 such as 0.1, "
             "a file, or 'none' to train on all rows."

@@ -20,10 +20,10 @@ from deltafit.files import (
     sha256_of_file,
     write_tensors_atomically,
 )
+from deltafit.prediction.location import FACTS_FILE
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.inference import compute_logits, tokenise_for
 
-FACTS_FILE = "deltafit.json"
 CANARIES_FILE = "canaries.safetensors"
 _SEAL = "deltafit"
 # The facts that decide a prediction; where the base lies may change.

@@ -18,7 +18,6 @@ from deltafit.data import ModelSource, resolve_model
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, write_folder_atomically, write_json_atomically
 from deltafit.prediction.canaries import (
-    FACTS_FILE,
     canary_logits,
     check_canaries,
     read_canaries,
@@ -26,6 +25,7 @@ from deltafit.prediction.canaries import (
     write_canaries,
 )
 from deltafit.prediction.fingerprint import check_fingerprint, fingerprint
+from deltafit.prediction.location import FACTS_FILE, adapter_folder
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 
 FORMAT = 1
@@ -129,36 +129,6 @@ def _lasting_name(source: ModelSource) -> str:
     if source.hub_id is not None:
         return source.name
     return str(Path(source.location).resolve() / (source.gguf_file or ""))
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """Return the adapter's folder, given it or the run's folder that holds it.
-
-    Raises:
-        DeltafitError: neither is there.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise DeltafitError(f"There is no folder {folder}. Give the --output of a training run.")
-    for candidate in (folder, folder / "adapter"):
-        if (candidate / FACTS_FILE).is_file():
-            return candidate
-    runs = sorted(path.parent for path in folder.glob("runs/*/metrics.json"))
-    if runs:
-        raise DeltafitError(
-            f"{folder} holds a comparison of {len(runs)} runs. Give one of them, such as {runs[0]}."
-        )
-    if (folder / "run.json").is_file():
-        raise DeltafitError(
-            f"The run in {folder} has not finished, so it has no adapter yet. Continue it with "
-            "the command that started it and --resume."
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise DeltafitError(
-            f"{folder} holds an adapter without {FACTS_FILE}, so its labels and base are not "
-            "known. Load it in Python: deltafit.adapters.read_adapter and load_adapter."
-        )
-    raise DeltafitError(f"{folder} holds no adapter (no {FACTS_FILE}).")
 
 
 def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier:

@@ -7,8 +7,9 @@ from typing import Any
 from deltafit.adapters import layer_state, model_adapters, select_targets
 from deltafit.adapters.inspection import Inspection, inspect_model
 from deltafit.data import resolve_model
-from deltafit.methods import DeltaMethod, LoRA
+from deltafit.methods import DeltaMethod, LoRA, Method
 from deltafit.prediction.folder import load_saved
+from deltafit.prediction.location import is_run_or_adapter
 from deltafit.tasks.loading import load_structure
 
 
@@ -36,9 +37,10 @@ class MatrixChange:
 
 @dataclass(frozen=True)
 class AdapterInspection:
-    """What a saved adapter holds: its facts, the matrices it changed, what it replaced."""
+    """What a saved adapter holds: its method and facts, what it changed and what it replaced."""
 
     folder: Path
+    method: Method
     facts: dict[str, Any]
     changes: tuple[MatrixChange, ...]
     replaced: dict[str, tuple[int, ...]]
@@ -67,7 +69,7 @@ def inspect(
         DeltafitError: there is no such model or adapter, or it cannot be loaded.
     """
     folder = Path(model_or_folder)
-    if any((folder / name).is_file() for name in ("deltafit.json", "run.json")):
+    if is_run_or_adapter(folder):
         return _inspect_adapter(folder, model)
     structure = load_structure(resolve_model(model_or_folder))
     prefix = f"{structure.base_model_prefix}."
@@ -101,4 +103,4 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
             MatrixChange(target, tuple(delta.shape), float(delta.norm()), float(weight.norm()))
         )
     replaced = {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
-    return AdapterInspection(folder, saved.facts, tuple(changes), replaced)
+    return AdapterInspection(folder, adapter.method, saved.facts, tuple(changes), replaced)

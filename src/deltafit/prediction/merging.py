@@ -7,8 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from deltafit.adapters import merge_and_unload
-from deltafit.errors import DeltafitError, UsageError
+from deltafit.errors import DeltafitError
 from deltafit.files import (
+    refuse_existing,
     write_folder_atomically,
     write_json_atomically,
     write_tensors_atomically,
@@ -56,8 +57,7 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
         UsageError: ``output`` exists.
     """
     output = Path(output)
-    if output.exists():
-        raise UsageError(f"{output} exists already. Choose another --output.")
+    refuse_existing(output)
     saved = load_saved(folder, model=model)
     classifier = saved.classifier
     sentences = saved.facts["canaries"]

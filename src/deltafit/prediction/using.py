@@ -1,7 +1,7 @@
 """``predict``, ``evaluate``, ``verify``: using a saved classifier."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,26 @@ _TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
+class Done:
+    """How far predicting or evaluating has come.
+
+    Attributes:
+        texts: texts that are done.
+        total: texts that there are; None where that is not known beforehand.
+        truncated: texts that had to be cut, of those read so far.
+        max_length: tokens they were cut to.
+    """
+
+    texts: int
+    total: int | None
+    truncated: int
+    max_length: int
+
+
+Progress = Callable[[Done], None]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a classifier says of one text: the likeliest label, and all probabilities."""
 
@@ -35,6 +55,7 @@ def predict(
     *,
     model: str | None = None,
     batch_size: int = 32,
+    progress: Progress = lambda done: None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every text, in order, reading texts as they are needed.
 
@@ -43,24 +64,46 @@ def predict(
         texts: any number of them; an empty one is an error that gives its number.
         model: where to find the base, if not where it was found when training.
         batch_size: texts in one forward pass.
+        progress: called before the first forward pass and after each.
 
     Raises:
         DeltafitError: the folder cannot be loaded or proven, or a text is empty.
     """
     saved = folder if isinstance(folder, SavedClassifier) else load_saved(folder, model=model)
     names = saved.classifier.label_names
+    count = _Count(progress, None, saved.max_length)
     remaining, first = iter(texts), 1
     while chunk := list(islice(remaining, _TEXTS_AT_ONCE)):
         empty = next((first + i for i, text in enumerate(chunk) if not text.strip()), None)
         if empty is not None:
             raise DeltafitError(f"Text {empty} is empty; remove it or fill it in.")
-        rows = tokenise_for(saved.classifier, chunk, saved.max_length, _numbered(first)).input_ids
-        logits = compute_logits(saved.classifier, rows, batch_size=batch_size)
+        tokens = tokenise_for(saved.classifier, chunk, saved.max_length, _numbered(first))
+        count.read(tokens.truncated)
+        logits = compute_logits(
+            saved.classifier, tokens.input_ids, batch_size=batch_size, progress=count.done
+        )
         for text, probabilities in zip(chunk, softmax(logits.astype(np.float64), 1), strict=True):
             best = int(probabilities.argmax())
             named = {name: float(p) for name, p in zip(names, probabilities, strict=True)}
             yield Prediction(text, names[best], float(probabilities[best]), named)
         first += len(chunk)
+
+
+class _Count:
+    """Adds up what is done and tells it."""
+
+    def __init__(self, progress: Progress, total: int | None, max_length: int) -> None:
+        self._progress, self._now = progress, Done(0, total, 0, max_length)
+        progress(self._now)
+
+    def read(self, truncated: int) -> None:
+        """Add texts that were cut."""
+        self._now = replace(self._now, truncated=self._now.truncated + truncated)
+
+    def done(self, texts: int) -> None:
+        """Add texts that are done."""
+        self._now = replace(self._now, texts=self._now.texts + texts)
+        self._progress(self._now)
 
 
 def _numbered(first: int) -> Callable[[int], str]:
@@ -76,8 +119,9 @@ def evaluate(
     label_column: str | None = None,
     model: str | None = None,
     batch_size: int = 32,
+    progress: Progress = lambda done: None,
 ) -> dict[str, Any]:
-    """Measure a saved classifier on labelled texts; see ``classification_metrics``.
+    """Measure a saved classifier on labelled texts.
 
     Args:
         folder: a run's folder, its ``adapter`` folder, or one loaded already.
@@ -86,6 +130,11 @@ def evaluate(
         label_column: the same for labels.
         model: where to find the base, if not where it was found when training.
         batch_size: texts in one forward pass.
+        progress: called before the first forward pass and after each.
+
+    Returns:
+        what ``classification_metrics`` gives; ``source``, the file; and ``truncated``, the number
+        of texts that were cut to ``max_length`` tokens.
 
     Raises:
         DeltafitError: the folder cannot be loaded or proven, or the data cannot be used.
@@ -94,9 +143,14 @@ def evaluate(
     names = saved.classifier.label_names
     part = load_labelled(data, names, text_column=text_column, label_column=label_column)
     tokens = tokenise_for(saved.classifier, part.texts, saved.max_length, part.place)
-    logits = compute_logits(saved.classifier, tokens.input_ids, batch_size=batch_size)
+    count = _Count(progress, len(part), saved.max_length)
+    count.read(tokens.truncated)
+    logits = compute_logits(
+        saved.classifier, tokens.input_ids, batch_size=batch_size, progress=count.done
+    )
     metrics = classification_metrics(np.asarray(part.labels), logits, names)
-    return {**metrics, "truncated": tokens.truncated, "source": part.source}
+    cut = {"truncated": tokens.truncated, "max_length": saved.max_length}
+    return {**metrics, **cut, "source": part.source}
 
 
 def verify(folder: str | Path, *, model: str | None = None) -> SavedClassifier:

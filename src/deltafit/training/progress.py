@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,14 +15,26 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+if TYPE_CHECKING:
+    from deltafit.prediction.using import Done
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Reporter(Protocol):
-    """What the training loop tells while it works."""
+def format_rate(per_second: float, unit: str = "examples") -> str:
+    """Return 12.3 as "12 examples/s", 3.21 as "3.2 examples/s" and 0.0321 as "0.03 examples/s"."""
+    digits = ",.0f" if per_second >= 10 else ".1f" if per_second >= 0.1 else ".1g"
+    return f"{per_second:{digits}} {unit}/s"
 
-    def start(self, what: str, total: int, done: int) -> None:
-        """Begin a piece of work of ``total`` steps, ``done`` of which are behind it."""
+
+class Reporter(Protocol):
+    """What long work tells while it goes on."""
+
+    def start(self, what: str, total: int | None, done: int) -> None:
+        """Begin a piece of work of ``total`` steps, ``done`` of which are behind it.
+
+        A total of None is one that is not known beforehand.
+        """
 
     def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
         """Tell where the work stands."""
@@ -34,7 +46,7 @@ class Reporter(Protocol):
 class Silent:
     """Tells nothing."""
 
-    def start(self, what: str, total: int, done: int) -> None:
+    def start(self, what: str, total: int | None, done: int) -> None:
         """Do nothing."""
 
     def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
@@ -48,10 +60,14 @@ class ConsoleReporter:
     """Draws a bar where the console can, and otherwise prints a line every ten seconds.
 
     A notebook can if it has ipywidgets; a terminal can unless it is a dumb one.
+
+    Args:
+        console: where to.
+        unit: what the work is counted in.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, unit: str = "examples") -> None:
+        self.console, self._unit = console, unit
         self._live = (
             find_spec("ipywidgets") is not None if console.is_jupyter else console.is_interactive
         )
@@ -65,7 +81,8 @@ class ConsoleReporter:
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, detail="", visible=False)
-        self._what, self._total, self._first = "", 0, 0
+        self._what, self._first = "", 0
+        self._total: int | None = None
         self._began = self._last_line = 0.0
 
     @contextmanager
@@ -77,33 +94,37 @@ class ConsoleReporter:
         with self._bar:
             yield self
 
-    def start(self, what: str, total: int, done: int) -> None:
+    def start(self, what: str, total: int | None, done: int) -> None:
         """Begin a piece of work."""
         self._what, self._total, self._first = what, total, done
         self._began = self._last_line = time.monotonic()
         if self._live:
-            self._bar.reset(
-                self._task, total=total, completed=done, description=what, detail="", visible=True
-            )
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(what, total=total, completed=done, detail="")
 
     def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
         """Show the step, the loss, the speed and the time left."""
         details = [] if loss is None else [f"loss {loss:.4f}"]
         if examples_per_second is not None:
-            details.append(f"{examples_per_second:.0f} examples/s")
+            details.append(format_rate(examples_per_second, self._unit))
+        total = self._total
+        if total is None:
+            details.insert(0, f"{done:,} {self._unit}")
+        finished = total is not None and done >= total
         if self._live:
-            self._bar.update(self._task, completed=done, detail="  ".join(details))
-            if done >= self._total:
-                self._bar.update(self._task, visible=False)
+            detail = "  ".join(details)
+            self._bar.update(self._task, completed=done, detail=detail, visible=not finished)
             return
         now = time.monotonic()
-        if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._total:
+        if now - self._last_line < _SECONDS_BETWEEN_LINES and not finished:
             return
         self._last_line = now
         passed = now - self._began
-        left = passed / max(1, done - self._first) * (self._total - done)
-        details.append(f"{passed:.1f} s" if done >= self._total else f"{left:.0f} s left")
-        self._print("  ".join((f"{self._what}: {done}/{self._total}", *details)))
+        if total is not None:
+            left = passed / max(1, done - self._first) * (total - done)
+            details.insert(0, f"{done}/{total}")
+            details.append(f"{passed:.1f} s" if finished else f"{left:.0f} s left")
+        self._print(f"{self._what}: {'  '.join(details)}")
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bar."""
@@ -116,3 +137,30 @@ class ConsoleReporter:
         except OSError:
             # The reader has gone or the disk is full: no reason to lose hours of training.
             self.console.quiet = True
+
+
+class Followed:
+    """What ``predict`` and ``evaluate`` take as ``progress``: it tells a reporter.
+
+    Args:
+        reporter: whom to tell.
+        what: the work's name.
+
+    Attributes:
+        last: what was told last; None before the first.
+    """
+
+    def __init__(self, reporter: Reporter, what: str) -> None:
+        self._reporter, self._what, self._began = reporter, what, 0.0
+        self.last: Done | None = None
+
+    def __call__(self, done: "Done") -> None:
+        """Tell how far the work has come, and how fast it is."""
+        now = time.monotonic()
+        if self.last is None:
+            self._began = now
+            self._reporter.start(self._what, done.total, done.texts)
+        else:
+            seconds = max(now - self._began, 1e-3)  # a clock may be coarse
+            self._reporter.step(done.texts, None, done.texts / seconds)
+        self.last = done

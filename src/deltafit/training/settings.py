@@ -76,9 +76,7 @@ class TrainingSettings:
                 _check_number(name, getattr(self, name), "above 0", lambda value: value > 0)
         _check_number("weight_decay", self.weight_decay, "at least 0", lambda value: value >= 0)
         for name in ("warmup", "label_smoothing"):
-            _check_number(
-                name, getattr(self, name), "at least 0 and below 1", lambda value: 0 <= value < 1
-            )
+            _check_share(name, getattr(self, name))
         hints = get_type_hints(type(self))
         for name in ("schedule", "precision", "class_weights"):
             choices = get_args(hints[name])
@@ -106,6 +104,9 @@ class DataConfig:
         balance: downsample every class of the training rows to the smallest.
         limit: train on a stratified sample of so many rows.
         split_seed: of the cuts, the sample and the balancing.
+
+    Raises:
+        UsageError: a number is out of its range.
     """
 
     data: str
@@ -116,6 +117,11 @@ class DataConfig:
     balance: bool = False
     limit: int | None = None
     split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            _check_whole("limit", self.limit, 1)
+        _check_whole("split_seed", self.split_seed, 0)
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,11 @@ class HeadConfig:
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("head", self.head, get_args(HeadChoice)),
-            ("head start", self.head_start, get_args(HeadStart)),
+            ("head_start", self.head_start, get_args(HeadStart)),
         ):
             if value not in choices:
-                raise UsageError(f"The {name} must be one of {', '.join(choices)}; got {value!r}.")
-        if not 0 <= self.head_dropout < 1:
-            raise UsageError(f"The head's dropout must be in [0, 1); got {self.head_dropout}.")
+                raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+        _check_share("head_dropout", self.head_dropout)
         if self.head == "architecture" and (self.head_start == "probe" or self.head_dropout):
             raise UsageError(
                 "The architecture's own head has layers of its own, so it can neither start from a "
@@ -155,6 +160,10 @@ class HeadConfig:
 def _check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+
+
+def _check_share(name: str, value: Any) -> None:
+    _check_number(name, value, "at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 def _check_number(name: str, value: Any, wanted: str, fits: Any) -> None:

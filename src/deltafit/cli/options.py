@@ -1,0 +1,27 @@
+"""Arguments and options that several commands have in common, with what --help says of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="A run's folder or its adapter folder.")]
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="A checkpoint's folder, a hub name, minilm, smollm2.")
+]
+Base = Annotated[str | None, typer.Option(metavar="MODEL", help="The base, if it has moved.")]
+TextColumn = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of texts.")]
+LabelColumn = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of labels.")]
+Rank = Annotated[str | None, typer.Option(metavar="INT", help="LoRA's rank (8).")]
+TargetModules = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES", help="query,value or all-linear or re:EXPRESSION; default by architecture."
+    ),
+]
+Layers = Annotated[str | None, typer.Option(metavar="INTS", help="Blocks to adapt, such as 4,5.")]
+BatchSize = Annotated[int, typer.Option(metavar="INT", min=1, help="Texts in one forward pass.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", metavar="", help="Go on with what --output holds.")
+]
