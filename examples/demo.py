@@ -38,7 +38,9 @@ def main() -> None:
             deltafit.DataConfig("rotten_tomatoes", limit=600),
             output,
             methods=("head", "last-block", "lora", "full"),
-            head=deltafit.HeadConfig("mean"),  # MiniLM was pretrained for mean pooling
+            # MiniLM was pretrained for mean pooling; a probe costs nothing here, as the
+            # baselines compute its features anyway.
+            head=deltafit.HeadConfig("mean", "probe"),
             settings=deltafit.TrainingSettings(epochs=2, batch_size=16, max_length=64),
             reporter=reporter,
         )

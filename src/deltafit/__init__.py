@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
+    from deltafit.training.progress import ConsoleReporter
     from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
     from deltafit.training.train import train
 
 _HOMES = {
     "compare": "deltafit.experiments.comparison",
+    "ConsoleReporter": "deltafit.training.progress",
     "Full": "deltafit.methods",
     "Head": "deltafit.methods",
     "LastBlocks": "deltafit.methods",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ConsoleReporter",
     "DataConfig",
     "Full",
     "Head",

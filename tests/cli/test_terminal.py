@@ -1,20 +1,24 @@
 """What a terminal of 80 columns, a pipe, a log file and a notebook get to see."""
 
 import io
+import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
-from deltafit.cli.running import json_line
+from deltafit.cli import main
+from deltafit.cli.running import explained, json_line
 from deltafit.cli.show import show_comparison, show_metrics, show_run
 from deltafit.cli.show_inspection import show_inspection
 from deltafit.experiments.comparison import Comparison
 from deltafit.experiments.report import verdict
-from deltafit.files import read_json
+from deltafit.files import read_json, write_folder_atomically
 from deltafit.prediction.inspecting import inspect
 from deltafit.prediction.using import Done, evaluate
 from deltafit.training import progress
@@ -219,3 +223,25 @@ def test_json_fits_the_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) 
     line = json_line(content)
     assert json.loads(line.encode(encoding).decode(encoding)) == content
     assert ("映" in line) == (encoding.lower().startswith("utf"))
+
+
+def test_a_terminated_command_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `kill` and a system that shuts down ask; Ctrl-C does the same."""
+
+    def command() -> None:
+        with explained(), write_folder_atomically(tmp_path / "merged") as folder:
+            (folder / "half").write_text("written")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr("deltafit.cli.app", command)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(typer.Exit) as stopped:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.exit_code == 130
+    assert not list(tmp_path.iterdir())

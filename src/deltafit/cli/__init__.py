@@ -1,7 +1,9 @@
 """The command line: one file a command; each parses, calls and prints, and has no logic."""
 
+import signal
 import sys
 from io import TextIOWrapper
+from types import FrameType
 from typing import Any
 
 import typer
@@ -79,4 +81,10 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # A terminal or pipe that knows no "×" or "é" gets an escape instead of a traceback.
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _stop)
     app()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop as Ctrl-C does, so that what is half-written goes; training has a way of its own."""
+    raise KeyboardInterrupt

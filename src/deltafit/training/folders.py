@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.files import read_json, write_json_atomically
+from deltafit.files import check_run_folder, read_json, write_json_atomically
 from deltafit.training.accelerator import processes
 
 RUN_FILE = "run.json"
@@ -40,10 +40,9 @@ def begun(
     process = processes()
     occupied = folder.is_dir() and any(folder.iterdir())
     if process.is_main_process:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file; --output takes a folder.")
+        check_run_folder(folder, resume=resume)
         if occupied:
-            _check_same_run(folder, content, resume, may_change)
+            _check_same_run(folder, content, may_change)
         if not occupied or may_change:
             write_json_atomically(folder / RUN_FILE, content)
     process.wait_for_everyone()
@@ -60,15 +59,8 @@ def _holds_no_result(folder: Path) -> bool:
     return all(file.parts[0] in (_LOGS, RUN_FILE) for file in files)
 
 
-def _check_same_run(
-    folder: Path, content: dict[str, Any], resume: bool, may_change: Collection[str]
-) -> None:
+def _check_same_run(folder: Path, content: dict[str, Any], may_change: Collection[str]) -> None:
     path = folder / RUN_FILE
-    if not resume:
-        raise UsageError(
-            f"{folder} exists already. Add --resume to go on with the run in it, or choose another "
-            "--output."
-        )
     if not path.is_file():
         raise UsageError(f"{folder} holds no {RUN_FILE}, so there is no run in it to resume.")
     before = _deciding(read_json(path), may_change)

@@ -62,12 +62,13 @@ class ConsoleReporter:
     A notebook can if it has ipywidgets; a terminal can unless it is a dumb one.
 
     Args:
-        console: where to.
+        console: where to; standard error if none is given.
         unit: what the work is counted in.
     """
 
-    def __init__(self, console: Console, unit: str = "examples") -> None:
-        self.console, self._unit = console, unit
+    def __init__(self, console: Console | None = None, unit: str = "examples") -> None:
+        self.console = console = console or Console(stderr=True)
+        self._unit = unit
         self._live = (
             find_spec("ipywidgets") is not None if console.is_jupyter else console.is_interactive
         )
