@@ -1,5 +1,7 @@
-"""Speed: bulk dropout, which changes which elements are dropped and nothing else."""
+"""Speed: packed batches and bulk dropout, which change what is computed by rounding alone."""
 
 from deltafit.engine.dropout import bulk_dropout
+from deltafit.engine.layout import CannotPackError
+from deltafit.engine.packing import packed
 
-__all__ = ["bulk_dropout"]
+__all__ = ["CannotPackError", "bulk_dropout", "packed"]
