@@ -1,1 +1,18 @@
-"""How a model runs fast, with no change to what is learned beyond rounding."""
+"""Speed: packed batches, dropout in bulk, frozen layers computed once; beyond rounding no change."""
+
+from deltafit.engine.checking import check_packing
+from deltafit.engine.dropout import bulk_dropout
+from deltafit.engine.layout import CannotPackError
+from deltafit.engine.packing import packed
+from deltafit.engine.prefix import FrozenPrefix, find_prefix
+from deltafit.engine.states import StateStore
+
+__all__ = [
+    "CannotPackError",
+    "FrozenPrefix",
+    "StateStore",
+    "bulk_dropout",
+    "check_packing",
+    "find_prefix",
+    "packed",
+]

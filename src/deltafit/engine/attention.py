@@ -1,0 +1,145 @@
+"""Attention on a packed sheet, under transformers' interfaces for attention and for its masks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from deltafit.engine.explicit import explicit_attention
+from deltafit.engine.layout import CannotPackError, Group, Layout, layout_of
+
+PACKED = "deltafit_packed"
+"""The name by which transformers finds this attention."""
+
+# What some models add to the scores, or put in the place of the softmax.
+_UNKNOWN_TERMS = ("softcap", "position_bias", "s_aux")
+
+
+def packed_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **options: Any,
+) -> Layout | Tensor | None:
+    """Return the layout of a batch in the mask's place, or torch's mask where it must run padded.
+
+    That is without a padding mask, behind a cache, with padding on the left or a row of nothing
+    else, and with a mask function of the person's own. The arguments are ``sdpa_mask``'s.
+    """
+
+    def dense(**changed: Any) -> Tensor | None:
+        given = {"q_offset": q_offset, "kv_offset": kv_offset, "local_size": local_size, **options}
+        mask: Tensor | None = sdpa_mask(
+            batch_size, q_length, kv_length, attention_mask=attention_mask, **{**given, **changed}
+        )
+        return mask
+
+    if (
+        attention_mask is None
+        or attention_mask.shape != (batch_size, q_length)
+        or q_length != kv_length
+        or not isinstance(q_offset, int)
+        or (q_offset, kv_offset) != (0, 0)
+        or options.get("use_vmap")
+    ):
+        return dense()
+    # transformers' own word for "nothing but causal" and "nothing at all", padding aside and a
+    # window aside that the batch may not fill.
+    causal = bool(options.get("allow_is_causal_skip", True))
+    plain = causal or bool(options.get("allow_is_bidirectional_skip", False))
+    mask = None
+    if not plain or (local_size is not None and q_length >= local_size):
+        mask = dense(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+    layout = layout_of(attention_mask.bool(), causal=causal and mask is None, mask=mask)
+    return dense() if layout is None else layout
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Layout | Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Let the tokens of each row attend to one another.
+
+    Args:
+        module: whose attention it is.
+        query: ``[1, heads, tokens, width]``.
+        key: the same, or a divisor of the heads.
+        value: like ``key``, of any width.
+        attention_mask: the layout; or a mask or None, where the call runs padded.
+        dropout: probability of dropping an attention weight.
+        scaling: of the scores; by default 1/√width.
+        options: for other kinds of attention.
+
+    Returns:
+        ``[1, tokens, heads, width of values]``, and None for the weights.
+
+    Raises:
+        CannotPackError: there is more to the scores, or the tensors are no sheet of this layout.
+    """
+    if not isinstance(attention_mask, Layout):
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **options
+        )
+        return output, None
+    _refuse_unknown(module, options, (query, key, value), attention_mask.tokens)
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    groups = attention_mask.groups
+    if dropout and query.device.type == "cpu":
+        return explicit_attention(q, k, v, groups, scaling=scale, dropout=dropout)[None], None
+    sizes = [group.tokens for group in groups]
+    outputs = [
+        _fused_attention(*parts, scaling=scale, dropout=dropout)
+        for parts in zip(groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+    ]
+    return torch.cat(outputs)[None], None
+
+
+def _refuse_unknown(
+    module: nn.Module, options: dict[str, Any], tensors: tuple[Tensor, ...], tokens: int
+) -> None:
+    name = type(module).__name__
+    for term in _UNKNOWN_TERMS:
+        if options.get(term) is not None:
+            raise CannotPackError(f"{name} computes its scores with a {term}, which is not known.")
+    for tensor in tensors:
+        if (tensor.shape[0], tensor.shape[2]) != (1, tokens):
+            raise CannotPackError(
+                f"{name} attends to a tensor of shape {list(tensor.shape)}, and not to the "
+                f"{tokens} tokens of the packed batch."
+            )
+
+
+def _fused_attention(
+    group: Group, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropout: float
+) -> Tensor:
+    """Return the attention of one group by torch's kernel; ``[tokens, heads, width]`` each."""
+    q, k, v = (
+        tensor.view(group.rows, group.length, *tensor.shape[1:]).transpose(1, 2)
+        for tensor in (query, key, value)
+    )
+    output = functional.scaled_dot_product_attention(
+        q, k, v, group.mask, dropout, is_causal=group.causal and group.mask is None, scale=scaling
+    )
+    return output.transpose(1, 2).flatten(0, 1)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, packed_mask)

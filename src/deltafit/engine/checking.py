@@ -1,0 +1,124 @@
+"""Whether a model gives the same packed as padded: one batch both ways, forward and backward."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deltafit.engine.attention import PACKED
+from deltafit.engine.layout import CannotPackError
+from deltafit.engine.packing import find_layout, find_stack, packed
+
+# Of a tensor's largest value, in float32. Rounding stays far below (2e-5 in the gradients of all of
+# SmolLM2's 30 layers); mistakes in positions, masks or the order of rows lie far above.
+_TOLERANCE = 1e-4
+# A gradient that is zero but for rounding (that of a key's bias) is judged by this much of the
+# largest gradient instead of by itself.
+_LEAST_GRADIENT = 1e-2
+
+
+def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
+    """Return None if the model may run in ``packed``, and else why not, in a sentence.
+
+    One batch runs both ways without dropout. Compared are the states of its tokens, the output,
+    and the gradients of the trainable parameters. Nothing is changed: gradients, modes and the
+    state of torch's CPU generator are as before.
+
+    Args:
+        model: as for ``packed``; in float32 and without mixed precision.
+        batch: its keywords, ``attention_mask`` among them; best with rows of several lengths.
+
+    Raises:
+        ValueError: the model is in ``packed`` already, so that there is no padded run.
+    """
+    try:
+        stack, owner = find_stack(model)
+    except CannotPackError as error:
+        return str(error)
+    if owner.config._attn_implementation == PACKED:
+        raise ValueError("check_packing needs a padded run: call it outside packed(model).")
+    found: list[bool] = []
+    with _without_dropout(model):
+        expected, gradients = _run(model, owner, batch)
+        watch = model.get_submodule(stack.blocks[-1]).register_forward_pre_hook(
+            lambda block, args, kwargs: found.append(find_layout(args, kwargs) is not None),
+            with_kwargs=True,
+        )
+        try:
+            with packed(model):
+                results, packed_gradients = _run(model, owner, batch)
+        except CannotPackError as error:
+            return str(error)
+        except Exception as error:  # what blocks unknown here do with a sheet can end in any
+            return f"{type(owner).__name__} fails when run packed: {error}"
+        finally:
+            watch.remove()
+    if not found or not all(found):
+        return f"{type(owner).__name__} ran a batch padded that was to be packed."
+    largest = max((float(g.abs().max()) for g in gradients.values()), default=0.0)
+    floors = dict.fromkeys(expected, 0.0) | dict.fromkeys(gradients, _LEAST_GRADIENT * largest)
+    results |= packed_gradients
+    for name, value in (expected | gradients).items():
+        # What has no gradient at all differs too.
+        result = results.get(name, torch.full_like(value, torch.nan))
+        difference = _difference(value, result, floors[name])
+        if not difference <= _TOLERANCE:  # so that NaN is found
+            return (
+                f"{type(owner).__name__} does not give the same packed as padded: {name} differs "
+                f"by {difference:.1g} of its size."
+            )
+    return None
+
+
+def _run(
+    model: nn.Module, owner: PreTrainedModel, batch: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the outputs by what they are, and the gradients by their parameters' names."""
+    states: list[Tensor] = []
+    hook = owner.register_forward_hook(lambda module, args, output: states.append(output[0]))
+    with torch.enable_grad():
+        try:
+            output = model(**batch)
+        finally:
+            hook.remove()
+        # A head that starts at zero shows nothing of the states, nor sends gradients to them.
+        outputs = {"the states of its tokens": states[-1][batch["attention_mask"].bool()]}
+        if model is not owner:
+            outputs["its output"] = output if isinstance(output, Tensor) else output[0]
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        gradients: tuple[Tensor | None, ...] = ()
+        if trainable:
+            loss = sum((_weighted(value) for value in outputs.values()), start=torch.zeros(()))
+            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+    named = zip(trainable, gradients, strict=True)
+    return (
+        {name: value.detach() for name, value in outputs.items()},
+        {f"the gradient of {name}": g for name, g in named if g is not None},
+    )
+
+
+def _weighted(value: Tensor) -> Tensor:
+    """Return a sum in which every element counts by a weight of its own."""
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+    return (value.cpu().float() * weights).sum()
+
+
+def _difference(expected: Tensor, found: Tensor, floor: float) -> float:
+    """Return the largest difference as a share of the largest value, or of ``floor``."""
+    size = max(float(expected.abs().max()), floor)
+    difference = float((expected - found).abs().max())
+    return difference / size if size else difference
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,125 @@
+"""How the tokens of a padded batch lie on one packed sheet, and the way back."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deltafit.errors import DeltafitError
+
+
+class CannotPackError(DeltafitError):
+    """A model, or a call of it, that can only run padded; the sentence says why."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Rows of one length, side by side on the sheet: a dense block that attention takes whole.
+
+    Attributes:
+        rows: how many.
+        length: tokens of each.
+        causal: whether a token sees only itself and those before it.
+        mask: bool ``[rows, 1, length, length]``, true where a token sees another; None where
+            ``causal`` says it all.
+    """
+
+    rows: int
+    length: int
+    causal: bool
+    mask: Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its rows."""
+        return self.rows * self.length
+
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """True where a token does not see another, or None; kept for all the layers of a pass."""
+        if self.mask is not None:
+            return ~self.mask
+        if not self.causal:
+            return None
+        return torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
+
+
+class Layout:
+    """Where each token of a right-padded batch lies on a sheet ``[1, tokens, ...]``.
+
+    The rows stand on the sheet sorted by length, shortest first, so that rows of one length are a
+    view of it.
+
+    Args:
+        padded_shape: ``(rows, length)`` of the padded batch.
+        groups: the sheet from its start to its end.
+        places: int64 ``[tokens]``, where each token of the sheet stands in the flattened batch.
+    """
+
+    def __init__(
+        self, padded_shape: tuple[int, int], groups: tuple[Group, ...], places: Tensor
+    ) -> None:
+        self.padded_shape, self.groups, self.places = padded_shape, groups, places
+        self._tables: tuple[Tensor, ...] | None = None
+        self._packed_tables: tuple[Tensor, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """The length of the sheet."""
+        return len(self.places)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Return ``[rows, length, ...]`` as ``[1, tokens, ...]``; one row may stand for all.
+
+        Raises:
+            CannotPackError: it has another shape.
+        """
+        rows, length = self.padded_shape
+        if padded.ndim < 2 or padded.shape[0] not in (1, rows) or padded.shape[1] != length:
+            raise CannotPackError(
+                f"A block was given a tensor of shape {list(padded.shape)}, which is not that of "
+                f"the batch, [{rows}, {length}, ...], so it cannot be packed."
+            )
+        flat = padded.expand(rows, *padded.shape[1:]).flatten(0, 1)
+        return flat.index_select(0, self.places).unsqueeze(0)
+
+    def pack_tables(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Pack tables of positions, once for all the blocks that are given the same ones."""
+        if tables is not self._tables:
+            self._tables, self._packed_tables = tables, tuple(map(self.pack, tables))
+        return self._packed_tables
+
+    def unpack(self, sheet: Tensor) -> Tensor:
+        """Return ``[1, tokens, ...]`` as ``[rows, length, ...]``, with zeros for padding."""
+        rows, length = self.padded_shape
+        flat = sheet.new_zeros(rows * length, *sheet.shape[2:])
+        filled: Tensor = flat.index_copy(0, self.places, sheet[0])
+        return filled.view(rows, length, *sheet.shape[2:])
+
+
+def layout_of(padding_mask: Tensor, *, causal: bool, mask: Tensor | None = None) -> Layout | None:
+    """Return the layout of a batch; None if a row is empty, or padded elsewhere than on the right.
+
+    Args:
+        padding_mask: bool ``[rows, length]``, true for tokens.
+        causal: whether a token sees only itself and those before it.
+        mask: bool ``[rows, 1, length, length]``, for any other sight than that or everything.
+    """
+    rows, length = padding_mask.shape
+    lengths = padding_mask.sum(1)
+    order = lengths.argsort(stable=True)
+    sizes = lengths[order].tolist()
+    steps = torch.arange(length, device=padding_mask.device)
+    if sizes[0] == 0 or not torch.equal(padding_mask, steps < lengths.unsqueeze(1)):
+        return None
+    groups = []
+    start = 0
+    while start < rows:
+        size = sizes[start]
+        stop = start + sizes.count(size)
+        seen = None if mask is None else mask[order[start:stop], :, :size, :size]
+        groups.append(Group(stop - start, size, causal and size > 1, seen))
+        start = stop
+    places = order.unsqueeze(1) * length + steps  # [rows, length]
+    return Layout((rows, length), tuple(groups), places[padding_mask[order]])
