@@ -70,6 +70,23 @@ def test_what_is_kept_is_scaled_and_the_gradient_is_the_mask(p: float, dtype: to
     torch.testing.assert_close(gradient, (upstream * kept) * factor, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dropped", [1, 6554, 65535])
+def test_of_all_numbers_the_right_ones_are_dropped(
+    dropped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EveryNumberOnce:
+        def __init__(self, seed: int) -> None:
+            self.words = np.arange(LEVELS, dtype=np.uint16).view(np.uint64)
+
+        def random_raw(self, count: int) -> np.ndarray:
+            return self.words[:count]
+
+    monkeypatch.setattr(np.random, "SFC64", EveryNumberOnce)
+    kept, factor = draw_kept(LEVELS, dropped / LEVELS)
+    assert int(kept.sum()) == LEVELS - dropped
+    assert factor == LEVELS / (LEVELS - dropped)
+
+
 def test_its_expectation_is_the_input() -> None:
     x = torch.tensor([1.0, -2.0, 0.5]).double()
     mean = drop_in_bulk(x.expand(200_000, 3), 0.3).mean(0)
