@@ -43,7 +43,7 @@ def test_bf16_trains_and_leaves_a_float32_model(bert: str, tmp_path: Path) -> No
     layer = classifier.model.get_submodule("encoder.encoder.layer.0.attention.self.query")
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     course = loop.run()
-    assert seen[0] == torch.bfloat16 and seen[-1] == torch.float32
+    assert torch.bfloat16 in seen and seen[-1] == torch.float32
     assert "forward" not in classifier.model.__dict__
     assert {p.dtype for p in classifier.model.parameters()} == {torch.float32}
 

@@ -1,4 +1,4 @@
-"""Speed: packed batches, dropout in bulk, frozen layers computed once; beyond rounding no change."""
+"""Speed without other results: packed batches, dropout in bulk, frozen layers computed once."""
 
 from deltafit.engine.checking import check_packing
 from deltafit.engine.dropout import bulk_dropout

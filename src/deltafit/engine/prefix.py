@@ -35,6 +35,7 @@ class FrozenPrefix:
         before: every module that runs before the boundary and holds no part of what comes after.
         nothing: what the last block returns behind its hidden states, each None, if it returns a
             tuple; None if it returns the states alone.
+        whole: whether there are no blocks behind it.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class FrozenPrefix:
         blocks: tuple[nn.Module, ...],
         before: tuple[nn.Module, ...],
         nothing: tuple[None, ...] | None,
+        whole: bool,
     ) -> None:
-        self.model, self.blocks = model, blocks
+        self.model, self.blocks, self.whole = model, blocks, whole
         self._before, self._nothing = before, nothing
 
     def freeze(self) -> None:
@@ -154,7 +156,7 @@ def _checked(
     nothing = output[1:] if isinstance(output, tuple) else None
     if not isinstance(_first(output), Tensor) or any(rest is not None for rest in nothing or ()):
         return None  # something besides the hidden states passes from block to block
-    prefix = FrozenPrefix(model, blocks, before, nothing)
+    prefix = FrozenPrefix(model, blocks, before, nothing, count == stack.length)
     with torch.no_grad(), prefix.fed(_first(output)):
         fed = _tensor(model(**batch))
     if (fed - logits).abs().max() > _TOLERANCE * logits.abs().max().clamp(min=1):

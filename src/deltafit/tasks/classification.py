@@ -166,6 +166,13 @@ def collate(
     return batch
 
 
+def batch_of(classifier: Classifier, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return token rows as the classifier's model takes them, on its device; see ``collate``."""
+    device = next(classifier.model.parameters()).device
+    batch = collate(rows, classifier.pad_token_id, positions=classifier.positions)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return the logits of a collated batch, ``[batch, num_labels]``."""
     output: Any = model(**batch)

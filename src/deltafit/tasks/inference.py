@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deltafit.data import Tokenised, length_grouped, tokenise
 from deltafit.errors import DeltafitError
-from deltafit.tasks.classification import Classifier, collate, logits_of
+from deltafit.tasks.classification import Classifier, batch_of, logits_of
 from deltafit.tasks.pooling import POOLINGS, Pooling, pool
 
 Rows = Sequence[Sequence[int]]
@@ -93,17 +93,11 @@ def _batches(
     classifier: Classifier, rows: Rows, batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     model = classifier.model
-    device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for indices in length_grouped([len(row) for row in rows], batch_size):
-                batch = collate(
-                    [rows[index] for index in indices],
-                    classifier.pad_token_id,
-                    positions=classifier.positions,
-                )
-                yield indices, {name: tensor.to(device) for name, tensor in batch.items()}
+                yield indices, batch_of(classifier, [rows[index] for index in indices])
     finally:
         model.train(training)

@@ -12,7 +12,7 @@ from torch import Tensor
 from deltafit.data import length_grouped
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
 from deltafit.engine.states import StateStore
-from deltafit.tasks.classification import Classifier, collate
+from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.course import Examples
 from deltafit.training.progress import Reporter
 from deltafit.training.validation import plain_forward
@@ -64,6 +64,11 @@ class ConstantStates:
         """Put the prefix into evaluation mode, after the model was put into training mode."""
         if self._prefix is not None:
             self._prefix.freeze()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all the blocks are constant, so that nothing but the head is left to run."""
+        return self._store is not None and self._prefix is not None and self._prefix.whole
 
     def compute(self) -> float:
         """Compute the states of all rows, if there is a prefix and room for them.
@@ -123,10 +128,4 @@ class ConstantStates:
         return True
 
     def _batch(self, rows: list[int]) -> dict[str, Tensor]:
-        device = next(self._classifier.model.parameters()).device
-        batch = collate(
-            [self._train.rows[row] for row in rows],
-            self._classifier.pad_token_id,
-            positions=self._classifier.positions,
-        )
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+        return batch_of(self._classifier, [self._train.rows[row] for row in rows])

@@ -34,6 +34,7 @@ class Course:
         loss_rows: rows since the last evaluation.
         first_loss: of the first step; None before it.
         running_loss: of the latest steps, the older ones fading.
+        packed: whether the blocks run without padding; None before it was found out.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class Course:
     loss_rows: int = 0
     first_loss: float | None = None
     running_loss: float = 0.0
+    packed: bool | None = None
 
     def count(self, rows: int, loss: float, seconds: float) -> None:
         """Take a step into account that was applied to ``rows`` rows."""

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deltafit.errors import UsageError
-from deltafit.tasks.classification import Classifier, classification_loss, collate, logits_of
+from deltafit.tasks.classification import Classifier, batch_of, classification_loss, logits_of
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Examples
 from deltafit.training.passes import cut_passes
@@ -27,6 +27,9 @@ class StepGradients:
         class_weights: ``[num_labels]``, on the accelerator's device.
         accelerator: devices and precision.
         constant: what frozen layers below the trained ones give for the rows.
+
+    Attributes:
+        packed: whether the model runs without padding.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class StepGradients:
     ) -> None:
         self.model, self.classifier, self.train = model, classifier, train
         self.settings, self.class_weights, self.accelerator = settings, class_weights, accelerator
-        self.constant = constant
+        self.constant, self.packed = constant, False
         self._lengths = [len(row) for row in train.rows]
 
     def accumulate(self, rows: Sequence[int]) -> float:
@@ -55,7 +58,7 @@ class StepGradients:
         # A process without rows still takes part, with a share of nothing.
         own = rows[rank::world] or rows[:1]
         share = world if rows[rank::world] else 0
-        passes = cut_passes(own, self._lengths, self.settings.batch_size)
+        passes = cut_passes(own, self._lengths, self.settings.batch_size, packed=self.packed)
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(passes, 1):
             last = number == len(passes)
@@ -74,16 +77,10 @@ class StepGradients:
 
     def _summed_loss(self, rows: list[int]) -> Tensor:
         """Return the weighted sum of the rows' losses."""
-        batch = collate(
-            [self.train.rows[row] for row in rows],
-            self.classifier.pad_token_id,
-            positions=self.classifier.positions,
-        )
+        batch = batch_of(self.classifier, [self.train.rows[row] for row in rows])
         labels, weights = self._labels(rows)
         with self.accelerator.autocast(), self.constant.fed(rows):
-            logits = logits_of(
-                self.model, {k: v.to(self.accelerator.device) for k, v in batch.items()}
-            )
+            logits = logits_of(self.model, batch)
         mean = classification_loss(
             logits,
             labels,

@@ -23,6 +23,7 @@ from deltafit.training.checkpoints import (
 )
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
+from deltafit.training.execution import fast_execution
 from deltafit.training.gradients import (
     StepGradients,
     disable_gradient_checkpointing,
@@ -115,9 +116,13 @@ class TrainingLoop:
             self._resume(checkpoint)
         if self.settings.epochs > 1:  # in one epoch nothing is computed twice
             self.course.seconds += self.constant.compute()
-        self.reporter.start("training", self.total_steps, self.course.step)
-        saved = time.monotonic()
-        with stop_requested() as asked:
+        fast = fast_execution(
+            self.classifier, self.train, self.course, self.reporter, whole=self.constant.whole
+        )
+        with fast, stop_requested() as asked:
+            self.gradients.packed = bool(self.course.packed)
+            self.reporter.start("training", self.total_steps, self.course.step)
+            saved = time.monotonic()
             while self.course.step < self.total_steps and not self._out_of_patience():
                 self._step()
                 evaluated, stop = self._is_evaluation_due(), self._is_stop_due(asked)

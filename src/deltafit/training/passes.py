@@ -7,7 +7,9 @@ _LEAST_SHARE = 0.2
 _LEAST_TOKENS = 32
 
 
-def cut_passes(rows: Sequence[int], lengths: Sequence[int], largest: int) -> list[list[int]]:
+def cut_passes(
+    rows: Sequence[int], lengths: Sequence[int], largest: int, *, packed: bool = False
+) -> list[list[int]]:
     """Cut a step's rows into passes of texts of like length, so that little of them is padding.
 
     What a step learns does not depend on it: its gradient is that of the mean loss over all its
@@ -17,10 +19,11 @@ def cut_passes(rows: Sequence[int], lengths: Sequence[int], largest: int) -> lis
         rows: indices of the step's rows.
         lengths: tokens of each row of the whole data set.
         largest: the most rows in a pass.
+        packed: the model runs without padding, so that nothing is saved by smaller passes.
     """
     ordered = sorted(rows, key=lambda row: -lengths[row])
     parts = [ordered[start : start + largest] for start in range(0, len(ordered), largest)]
-    return [piece for part in parts for piece in _cut(part, lengths)]
+    return parts if packed else [piece for part in parts for piece in _cut(part, lengths)]
 
 
 def _cut(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -1,0 +1,53 @@
+"""How a run's passes are executed: without padding where that gives the same, dropout in bulk."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from deltafit.engine import bulk_dropout, check_packing, packed
+from deltafit.tasks.classification import Classifier, batch_of
+from deltafit.training.course import Course, Examples
+from deltafit.training.progress import Reporter
+from deltafit.training.validation import plain_forward
+
+_CHECKED = 4  # rows, of lengths from the shortest to the longest
+
+
+@contextmanager
+def fast_execution(
+    classifier: Classifier, train: Examples, course: Course, reporter: Reporter, *, whole: bool
+) -> Iterator[None]:
+    """Run the model's blocks on packed tokens within the block, if it gives the same so.
+
+    One batch goes both ways, forward and backward. What was found out is kept in ``course``, so
+    that a resumed run is executed as it began.
+
+    Args:
+        classifier: adapted; its model on the device it trains on.
+        train: the rows to learn from.
+        course: where the run stands.
+        reporter: told why a model runs padded.
+        whole: all blocks are constant, and there is nothing to pack.
+    """
+    model = classifier.model
+    # On a GPU many small products cost more than some padding.
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if course.packed is None:
+        reason = None
+        if on_cpu and not whole:
+            with plain_forward(model):
+                reason = check_packing(model, batch_of(classifier, _sample(train)))
+        course.packed = on_cpu and not whole and reason is None
+        if reason is not None:
+            reporter.say(f"{reason} It runs padded, which is slower.")
+    with ExitStack() as stack:
+        if on_cpu:
+            stack.enter_context(bulk_dropout(model))
+        if course.packed:
+            stack.enter_context(packed(model))
+        yield
+
+
+def _sample(train: Examples) -> list[list[int]]:
+    ordered = sorted(train.rows, key=len)
+    last = len(ordered) - 1
+    return [list(ordered[last * part // (_CHECKED - 1)]) for part in range(_CHECKED)]
