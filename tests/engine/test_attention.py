@@ -7,12 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deltafit.engine import groups
 from deltafit.engine.attention import packed_attention, packed_mask
 from deltafit.engine.dropout import draw_kept
 from deltafit.engine.layout import CannotPackError, Layout, layout_of
 
 LENGTHS = (4, 1, 6, 4, 3)
 HEADS, WIDTH = 4, 8
+
+
+@pytest.fixture(params=[0, 10, 10**9], autouse=True)
+def _groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one length in a group, of a few, and all of them in one."""
+    monkeypatch.setattr(groups, "_COST_OF_A_GROUP", request.param)
 
 
 def padding_of(lengths: Sequence[int], width: int | None = None) -> Tensor:
@@ -105,7 +112,9 @@ def test_dropped_weights_are_dropped_in_the_gradient_too(kind: str) -> None:
     torch.manual_seed(5)
     kept, factor = draw_kept(sum(sizes), 0.4)
     first = tensors[2][0, :1]  # the value of the row of one token
-    expected = first * kept[: sizes[0]].view(1, HEADS, 1) * factor
+    group = rows.groups[0]
+    of_group = kept[: sizes[0]].view(group.rows, HEADS, group.length, group.length)
+    expected = first * of_group[0, :, 0, 0].view(1, HEADS, 1) * factor
     torch.testing.assert_close(attend(*tensors)[0, :1], expected)
 
 
@@ -127,7 +136,7 @@ def test_a_layout_packs_and_unpacks() -> None:
     padding = padding_of(LENGTHS, width=8)
     rows = layout_of(padding, causal=False)
     assert rows is not None
-    assert [(group.rows, group.length) for group in rows.groups] == [(1, 1), (1, 3), (2, 4), (1, 6)]
+    assert [size for group in rows.groups for size in group.lengths] == [1, 3, 4, 4, 6]
     padded = torch.randn(5, 8, 3, requires_grad=True)
     sheet = rows.pack(padded)
     expected = [padded[row, : LENGTHS[row]] for row in (1, 4, 0, 3, 2)]

@@ -10,7 +10,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deltafit.engine.explicit import explicit_attention
-from deltafit.engine.layout import CannotPackError, Group, Layout, layout_of
+from deltafit.engine.groups import Group
+from deltafit.engine.layout import CannotPackError, Layout, layout_of
 
 PACKED = "deltafit_packed"
 """The name by which transformers finds this attention."""
@@ -131,14 +132,12 @@ def _fused_attention(
     group: Group, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropout: float
 ) -> Tensor:
     """Return the attention of one group by torch's kernel; ``[tokens, heads, width]`` each."""
-    q, k, v = (
-        tensor.view(group.rows, group.length, *tensor.shape[1:]).transpose(1, 2)
-        for tensor in (query, key, value)
-    )
+    q, k, v = (group.padded(tensor).transpose(1, 2) for tensor in (query, key, value))
+    seen = None if group.seen is None else group.seen.to(q.device)
     output = functional.scaled_dot_product_attention(
-        q, k, v, group.mask, dropout, is_causal=group.causal and group.mask is None, scale=scaling
+        q, k, v, seen, dropout, is_causal=group.causal and seen is None, scale=scaling
     )
-    return output.transpose(1, 2).flatten(0, 1)
+    return group.unpadded(output.transpose(1, 2))
 
 
 AttentionInterface.register(PACKED, packed_attention)

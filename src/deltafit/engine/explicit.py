@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltafit.engine.dropout import draw_kept, drop
-from deltafit.engine.layout import Group
+from deltafit.engine.groups import Group
 
 
 def explicit_attention(
@@ -63,13 +63,11 @@ class _ExplicitAttention(torch.autograd.Function):
     ) -> Tensor:
         heads = query.shape[1]
         ctx.groups, ctx.scaling = groups, scaling
-        ctx.shapes = [tensor.shape for tensor in (query, key, value)]
         kept, ctx.rise = _draw(groups, heads, dropout)
-        output = value.new_empty(value.shape)
+        outputs: list[Tensor] = []
         saved: list[Tensor] = []
         query = query * scaling
-        for number, (group, *views) in enumerate(_by_head(groups, query, key, value, output)):
-            q, k, v = (view.flatten(0, 1) for view in views[:3])  # [rows · heads, length, width]
+        for number, (group, q, k, v) in enumerate(_by_head(groups, query, key, value)):
             weights = torch.bmm(q, k.mT)
             if group.hidden is not None:
                 scores = weights.view(group.rows, heads, group.length, group.length)
@@ -79,21 +77,22 @@ class _ExplicitAttention(torch.autograd.Function):
             if kept:
                 saved.append(kept[number].view(weights.shape))
                 weights = drop(weights, saved[-1], ctx.rise)
-            views[3].copy_(torch.bmm(weights, v).view(views[3].shape))
+            outputs.append(_by_token(group, torch.bmm(weights, v)))
         ctx.save_for_backward(*saved)
-        return output
+        return torch.cat(outputs)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [upstream[0].new_empty(shape) for shape in ctx.shapes]
         saved = ctx.saved_tensors
         dropped = len(saved) > 4 * len(ctx.groups)
         tensors = iter(saved)
-        for _, above, *views in _by_head(ctx.groups, upstream[0], *gradients):
+        parts: list[list[Tensor]] = []
+        for group, dy in _by_head(ctx.groups, upstream[0]):
             q, k, v, weights = (next(tensors) for _ in range(4))
-            dy = above.flatten(0, 1)
+            if not group.even:  # nothing comes back from padding
+                dy.view(group.rows, -1, *dy.shape[1:]).mul_(group.real[:, None, :, None])
             dw = torch.bmm(dy, v.mT)
             used = weights
             if dropped:
@@ -102,25 +101,24 @@ class _ExplicitAttention(torch.autograd.Function):
             # torch's kernel behind softmax: it has no other name.
             ds = torch._softmax_backward_data(dw, weights, -1, weights.dtype)
             products = torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(used.mT, dy)
-            for view, product in zip(views, products, strict=True):
-                view.copy_(product.view(view.shape))
+            parts.append([_by_token(group, product) for product in products])
+        gradients = [torch.cat(of_groups) for of_groups in zip(*parts, strict=True)]
         gradients[0].mul_(ctx.scaling)  # what was saved of the query has it already
         return *gradients, None, None, None
 
 
 def _by_head(groups: Sequence[Group], *tensors: Tensor) -> list[tuple[Any, ...]]:
-    """Return each group with its views ``[rows, heads, length, width]`` of the tensors."""
+    """Return each group with the tensors' ``[rows · heads, length, width]`` of it, copies all."""
     sizes = [group.tokens for group in groups]
     return [
-        (
-            group,
-            *(
-                part.view(group.rows, group.length, *part.shape[1:]).transpose(1, 2)
-                for part in parts
-            ),
-        )
+        (group, *(group.padded(part).transpose(1, 2).flatten(0, 1).contiguous() for part in parts))
         for group, *parts in zip(groups, *(tensor.split(sizes) for tensor in tensors), strict=True)
     ]
+
+
+def _by_token(group: Group, result: Tensor) -> Tensor:
+    """Return ``[rows · heads, length, width]`` as ``[tokens, heads, width]``."""
+    return group.unpadded(result.view(group.rows, -1, *result.shape[1:]).transpose(1, 2))
 
 
 def _draw(groups: Sequence[Group], heads: int, dropout: float) -> tuple[tuple[Tensor, ...], float]:

@@ -1,11 +1,9 @@
 """How the tokens of a padded batch lie on one packed sheet, and the way back."""
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
+from deltafit.engine.groups import Group, cut_groups
 from deltafit.errors import DeltafitError
 
 
@@ -13,43 +11,11 @@ class CannotPackError(DeltafitError):
     """A model, or a call of it, that can only run padded; the sentence says why."""
 
 
-@dataclass(eq=False)
-class Group:
-    """Rows of one length, side by side on the sheet: a dense block that attention takes whole.
-
-    Attributes:
-        rows: how many.
-        length: tokens of each.
-        causal: whether a token sees only itself and those before it.
-        mask: bool ``[rows, 1, length, length]``, true where a token sees another; None where
-            ``causal`` says it all.
-    """
-
-    rows: int
-    length: int
-    causal: bool
-    mask: Tensor | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all its rows."""
-        return self.rows * self.length
-
-    @cached_property
-    def hidden(self) -> Tensor | None:
-        """True where a token does not see another, or None; kept for all the layers of a pass."""
-        if self.mask is not None:
-            return ~self.mask
-        if not self.causal:
-            return None
-        return torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
-
-
 class Layout:
     """Where each token of a right-padded batch lies on a sheet ``[1, tokens, ...]``.
 
-    The rows stand on the sheet sorted by length, shortest first, so that rows of one length are a
-    view of it.
+    The rows stand on the sheet sorted by length, shortest first, and so those of a group side by
+    side.
 
     Args:
         padded_shape: ``(rows, length)`` of the padded batch.
@@ -113,13 +79,15 @@ def layout_of(padding_mask: Tensor, *, causal: bool, mask: Tensor | None = None)
     steps = torch.arange(length, device=padding_mask.device)
     if sizes[0] == 0 or not torch.equal(padding_mask, steps < lengths.unsqueeze(1)):
         return None
-    groups = []
-    start = 0
-    while start < rows:
-        size = sizes[start]
-        stop = start + sizes.count(size)
-        seen = None if mask is None else mask[order[start:stop], :, :size, :size]
-        groups.append(Group(stop - start, size, causal and size > 1, seen))
-        start = stop
+    groups = tuple(
+        Group(
+            tuple(sizes[start:stop]),
+            causal and sizes[stop - 1] > 1,
+            None
+            if mask is None
+            else mask[order[start:stop], :, : sizes[stop - 1], : sizes[stop - 1]],
+        )
+        for start, stop in cut_groups(sizes)
+    )
     places = order.unsqueeze(1) * length + steps  # [rows, length]
-    return Layout((rows, length), tuple(groups), places[padding_mask[order]])
+    return Layout((rows, length), groups, places[padding_mask[order]])
