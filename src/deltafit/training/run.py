@@ -135,6 +135,7 @@ def _run(
         "after": after,
         "history": course.history,
         "best_step": course.best_step,
+        "packed": course.packed,
         "truncated": run.truncated,
         "notes": [*course.notes, *_notes(config, run, judged_on or "train", logits)],
         "expected_memory": foretold,
