@@ -1,6 +1,7 @@
 """Feeding a model what its frozen layers gave: the logits and gradients of the whole model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from deltafit.adapters.structure import is_matrix, main_stack
 from deltafit.engine.prefix import find_prefix
 from deltafit.engine.states import StateStore
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.tasks.pooling import PooledClassifier
 from tests.tiny_models import ARCHITECTURES, SHARED_BLOCKS, TwoTower, tiny_inputs, tiny_model
 
 TOPS: dict[str, tuple[Method, int]] = {
@@ -134,3 +136,29 @@ def test_a_store_larger_than_a_chunk_is_reserved_whole(
     monkeypatch.setattr("deltafit.engine.states._CHUNK", 1000)
     store = StateStore([100] * 5, 7, memory_limit=0, folder=tmp_path)
     assert torch.equal(store.get([4]), torch.zeros(1, 100, 7))
+
+
+def test_a_head_that_starts_at_zero_hides_nothing() -> None:
+    """Its logits are the same whatever reaches it."""
+    encoder = tiny_model("bert", task="base")
+    model = PooledClassifier(encoder, 32, 3, "mean", 0.0)
+    names = ["classifier.weight", "classifier.bias"]
+    assert find_prefix(model, names, tiny_inputs(encoder)) is not None
+    first = model.get_submodule(main_stack(model).blocks[0])
+    kept: list[torch.Tensor] = []
+    first.register_forward_hook(lambda m, args, output: kept.append(output.detach() * len(kept)))
+
+    def add(module: nn.Module, args: object, output: Any) -> Any:
+        output["last_hidden_state"] = output.last_hidden_state + kept[-1]
+        return output
+
+    encoder.register_forward_hook(add)
+    assert find_prefix(model, names, tiny_inputs(encoder)) is None
+
+
+def test_one_dropout_on_both_sides_leaves_no_prefix() -> None:
+    model = adapted("bert", LastBlocks(1))
+    shared = nn.Dropout(0.1)
+    model.bert.embeddings.dropout = shared
+    model.bert.encoder.layer[2].output.dropout = shared
+    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltafit.engine.dropout import draw_kept, drop
+from deltafit.engine.dropout import draw_kept
 from deltafit.engine.groups import Group
 
 
@@ -66,7 +66,8 @@ class _ExplicitAttention(torch.autograd.Function):
         kept, ctx.rise = _draw(groups, heads, dropout)
         outputs: list[Tensor] = []
         saved: list[Tensor] = []
-        query = query * scaling
+        # Factors go where the numbers are fewest, and not on the weights.
+        query, value = query * scaling, value * ctx.rise
         for number, (group, q, k, v) in enumerate(_by_head(groups, query, key, value)):
             weights = torch.bmm(q, k.mT)
             if group.hidden is not None:
@@ -76,7 +77,7 @@ class _ExplicitAttention(torch.autograd.Function):
             saved += [q, k, v, weights]
             if kept:
                 saved.append(kept[number].view(weights.shape))
-                weights = drop(weights, saved[-1], ctx.rise)
+                weights = weights * saved[-1]
             outputs.append(_by_token(group, torch.bmm(weights, v)))
         ctx.save_for_backward(*saved)
         return torch.cat(outputs)
@@ -97,13 +98,15 @@ class _ExplicitAttention(torch.autograd.Function):
             used = weights
             if dropped:
                 keep = next(tensors)
-                dw, used = drop(dw, keep, ctx.rise), drop(weights, keep, ctx.rise)
+                dw, used = dw.mul_(keep), weights * keep
             # torch's kernel behind softmax: it has no other name.
             ds = torch._softmax_backward_data(dw, weights, -1, weights.dtype)
             products = torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(used.mT, dy)
             parts.append([_by_token(group, product) for product in products])
         gradients = [torch.cat(of_groups) for of_groups in zip(*parts, strict=True)]
-        gradients[0].mul_(ctx.scaling)  # what was saved of the query has it already
+        # What was saved of the query and the value has the factors already.
+        gradients[0].mul_(ctx.scaling)
+        gradients[2].mul_(ctx.rise)
         return *gradients, None, None, None
 
 

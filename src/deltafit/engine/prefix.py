@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from deltafit.adapters.structure import BlockStack, main_stack, within
 from deltafit.errors import DeltafitError
 
-_TOLERANCE = 1e-4  # of the largest logit; feeding is another order of the same sums at most
+_TOLERANCE = 1e-4  # of a tensor's largest value; feeding is another order of sums at most
 
 
 class _Reached(Exception):  # noqa: N818  # no error: the way out of a forward pass half-way
@@ -146,51 +146,79 @@ def _checked(
     """Return the prefix of ``count`` blocks if the model computes the same when it is fed."""
     names = {module: name for name, module in model.named_modules()}
     blocks = tuple(model.get_submodule(name) for name in stack.blocks[:count])
-    entered, outputs, logits = _watched(model, blocks[-1], batch)
+    expected = _Watched(model, blocks[-1], batch)
     boundary = stack.blocks[count - 1]
     # Modules around the boundary run on after it.
-    before = tuple(m for m in entered if not within(boundary, names[m]) or m in blocks)
-    if len(outputs) != 1 or any(within(name, names[m]) for m in before for name in owners):
+    before = tuple(m for m in expected.before if not within(boundary, names[m]) or m in blocks)
+    if len(expected.outputs) != 1 or any(within(name, names[m]) for m in before for name in owners):
         return None
-    (output,) = outputs
+    if any(isinstance(m, nn.Dropout) for m in set(before) & set(expected.after)):
+        return None  # one dropout on both sides: it cannot rest before the boundary and work after
+    (output,) = expected.outputs
     nothing = output[1:] if isinstance(output, tuple) else None
     if not isinstance(_first(output), Tensor) or any(rest is not None for rest in nothing or ()):
         return None  # something besides the hidden states passes from block to block
     prefix = FrozenPrefix(model, blocks, before, nothing, count == stack.length)
-    with torch.no_grad(), prefix.fed(_first(output)):
-        fed = _tensor(model(**batch))
-    if (fed - logits).abs().max() > _TOLERANCE * logits.abs().max().clamp(min=1):
-        return None
-    return prefix
+    with prefix.fed(_first(output)):
+        fed = _Watched(model, blocks[-1], batch)
+    same = len(fed.results) == len(expected.results) and all(
+        map(_are_close, fed.results, expected.results)
+    )
+    return prefix if same else None
 
 
-def _watched(
-    model: nn.Module, boundary: nn.Module, batch: Mapping[str, Tensor]
-) -> tuple[list[nn.Module], list[Any], Tensor]:
-    """Run the model; return the modules entered before the boundary, its outputs, the logits."""
-    entered: list[nn.Module] = []
-    outputs: list[Any] = []
+class _Watched:
+    """One call of a model.
 
-    def enter(module: nn.Module, args: Any) -> None:
-        if not outputs:
-            entered.append(module)
+    Args:
+        model: in evaluation mode.
+        boundary: the last block of the prefix.
+        batch: as the model takes it.
 
-    handles: list[RemovableHandle] = [m.register_forward_pre_hook(enter) for m in model.modules()]
-    handles.append(boundary.register_forward_hook(lambda m, args, output: outputs.append(output)))
-    try:
-        with torch.no_grad():
-            logits = _tensor(model(**batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return entered, outputs, logits
+    Attributes:
+        before: modules entered before the boundary's output.
+        after: modules entered later.
+        outputs: of the boundary.
+        results: tensors that every module behind the boundary was given, and what the model gave.
+            A head that starts at zero would show nothing of what reaches it.
+    """
+
+    def __init__(self, model: nn.Module, boundary: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        self.before: list[nn.Module] = []
+        self.after: list[nn.Module] = []
+        self.outputs: list[Any] = []
+        self.results: list[Tensor] = []
+        hooks: list[RemovableHandle] = [
+            module.register_forward_pre_hook(self._enter) for module in model.modules()
+        ]
+        hooks.append(boundary.register_forward_hook(self._leave))
+        try:
+            with torch.no_grad():
+                self._keep(model(**batch))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        (self.after if self.outputs else self.before).append(module)
+        if self.outputs and args:
+            self._keep(args[0])
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.outputs.append(output)
+
+    def _keep(self, value: Any) -> None:
+        value = getattr(value, "logits", value)
+        if isinstance(value, Tensor):
+            self.results.append(value.float())
+
+
+def _are_close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    limit = _TOLERANCE * expected.abs().max().clamp(min=1)
+    return bool((found - expected).abs().max() <= limit)
 
 
 def _first(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
-
-
-def _tensor(output: Any) -> Tensor:
-    """Return the logits of whatever a model gives."""
-    result: Tensor = output if isinstance(output, Tensor) else output.logits
-    return result.float()
