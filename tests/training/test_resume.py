@@ -88,6 +88,7 @@ def test_repeats_bit_for_bit(
     assert [entry["step"] for entry in undisturbed.metrics["history"]] == [2, 4, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [LoRA(rank=2), Full(), LastBlocks(1)], ids=str)
 def test_interrupted_in_every_step(
     inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path, method: Method

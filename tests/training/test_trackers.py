@@ -40,6 +40,7 @@ def test_tensorboard_gets_every_evaluation(tmp_path: Path) -> None:
         assert written == [(entry["step"], pytest.approx(entry[key])) for entry in history]
 
 
+@pytest.mark.slow
 def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -108,6 +108,7 @@ def test_the_best_evaluation_is_what_is_kept(model: str, data: DataConfig, tmp_p
     assert metrics["after"]["validation"]["log_loss"] == pytest.approx(min(losses.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["deberta-v2", "gpt2"])
 def test_other_architectures(data: DataConfig, tmp_path: Path, architecture: str) -> None:
     model = save_model(tmp_path / "model", architecture)
