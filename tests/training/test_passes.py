@@ -15,13 +15,15 @@ def test_every_row_is_in_just_one_pass_and_no_pass_is_too_large(lengths, largest
 
 
 @given(LENGTHS, st.integers(1, 40))
-def test_passes_never_hold_more_tokens_than_plain_cutting(lengths, largest):
+def test_cutting_saves_tokens_and_packed_nothing_is_cut(lengths, largest):
     def padded(parts):
         return sum(len(part) * max(lengths[row] for row in part) for part in parts)
 
     rows = list(range(len(lengths)))
-    plain = [rows[start : start + largest] for start in range(0, len(rows), largest)]
+    ordered = sorted(rows, key=lambda row: -lengths[row])
+    plain = [ordered[start : start + largest] for start in range(0, len(rows), largest)]
     assert padded(cut_passes(rows, lengths, largest)) <= padded(plain)
+    assert cut_passes(rows, lengths, largest, packed=True) == plain
 
 
 def test_texts_of_one_length_stay_together():
