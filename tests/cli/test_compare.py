@@ -108,3 +108,10 @@ def test_defaults(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_wrong_usage_is_2(tiny: Tiny, tmp_path: Path, words: list[str], said: str) -> None:
     assert said in refused(2, "compare", *tiny.start(tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_failures_is_a_failure(tiny: Tiny, tmp_path: Path) -> None:
+    result = deltafit("compare", *tiny.start(tmp_path / "out"), "--methods", "head", "--lr", "1e20")
+    assert result.exit_code == 1
+    assert "diverged at step" in result.stdout and "TF-IDF" in result.stdout
+    assert "Every method failed" in result.stderr

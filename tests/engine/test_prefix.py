@@ -1,5 +1,6 @@
 """Feeding a model what its frozen layers gave: the logits and gradients of the whole model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,43 @@ def test_a_model_with_a_way_around_the_boundary_has_none() -> None:
 
 
 def test_the_prefix_has_no_dropout_and_the_rest_has() -> None:
+    """One dropout may even serve both sides of the boundary."""
     model = adapted("bert", LastBlocks(1))
-    prefix = find_prefix(model, list(trained(model)), tiny_inputs(model))
+    shared = nn.Dropout(0.5).eval()
+    model.bert.embeddings.dropout = shared
+    model.bert.encoder.layer[2].output.dropout = shared
+    batch = tiny_inputs(model)
+    prefix = find_prefix(model, list(trained(model)), batch)
     assert prefix is not None and not any(m.training for m in model.modules())  # as it was
+    expected = prefix.states(batch)
     model.train()
-    prefix.freeze()
-    blocks = [model.get_submodule(name) for name in main_stack(model).blocks]
-    assert not any(m.training for block in blocks[:2] for m in block.modules())
-    assert not any(m.training for m in model.get_submodule("bert.embeddings").modules())
-    assert all(m.training for m in blocks[2].modules())
-    assert model.training and model.get_submodule("dropout").training
+    assert torch.equal(prefix.states(batch), expected)
+    assert all(m.training for m in model.modules())
+    with prefix.fed(expected):
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+def test_a_trained_table_that_no_module_is_called_for_leaves_no_prefix() -> None:
+    """DeBERTa reads its relative positions itself, in every block."""
+    method = LoRA("all-linear", rank=2, layers=(-1,), trained_modules=("encoder.rel_embeddings",))
+    model = tiny_model("deberta-v2")
+    prefix = "deberta.encoder.rel_embeddings"
+    adapt(model, replace(method, trained_modules=(prefix,)), head=("classifier.weight",))
+    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
+
+
+def test_a_model_that_fails_when_fed_has_none() -> None:
+    """As one whose later layers read what the earlier ones have stored."""
+    model = adapted("bert", LastBlocks(1))
+    inner = model.get_submodule("bert.encoder.layer.0.attention")
+    last = model.get_submodule("bert.encoder.layer.2")
+    inner.register_forward_hook(lambda m, args, output: setattr(model, "stored", output[0]))
+
+    def read(module: nn.Module, args: Any) -> None:
+        del model.stored
+
+    last.register_forward_pre_hook(read)
+    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
 
 
 @pytest.mark.parametrize("memory_limit", [1 << 20, 0])
@@ -154,11 +182,3 @@ def test_a_head_that_starts_at_zero_hides_nothing() -> None:
 
     encoder.register_forward_hook(add)
     assert find_prefix(model, names, tiny_inputs(encoder)) is None
-
-
-def test_one_dropout_on_both_sides_leaves_no_prefix() -> None:
-    model = adapted("bert", LastBlocks(1))
-    shared = nn.Dropout(0.1)
-    model.bert.embeddings.dropout = shared
-    model.bert.encoder.layer[2].output.dropout = shared
-    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None

@@ -36,7 +36,7 @@ def train(
         ("deberta-v2", TOP, SETTINGS),
         ("bert", LastBlocks(1), TrainingSettings(epochs=2, gradient_checkpointing=True)),
     ],
-    ids=str,
+    ids=["head", "last block", "top layer", "gpt2", "deberta", "checkpointing"],
 )
 def test_kept_in_memory_in_a_file_or_not_at_all(
     tmp_path: Path,

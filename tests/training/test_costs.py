@@ -91,15 +91,23 @@ def test_blocks_below_the_first_trained_one_keep_nothing(tiny: str) -> None:
     assert foretold(tiny, LoRA(rank=2, layers=(LAYERS - 1,)))["activations"] < last
 
 
-def test_memory_follows_the_passes_that_a_step_is_cut_into(tiny: str) -> None:
-    """One long text among sixteen is a pass of its own, and accumulation makes passes no larger."""
+def test_memory_follows_the_passes_that_a_step_is_cut_into(tiny: str, tmp_path: Path) -> None:
+    """Accumulation makes passes no larger; packed, a pass holds its texts without padding."""
     long, short = [5] * 60, [5] * 3
     mixed = foretold(tiny, LoRA(rank=2), [long, *[short] * 15], batch_size=16)
     longest = foretold(tiny, LoRA(rank=2), [long], batch_size=16)
-    for part in ("activations", "temporaries", "holes"):
-        assert mixed[part] == longest[part] > 0
+    for part in ("activations", "temporaries"):
+        assert mixed[part] == longest[part] * (60 + 15 * 3) / 60 > 0
     split = foretold(tiny, LoRA(rank=2), [long] * 16, batch_size=4, accumulation=4)
     assert split["activations"] == 4 * longest["activations"]
+
+    # A model that cannot be packed runs one long text among sixteen in a pass of its own.
+    padded = save_model(tmp_path / "padded", "mpnet")
+    one, other = (
+        foretold(padded, LoRA(rank=2), rows, batch_size=16)
+        for rows in ([long, *[short] * 15], [long])
+    )
+    assert one["activations"] == other["activations"] > 0
 
 
 def test_checkpointing_and_half_precision_keep_less(tiny: str) -> None:

@@ -69,3 +69,23 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, method: Method, head:
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_compare_and_one_of_them_speaks(tmp_path: Path) -> None:
+    model, data = save_model(tmp_path / "model"), write_table(tmp_path / "texts.csv", 46)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "deltafit", "compare", "--model", model, "--data", data, "--epochs", "1"),
+        *("--methods", "head,lora", "--max-length", "16", "--output", str(tmp_path / "out")),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=250, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("TF-IDF + linear SVM") >= 1
+    assert done.stdout.count("Report: ") == 1 and done.stderr.count("lora, seed 0") == 1
+    rows = read_json(tmp_path / "out" / "comparison.json")["rows"]
+    assert [row["name"] for row in rows[3:]] == ["head", "lora"]
+    assert all(row["after"] is not None for row in rows)

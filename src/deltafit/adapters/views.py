@@ -66,7 +66,9 @@ class ModuleView(Layer):
         """Return ``y + factor · left · (right · x)`` in y's dtype."""
         # The factor goes where the numbers are fewest.
         low = factor * self.lowered(x, right)
-        if y.dim() < 2 or y.is_nested or not y.dtype == low.dtype == left.dtype:
+        mixed = not y.dtype == low.dtype == left.dtype
+        # Autocast computes addmm, and so would round y itself, in the lower precision.
+        if mixed or y.dim() < 2 or y.is_nested or torch.is_autocast_enabled(y.device.type):
             return y + functional.linear(low, left).to(y.dtype)
         # One pass over y instead of three: the update is never a tensor of its own.
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), left.T).view_as(y)

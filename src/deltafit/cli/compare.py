@@ -8,7 +8,7 @@ import typer
 from deltafit.cli.flags import takes, typed
 from deltafit.cli.options import Model, Resume
 from deltafit.cli.running import again_with_resume, check_start, console, explained, reporting
-from deltafit.errors import UsageError
+from deltafit.errors import DeltafitError, UsageError
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
@@ -65,6 +65,8 @@ def compare(
                 head=head, settings=settings, resume=resume, reporter=reporter,
             )  # fmt: skip
         show_comparison(console(), result)
+        if all(row.get("failure") for row in result.rows if row["kind"] == "run"):
+            raise DeltafitError("Every method failed; its row says why.")
 
 
 def _names(text: str | None) -> list[str]:

@@ -1,6 +1,7 @@
 """What every command shares: errors as sentences, exit codes, where progress goes."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,14 +23,17 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Return a console; standard output carries results, standard error the rest."""
+    """Return a console; standard output carries results, standard error the rest.
+
+    Of several processes launched together the first one speaks for all.
+    """
     from rich.console import Console
 
     class PipedConsole(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # for `explained`; rich itself would exit with 1
 
-    return PipedConsole(stderr=stderr)
+    return PipedConsole(stderr=stderr, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def json_line(content: Any) -> str:

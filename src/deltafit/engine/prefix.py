@@ -32,7 +32,6 @@ class FrozenPrefix:
     Args:
         model: the whole model.
         blocks: the blocks of the prefix, in order; the last one's output is the boundary.
-        before: every module that runs before the boundary and holds no part of what comes after.
         nothing: what the last block returns behind its hidden states, each None, if it returns a
             tuple; None if it returns the states alone.
         whole: whether there are no blocks behind it.
@@ -42,20 +41,16 @@ class FrozenPrefix:
         self,
         model: nn.Module,
         blocks: tuple[nn.Module, ...],
-        before: tuple[nn.Module, ...],
         nothing: tuple[None, ...] | None,
         whole: bool,
     ) -> None:
         self.model, self.blocks, self.whole = model, blocks, whole
-        self._before, self._nothing = before, nothing
-
-    def freeze(self) -> None:
-        """Put the prefix into evaluation mode: a constant has no dropout."""
-        for module in self._before:
-            module.eval()
+        self._nothing = nothing
 
     def states(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what leaves the prefix, ``[batch, length, width]``, in float32's full precision.
+        """Return what leaves the prefix, ``[batch, length, width]``, without dropout or autocast.
+
+        Where a row is padded they are zero. Within ``packed`` they may be a sheet, and are fed so.
 
         Args:
             batch: as the model takes it.
@@ -64,15 +59,13 @@ class FrozenPrefix:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             raise _Reached(output)
 
-        self.freeze()
         handle = self.blocks[-1].register_forward_hook(leave)
         device = next(self.model.parameters()).device.type
         try:
-            with torch.no_grad(), torch.autocast(device, enabled=False):
+            with _evaluating(self.model), torch.no_grad(), torch.autocast(device, enabled=False):
                 self.model(**batch)
         except _Reached as reached:
-            states: Tensor = _first(reached.output)
-            return states
+            return _without_padding(_first(reached.output), batch)
         finally:
             handle.remove()
         raise AssertionError("the boundary was reached when the prefix was found")
@@ -127,13 +120,37 @@ def find_prefix(
     count = min((index for index in inside if index is not None), default=stack.length)
     if stack.shared or not count:
         return None
+    try:
+        with _evaluating(model):
+            return _checked(model, stack, count, owners, batch)
+    except Exception:  # what is fed to models unknown here can end in any
+        return None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return _checked(model, stack, count, owners, batch)
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _without_padding(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return ``[batch, length, ...]`` or ``[batch · length, ...]`` with zeros for padding.
+
+    What has another shape (a packed sheet, one vector a text) has none, and stays.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return states
+    rows, length = mask.shape
+    if states.shape[:2] != (rows, length) and states.shape[0] != rows * length:
+        return states
+    by_token = states.reshape(rows, length, -1) * mask.unsqueeze(-1).to(states.dtype)
+    return by_token.view(states.shape)
 
 
 def _checked(
@@ -146,25 +163,36 @@ def _checked(
     """Return the prefix of ``count`` blocks if the model computes the same when it is fed."""
     names = {module: name for name, module in model.named_modules()}
     blocks = tuple(model.get_submodule(name) for name in stack.blocks[:count])
-    expected = _Watched(model, blocks[-1], batch)
-    boundary = stack.blocks[count - 1]
-    # Modules around the boundary run on after it.
-    before = tuple(m for m in expected.before if not within(boundary, names[m]) or m in blocks)
-    if len(expected.outputs) != 1 or any(within(name, names[m]) for m in before for name in owners):
+    around = {
+        *owners,
+        *(name.rpartition(".")[0] for name in owners),
+    }  # a layer, of an adapter in it
+    readers = {module for module, name in names.items() if name in around}
+    expected = _Watched(model, blocks[-1], batch, readers)
+    above = [name for name in owners if stack.index_of(name) is None]
+    before, after = ({names[m] for m in part} for part in (expected.before, expected.after))
+    # Whatever is trained outside the blocks must work behind the boundary alone. What is never
+    # called (a table that a model reads by itself) may work anywhere.
+    if len(expected.outputs) != 1 or not all(
+        any(within(name, module) for module in after - before) for name in above
+    ):
         return None
-    if any(isinstance(m, nn.Dropout) for m in set(before) & set(expected.after)):
-        return None  # one dropout on both sides: it cannot rest before the boundary and work after
     (output,) = expected.outputs
     nothing = output[1:] if isinstance(output, tuple) else None
-    if not isinstance(_first(output), Tensor) or any(rest is not None for rest in nothing or ()):
+    states = _first(output)
+    if any(rest is not None for rest in nothing or ()) or states.shape[:2] != _shape(batch):
         return None  # something besides the hidden states passes from block to block
-    prefix = FrozenPrefix(model, blocks, before, nothing, count == stack.length)
-    with prefix.fed(_first(output)):
-        fed = _Watched(model, blocks[-1], batch)
+    prefix = FrozenPrefix(model, blocks, nothing, count == stack.length)
+    with prefix.fed(_without_padding(states, batch)):
+        fed = _Watched(model, blocks[-1], batch, readers)
     same = len(fed.results) == len(expected.results) and all(
         map(_are_close, fed.results, expected.results)
     )
     return prefix if same else None
+
+
+def _shape(batch: Mapping[str, Tensor]) -> torch.Size:
+    return next(iter(batch.values())).shape[:2]
 
 
 class _Watched:
@@ -174,16 +202,24 @@ class _Watched:
         model: in evaluation mode.
         boundary: the last block of the prefix.
         batch: as the model takes it.
+        readers: modules whose input is kept.
 
     Attributes:
         before: modules entered before the boundary's output.
         after: modules entered later.
         outputs: of the boundary.
-        results: tensors that every module behind the boundary was given, and what the model gave.
-            A head that starts at zero would show nothing of what reaches it.
+        results: what the readers behind the boundary were given, padding apart, and what the model
+            gave. A head that starts at zero would show nothing of what reaches it.
     """
 
-    def __init__(self, model: nn.Module, boundary: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        boundary: nn.Module,
+        batch: Mapping[str, Tensor],
+        readers: Collection[nn.Module],
+    ) -> None:
+        self._batch, self._readers = batch, readers
         self.before: list[nn.Module] = []
         self.after: list[nn.Module] = []
         self.outputs: list[Any] = []
@@ -201,7 +237,7 @@ class _Watched:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         (self.after if self.outputs else self.before).append(module)
-        if self.outputs and args:
+        if self.outputs and args and module in self._readers:
             self._keep(args[0])
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -210,7 +246,7 @@ class _Watched:
     def _keep(self, value: Any) -> None:
         value = getattr(value, "logits", value)
         if isinstance(value, Tensor):
-            self.results.append(value.float())
+            self.results.append(_without_padding(value, self._batch).float())
 
 
 def _are_close(found: Tensor, expected: Tensor) -> bool:

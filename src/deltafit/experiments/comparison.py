@@ -20,6 +20,7 @@ from deltafit.experiments.rows import (
 )
 from deltafit.experiments.tables import comparison_markdown
 from deltafit.methods import Method, parse_method
+from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import begun, finished_metrics
@@ -148,7 +149,8 @@ def _compare(
         figures[name] = metrics["after"][judged]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
-    write_report(folder, rows, histories, figures, facts)
+    if processes().is_main_process:
+        write_report(folder, rows, histories, figures, facts)
     return Comparison(folder, rows, verdict(rows), facts)
 
 

@@ -26,6 +26,8 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.data import epoch_order
+from deltafit.engine.layout import CannotPackError
+from deltafit.engine.packing import find_stack
 from deltafit.methods import Full, Method
 from deltafit.tasks.classification import Classifier
 from deltafit.training.config import RunConfig
@@ -116,9 +118,8 @@ def expected_memory(
     heads = attention_matrices(model)
     size = VALUE_BYTES if settings.precision == "float32" else HALF_BYTES
 
-    def needed(count: int, longest: int) -> tuple[int, int]:
+    def needed(tokens: int, longest: int) -> tuple[int, int]:
         """Return the bytes of activations and temporaries of a pass."""
-        tokens = count * longest
         matrices = VALUE_BYTES * heads * longest  # kept in float32 by mixed precision too
         blocks = [size * values + matrices for values in kept.values()]
         if settings.gradient_checkpointing and blocks:
@@ -127,7 +128,7 @@ def expected_memory(
             blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
         return sum(blocks) * tokens, (size * largest + (matrices if blocks else 0)) * tokens
 
-    shapes = _pass_shapes([len(row) for row in rows], settings)
+    shapes = _pass_shapes([len(row) for row in rows], settings, packed=_may_pack(model))
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
@@ -167,13 +168,29 @@ def _kept_values(
     return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
 
 
-def _pass_shapes(lengths: Sequence[int], settings: TrainingSettings) -> set[tuple[int, int]]:
-    """Return ``(rows, tokens of the longest)`` of every pass of the first epoch."""
+def _may_pack(model: nn.Module) -> bool:
+    """Return whether training will probably run packed; see ``fast_execution``."""
+    try:
+        find_stack(model)
+    except CannotPackError:
+        return False
+    return next(model.parameters()).device.type == "cpu"
+
+
+def _pass_shapes(
+    lengths: Sequence[int], settings: TrainingSettings, *, packed: bool
+) -> set[tuple[int, int]]:
+    """Return ``(tokens, padding included; tokens of the longest)`` of the first epoch's passes."""
     order = epoch_order(len(lengths), settings.seed, 0)
     step = settings.batch_size * settings.accumulation
-    steps = [order[start : start + step] for start in range(0, len(order), step)]
-    passes = [part for rows in steps for part in cut_passes(rows, lengths, settings.batch_size)]
-    return {(len(part), max(lengths[row] for row in part)) for part in passes}
+    passes = [
+        [lengths[row] for row in part]
+        for start in range(0, len(order), step)
+        for part in cut_passes(
+            order[start : start + step], lengths, settings.batch_size, packed=packed
+        )
+    ]
+    return {(sum(part) if packed else len(part) * max(part), max(part)) for part in passes}
 
 
 def _matrix_values(model: nn.Module, blocks: Collection[str]) -> int:

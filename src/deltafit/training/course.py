@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_SAMPLED = 160  # tokens; beyond a sliding window, and far less than training itself may hold
 _NEWEST_SHARE = 0.1  # of the latest step in the running loss: it remembers about ten steps
 
 
@@ -16,6 +17,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def sample(examples: Examples, count: int) -> list[list[int]]:
+    """Return ``count`` rows (at least 2) from the shortest to the longest, long ones cut."""
+    ordered = sorted(examples.rows, key=len)
+    last = len(ordered) - 1
+    return [list(ordered[last * part // (count - 1)][:_SAMPLED]) for part in range(count)]
 
 
 @dataclass
@@ -34,6 +42,7 @@ class Course:
         loss_rows: rows since the last evaluation.
         first_loss: of the first step; None before it.
         running_loss: of the latest steps, the older ones fading.
+        kept: whether the states of frozen layers are kept; None before it was found out.
         packed: whether the blocks run without padding; None before it was found out.
     """
 
@@ -48,6 +57,7 @@ class Course:
     loss_rows: int = 0
     first_loss: float | None = None
     running_loss: float = 0.0
+    kept: bool | None = None
     packed: bool | None = None
 
     def count(self, rows: int, loss: float, seconds: float) -> None:

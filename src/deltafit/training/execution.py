@@ -5,8 +5,10 @@ from contextlib import ExitStack, contextmanager
 
 from deltafit.engine import bulk_dropout, check_packing, packed
 from deltafit.tasks.classification import Classifier, batch_of
-from deltafit.training.course import Course, Examples
+from deltafit.training.constant import ConstantStates
+from deltafit.training.course import Course, Examples, sample
 from deltafit.training.progress import Reporter
+from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
 
 _CHECKED = 4  # rows, of lengths from the shortest to the longest
@@ -14,7 +16,12 @@ _CHECKED = 4  # rows, of lengths from the shortest to the longest
 
 @contextmanager
 def fast_execution(
-    classifier: Classifier, train: Examples, course: Course, reporter: Reporter, *, whole: bool
+    classifier: Classifier,
+    train: Examples,
+    settings: TrainingSettings,
+    course: Course,
+    constant: ConstantStates,
+    reporter: Reporter,
 ) -> Iterator[None]:
     """Run the model's blocks on packed tokens within the block, if it gives the same so.
 
@@ -24,19 +31,22 @@ def fast_execution(
     Args:
         classifier: adapted; its model on the device it trains on.
         train: the rows to learn from.
+        settings: batch size; the check takes no more rows.
         course: where the run stands.
+        constant: where all blocks are constant there is nothing to pack.
         reporter: told why a model runs padded.
-        whole: all blocks are constant, and there is nothing to pack.
     """
     model = classifier.model
     # On a GPU many small products cost more than some padding.
     on_cpu = next(model.parameters()).device.type == "cpu"
     if course.packed is None:
         reason = None
-        if on_cpu and not whole:
+        worth = on_cpu and not constant.whole
+        if worth:
+            rows = sample(train, max(2, min(_CHECKED, settings.batch_size)))
             with plain_forward(model):
-                reason = check_packing(model, batch_of(classifier, _sample(train)))
-        course.packed = on_cpu and not whole and reason is None
+                reason = check_packing(model, batch_of(classifier, rows))
+        course.packed = worth and reason is None
         if reason is not None:
             reporter.say(f"{reason} It runs padded, which is slower.")
     with ExitStack() as stack:
@@ -45,9 +55,3 @@ def fast_execution(
         if course.packed:
             stack.enter_context(packed(model))
         yield
-
-
-def _sample(train: Examples) -> list[list[int]]:
-    ordered = sorted(train.rows, key=len)
-    last = len(ordered) - 1
-    return [list(ordered[last * part // (_CHECKED - 1)]) for part in range(_CHECKED)]

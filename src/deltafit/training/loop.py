@@ -84,14 +84,8 @@ class TrainingLoop:
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
-        self.constant = ConstantStates(
-            classifier,
-            train,
-            tuple(self.trainable),
-            folder,
-            reporter,
-            batch_size=settings.batch_size,
-        )
+        trained = tuple(self.trainable)
+        self.constant = ConstantStates(classifier, train, trained, settings, folder, reporter)
         weights = (
             class_weights(train.labels, len(classifier.label_names))
             if settings.class_weights == "balanced"
@@ -114,10 +108,10 @@ class TrainingLoop:
         """
         if checkpoint is not None:
             self._resume(checkpoint)
-        if self.settings.epochs > 1:  # in one epoch nothing is computed twice
-            self.course.seconds += self.constant.compute()
+        if self._is_keeping_of_use():
+            self.constant.keep(self.course)
         fast = fast_execution(
-            self.classifier, self.train, self.course, self.reporter, whole=self.constant.whole
+            self.classifier, self.train, self.settings, self.course, self.constant, self.reporter
         )
         with fast, stop_requested() as asked:
             self.gradients.packed = bool(self.course.packed)
@@ -140,6 +134,11 @@ class TrainingLoop:
             load_best(self.folder, self.trainable)
         self._release()
         return self.course
+
+    def _is_keeping_of_use(self) -> bool:
+        # In one epoch nothing is computed twice, and each of several processes sees other rows.
+        left = self.course.step < self.total_steps and not self._out_of_patience()
+        return left and self.settings.epochs > 1 and self.accelerator.num_processes == 1
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         restore(checkpoint, self.trainable, self.optimiser.optimizer)
@@ -178,7 +177,6 @@ class TrainingLoop:
         order = self._order(epoch)
         rows = order[index * self.rows_per_step : (index + 1) * self.rows_per_step]
         self.model.train()
-        self.constant.freeze()
         set_rates(
             self.optimiser.optimizer,
             rate_factor(course.step, self.total_steps, settings.schedule, settings.warmup),

@@ -26,7 +26,7 @@ from deltafit.training.config import RunConfig
 from deltafit.training.costs import costs_of, environment_of, expected_memory
 from deltafit.training.course import Course, Examples
 from deltafit.training.features import FrozenFeatures
-from deltafit.training.folders import METRICS_FILE
+from deltafit.training.folders import METRICS_FILE, finished_metrics
 from deltafit.training.judging import judge, write_predictions
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
@@ -102,7 +102,9 @@ def execute(
         if accelerator.is_main_process:
             prove_saved(folder / "adapter")
             write_json_atomically(folder / METRICS_FILE, metrics)
-    return RunResult(folder, metrics)
+        accelerator.wait_for_everyone()
+    # The other processes of a run know neither its costs nor its proof.
+    return RunResult(folder, finished_metrics(folder) or metrics)
 
 
 def _run(
