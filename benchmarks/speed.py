@@ -58,8 +58,9 @@ def path_of(output: Path, name: str, pair: int) -> Path:
 
 def one_pair(name: str, pair: int, data: Path, threads: int) -> dict[str, Any]:
     """Run every side once; the order turns with the pairs, so that no side is always first."""
-    start = pair % len(SIDES)
-    sides = SIDES[start:] + SIDES[:start]
+    sides = SIDES[:2] if WORKS[name].method == "predict" else SIDES
+    start = pair % len(sides)
+    sides = sides[start:] + sides[:start]
     return {"threads": threads} | {side: one_side(name, side, data, threads) for side in sides}
 
 
@@ -101,16 +102,18 @@ def show(output: Path) -> None:
             f"{work.bar:g}×",
             ratio(pairs, SIDES[2], "seconds"),
             f"{median(memory(pair) for pair in pairs):.2f}",
-            " / ".join(f"{last_loss(runs):.3f}" for runs in (ours, rival)),
+            " / ".join(map(last_loss, (ours, rival))),
             " / ".join(f"{median(run['accuracy'] for run in runs):.3f}" for runs in (ours, rival)),
         )
-        curves.append((name, ours[0]["losses"], rival[0]["losses"]))
+        if ours[0]["losses"]:
+            curves.append((name, ours[0]["losses"], rival[0]["losses"]))
     console = Console(width=200)
     console.print(table)
     console.print(
-        "Seconds are of the same number of steps in float32; memory is deltafit's peak above the "
-        f"imports as a share of PEFT's; the loss is the mean of the last {LAST} steps and the "
-        "accuracy that of held-out rows, deltafit / PEFT. The bars are for a machine with bf16 "
+        "Seconds are of the same number of steps (or texts) in float32; prediction is against "
+        "transformers' pipeline, full fine-tuning and heads against the Trainer alone. "
+        "Memory is deltafit's peak above the imports as a share of PEFT's; the loss is the mean of the last "
+        f"{LAST} steps and the accuracy that of held-out rows, deltafit / PEFT. The bars are for a machine with bf16 "
         "units."
     )
     for name, ours_losses, rival_losses in curves:
@@ -119,7 +122,9 @@ def show(output: Path) -> None:
 
 def ratio(pairs: list[dict[str, Any]], side: str, key: str) -> str:
     """Return "2.1× (2.0 to 2.3)": a side's figure divided by deltafit's, pair by pair."""
-    ratios = [pair[side][key] / pair[OURS][key] for pair in pairs]
+    ratios = [pair[side][key] / pair[OURS][key] for pair in pairs if side in pair]
+    if not ratios:
+        return ""
     return f"{median(ratios):.1f}× ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
@@ -128,9 +133,11 @@ def memory(pair: dict[str, Any]) -> float:
     return float(pair[OURS]["memory_above_floor"] / pair[RIVAL]["memory_above_floor"])
 
 
-def last_loss(runs: list[dict[str, Any]]) -> float:
-    """Return the median over runs of the mean loss of the last steps."""
-    return float(median(sum(run["losses"][-LAST:]) / LAST for run in runs))
+def last_loss(runs: list[dict[str, Any]]) -> str:
+    """Return the median over runs of the mean loss of the last steps; a dash without steps."""
+    if not runs[0]["losses"]:
+        return "–"
+    return f"{median(sum(run['losses'][-LAST:]) / LAST for run in runs):.3f}"
 
 
 def curve(losses: list[float]) -> str:

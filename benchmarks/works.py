@@ -48,15 +48,15 @@ class Work:
 
 _QV, _ALL = "lora:target_modules=query,value", "lora:target_modules=all-linear"
 WORKS = {
-    "MiniLM, SMS, LoRA q+v": Work("minilm", "sms_spam", _QV, 8, 128, 60, 6),
-    "MiniLM, Banking77, LoRA all": Work("minilm", "banking77", _ALL, 32, 128, 30, 6),
-    "MiniLM, IMDb 256, LoRA q+v": Work("minilm", "imdb", _QV, 16, 256, 10, 3.5, 400),
-    "BERT-base, SMS, LoRA q+v": Work("bert-base", "sms_spam", _QV, 16, 128, 10, 5),
-    "SmolLM2, SMS, LoRA all": Work("smollm2", "sms_spam", _ALL, 8, 128, 10, 4),
-    "head only, 20 epochs": Work("minilm", "sms_spam", "head", 8, 128, 500, 30, 200),
-    "last block, 20 epochs": Work("minilm", "sms_spam", "last-block", 8, 128, 500, 6, 200),
-    "prediction, Banking77": Work("minilm", "banking77", "predict", 32, 128, 1500, 6),
+    "MiniLM, SMS, LoRA q+v": Work("minilm", "sms_spam", _QV, 8, 128, 50, 6),
+    "MiniLM, Banking77, LoRA all": Work("minilm", "banking77", _ALL, 32, 128, 20, 6),
+    "MiniLM, IMDb 256, LoRA q+v": Work("minilm", "imdb", _QV, 16, 256, 9, 3.5, 400),
+    "BERT-base, SMS, LoRA q+v": Work("bert-base", "sms_spam", _QV, 16, 128, 9, 5),
+    "SmolLM2, SMS, LoRA all": Work("smollm2", "sms_spam", _ALL, 8, 128, 9, 4),
+    "head only, 20 epochs": Work("minilm", "sms_spam", "head", 8, 128, 400, 30, 200),
+    "last block, 20 epochs": Work("minilm", "sms_spam", "last-block", 8, 128, 400, 6, 200),
     "full fine-tuning": Work("minilm", "sms_spam", "full", 8, 128, 40, 2.5),
+    "prediction, Banking77": Work("minilm", "banking77", "predict", 32, 128, 1500, 6),
 }
 SIDES = ("deltafit", "PEFT", "PEFT, grouped")
 
