@@ -111,10 +111,10 @@ def show(output: Path) -> None:
     console.print(table)
     console.print(
         "Seconds are of the same number of steps (or texts) in float32; prediction is against "
-        "transformers' pipeline, full fine-tuning and heads against the Trainer alone. "
-        "Memory is deltafit's peak above the imports as a share of PEFT's; the loss is the mean of the last "
-        f"{LAST} steps and the accuracy that of held-out rows, deltafit / PEFT. The bars are for a machine with bf16 "
-        "units."
+        "transformers' pipeline, full fine-tuning and heads against the Trainer alone. Memory is "
+        "deltafit's peak above the imports as a share of PEFT's; the loss is the mean of the last "
+        f"{LAST} steps and the accuracy that of held-out rows, deltafit / PEFT. The bars are for "
+        "a machine with bf16 units."
     )
     for name, ours_losses, rival_losses in curves:
         console.print(f"{name}: loss, deltafit {curve(ours_losses)}; PEFT {curve(rival_losses)}")
