@@ -302,24 +302,21 @@ def test_a_method_that_diverges_is_a_row_that_says_so(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Full, "default_learning_rate", 1e30)
-    result = compare(
-        model, data, tmp_path / "out",
-        methods=["full", "head"], settings=replace(SETTINGS, learning_rate=None, epochs=1),
-    )  # fmt: skip
+    settings = replace(SETTINGS, learning_rate=None, epochs=1)
+    words: dict[str, Any] = {"methods": ["full", "head"], "settings": settings}
+    result = compare(model, data, tmp_path / "out", **words)
     full, head = result.rows[3:]
-    assert full["after"] is None and "diverged at step" in full["failure"]
+    assert full["after"] is None and full["failure"].startswith("diverged at step")
     assert "Lower --lr" in full["failure"]
     assert head["after"] is not None and head["difference"] is not None
     assert re.search(r"full diverged at step \d+ of 5 and is not judged", result.verdict)
     assert full["failure"] in (tmp_path / "out" / "report.md").read_text()
     assert "diverged" in result._repr_markdown_()
 
-    # With other seeds asked for, it says which one.
-    again = compare(
-        model, data, tmp_path / "out", methods=["full", "head"], seeds=[0, 1], resume=True,
-        settings=replace(SETTINGS, learning_rate=None, epochs=1),
-    )  # fmt: skip
-    assert again.rows[3]["failure"].startswith("with seed 0 diverged")
+    # Of several seeds, it says which one.
+    words["methods"] = ["full"]
+    seeds = compare(model, data, tmp_path / "out", **words, seeds=[0, 1], resume=True)
+    assert seeds.rows[3]["failure"].startswith("with seed 0 diverged")
 
 
 @pytest.mark.parametrize(
