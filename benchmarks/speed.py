@@ -4,10 +4,11 @@
 
 DATA holds ``banking77/train.csv`` and ``sms_spam/train.csv``. Each pair is one run of deltafit and
 one of every rival, in turn, each in a process of its own with the same model, rows, batch size,
-targets and number of steps; the warm-up steps are left out. A ratio is the rival's time divided by
-deltafit's in the same pair; the median of the pairs is printed with the smallest and the largest.
-Every pair is kept as JSON in the output folder (benchmarks/results/speed), and a call adds what is
-missing, so the benchmark can be stopped and continued.
+targets and number of steps; the warm-up steps are left out. A ratio is the rival's time for a real
+token (padding apart: the sides shuffle for themselves, so their rows differ) divided by deltafit's
+in the same pair; the median is printed with the smallest and the largest. Every pair is
+kept as JSON in the output folder (benchmarks/results/speed), and a call adds what is missing, so
+the benchmark can be stopped and continued.
 """
 
 import argparse
@@ -121,8 +122,12 @@ def show(output: Path) -> None:
 
 
 def ratio(pairs: list[dict[str, Any]], side: str, key: str) -> str:
-    """Return "2.1× (2.0 to 2.3)": a side's figure divided by deltafit's, pair by pair."""
-    ratios = [pair[side][key] / pair[OURS][key] for pair in pairs if side in pair]
+    """Return "2.1× (2.0 to 2.3)": a side's figure a token divided by deltafit's, pair by pair."""
+    ratios = [
+        pair[side][key] / pair[side]["tokens"] / (pair[OURS][key] / pair[OURS]["tokens"])
+        for pair in pairs
+        if side in pair
+    ]
     if not ratios:
         return ""
     return f"{median(ratios):.1f}× ({min(ratios):.1f} to {max(ratios):.1f})"

@@ -3,7 +3,8 @@
     python benchmarks/works.py WORK SIDE DATA THREADS
 
 prints one JSON object; `benchmarks/speed.py` calls it. Timing begins after the warm-up steps and
-ends with the last step; what deltafit computes ahead of its first step is added to its time.
+ends with the last step; what deltafit computes ahead of its first step is added to its time. Real
+tokens are counted, as the sides may meet other rows.
 """
 
 import json
@@ -106,7 +107,7 @@ def ours(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[s
     from accelerate import Accelerator
 
     from deltafit.adapters import adapt
-    from deltafit.data import resolve_model
+    from deltafit.data import epoch_order, resolve_model
     from deltafit.methods import Full, parse_method
     from deltafit.tasks.classification import HeadSettings, load_classifier
     from deltafit.tasks.inference import compute_logits, tokenise_for
@@ -160,7 +161,12 @@ def ours(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[s
     loop.run()
     peak = memory()
     logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
+    order = [
+        row for epoch in range(settings.epochs) for row in epoch_order(len(train), 0, epoch)
+    ]  # an epoch's last batch may be small: rows are counted, not batches
+    seen = order[WARM_UP * work.batch_size : work.steps * work.batch_size]
     return {
+        "tokens": sum(len(train.rows[row]) for row in seen),
         "moments": moments,
         "ahead": clock.began - began,
         "losses": losses,
@@ -197,6 +203,13 @@ def rival(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[
     network = restricted(network, work.method)
     moments: list[float] = []
 
+    tokens: list[int] = []
+
+    class Counting(DataCollatorWithPadding):  # type: ignore[misc]  # transformers' class is untyped
+        def __call__(self, features: Any) -> Any:
+            tokens.append(sum(len(row["input_ids"]) for row in features))
+            return super().__call__(features)
+
     class Clock(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped
         def on_step_end(self, *_: Any, **__: Any) -> None:
             moments.append(time.perf_counter())
@@ -216,13 +229,14 @@ def rival(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[
     )  # fmt: skip
     trainer = Trainer(
         network, arguments, train_dataset=rows(splits.train),
-        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[Clock()],
+        data_collator=Counting(tokenizer), callbacks=[Clock()],
     )  # fmt: skip
     trainer.train()
     peak = memory()
     labels = np.array(splits.validation.labels[:HELD_OUT])
     logits = trainer.predict(rows(splits.validation, HELD_OUT)).predictions
     return {
+        "tokens": sum(tokens[WARM_UP : work.steps]),
         "moments": moments,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "accuracy": float((logits.argmax(1) == labels).mean()),
@@ -268,7 +282,7 @@ def predict(work: Work, side: str, splits: Any) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     right = float(np.mean([one == other for one, other in zip(said, labels, strict=True)]))
     return {
-        "seconds": seconds, "losses": [], "accuracy": right, "precision": "float32",
+        "seconds": seconds, "tokens": 1, "losses": [], "accuracy": right, "precision": "float32",
         "memory_above_floor": memory() - floor,
     }  # fmt: skip
 
