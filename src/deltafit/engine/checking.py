@@ -1,13 +1,13 @@
 """Whether a model gives the same packed as padded: one batch both ways, forward and backward."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltafit.engine.attention import PACKED
+from deltafit.engine.calls import evaluating
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_layout, find_stack, packed
 
@@ -40,7 +40,7 @@ def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
     if owner.config._attn_implementation == PACKED:
         raise ValueError("check_packing needs a padded run: call it outside packed(model).")
     found: list[bool] = []
-    with _without_dropout(model):
+    with evaluating(model), torch.random.fork_rng(devices=[]):
         expected, gradients = _run(model, owner, batch)
         watch = model.get_submodule(stack.blocks[-1]).register_forward_pre_hook(
             lambda block, args, kwargs: found.append(find_layout(args, kwargs) is not None),
@@ -110,15 +110,3 @@ def _difference(expected: Tensor, found: Tensor, floor: float) -> float:
     size = max(float(expected.abs().max()), floor)
     difference = float((expected - found).abs().max())
     return difference / size if size else difference
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

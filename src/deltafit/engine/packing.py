@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from deltafit.adapters.structure import BlockStack, main_stack, within
 from deltafit.engine.attention import PACKED
+from deltafit.engine.calls import first_of
 from deltafit.engine.layout import CannotPackError, Layout
 from deltafit.errors import DeltafitError
 
@@ -139,13 +140,8 @@ def _pack(
 def _unpack(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Give back the padded form of what the last block computed."""
     layout = find_layout(args, kwargs)
-    if layout is None or _first(output).shape[:2] != (1, layout.tokens):  # no sheet
+    if layout is None or first_of(output).shape[:2] != (1, layout.tokens):  # no sheet
         return output
     if isinstance(output, tuple):
         return (layout.unpack(output[0]), *output[1:])
     return layout.unpack(output)
-
-
-def _first(output: Any) -> Tensor:
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deltafit.adapters.structure import BlockStack, main_stack, within
+from deltafit.engine.calls import evaluating, first_of
 from deltafit.errors import DeltafitError
 
 _TOLERANCE = 1e-4  # of a tensor's largest value; feeding is another order of sums at most
@@ -62,10 +63,10 @@ class FrozenPrefix:
         handle = self.blocks[-1].register_forward_hook(leave)
         device = next(self.model.parameters()).device.type
         try:
-            with _evaluating(self.model), torch.no_grad(), torch.autocast(device, enabled=False):
+            with evaluating(self.model), torch.no_grad(), torch.autocast(device, enabled=False):
                 self.model(**batch)
         except _Reached as reached:
-            return _without_padding(_first(reached.output), batch)
+            return _without_padding(first_of(reached.output), batch)
         finally:
             handle.remove()
         raise AssertionError("the boundary was reached when the prefix was found")
@@ -121,21 +122,10 @@ def find_prefix(
     if stack.shared or not count:
         return None
     try:
-        with _evaluating(model):
+        with evaluating(model):
             return _checked(model, stack, count, owners, batch)
     except Exception:  # what is fed to models unknown here can end in any
         return None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _without_padding(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -163,10 +153,8 @@ def _checked(
     """Return the prefix of ``count`` blocks if the model computes the same when it is fed."""
     names = {module: name for name, module in model.named_modules()}
     blocks = tuple(model.get_submodule(name) for name in stack.blocks[:count])
-    around = {
-        *owners,
-        *(name.rpartition(".")[0] for name in owners),
-    }  # a layer, of an adapter in it
+    # With the tensors of an adapter, the layer that they belong to.
+    around = {*owners, *(name.rpartition(".")[0] for name in owners)}
     readers = {module for module, name in names.items() if name in around}
     expected = _Watched(model, blocks[-1], batch, readers)
     above = [name for name in owners if stack.index_of(name) is None]
@@ -179,7 +167,7 @@ def _checked(
         return None
     (output,) = expected.outputs
     nothing = output[1:] if isinstance(output, tuple) else None
-    states = _first(output)
+    states = first_of(output)
     if any(rest is not None for rest in nothing or ()) or states.shape[:2] != _shape(batch):
         return None  # something besides the hidden states passes from block to block
     prefix = FrozenPrefix(model, blocks, nothing, count == stack.length)
@@ -254,7 +242,3 @@ def _are_close(found: Tensor, expected: Tensor) -> bool:
         return False
     limit = _TOLERANCE * expected.abs().max().clamp(min=1)
     return bool((found - expected).abs().max() <= limit)
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output

@@ -10,7 +10,7 @@ from deltafit.data import resolve_model
 from deltafit.methods import DeltaMethod, LoRA, Method
 from deltafit.prediction.folder import load_saved
 from deltafit.prediction.location import is_run_or_adapter
-from deltafit.tasks.loading import load_structure
+from deltafit.tasks.classification import HeadSettings, classifier_structure
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def inspect(
     folder = Path(model_or_folder)
     if is_run_or_adapter(folder):
         return _inspect_adapter(folder, model)
-    structure = load_structure(resolve_model(model_or_folder))
-    prefix = f"{structure.base_model_prefix}."
-    head = [name for name, _ in structure.named_parameters() if not name.startswith(prefix)]
+    structure, head = classifier_structure(resolve_model(model_or_folder), HeadSettings())
     modules = {name.rpartition(".")[0] for name in head}
     targets = select_targets(
         structure, method.target_modules, layers=method.layers, exclude=modules

@@ -14,7 +14,7 @@ from deltafit.engine import FrozenPrefix, StateStore, find_prefix
 from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.course import Course, Examples, sample
-from deltafit.training.progress import Reporter
+from deltafit.training.progress import Counted, Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
 
@@ -86,10 +86,8 @@ class ConstantStates:
 
     def _compute(self) -> bool:
         assert self._prefix is not None
-        began = time.perf_counter()
         lengths = [len(row) for row in self._train.rows]
-        done = 0
-        self._reporter.start("frozen layers", len(lengths), 0)
+        advance = Counted(self._reporter, "frozen layers", len(lengths))
         with plain_forward(self._classifier.model):
             # Always the same batches: the states do not depend on where a run was resumed.
             for rows in length_grouped(lengths, self._batch_size):
@@ -98,8 +96,7 @@ class ConstantStates:
                     return False
                 assert self._store is not None
                 self._store.put(rows, states)
-                done += len(rows)
-                self._reporter.step(done, None, done / (time.perf_counter() - began))
+                advance(len(rows))
         return True
 
     @contextmanager

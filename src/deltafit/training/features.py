@@ -11,7 +11,7 @@ from deltafit.tasks.inference import compute_features, tokenise_for
 from deltafit.tasks.pooling import POOLINGS, Pooling
 from deltafit.tasks.positions import usable_length
 from deltafit.tasks.probe import Probe, logistic_probe
-from deltafit.training.progress import Reporter
+from deltafit.training.progress import Counted, Reporter
 
 Features = dict[str, dict[Pooling, np.ndarray]]
 
@@ -48,14 +48,7 @@ class FrozenFeatures:
         # A decoder's first token has read nothing but itself.
         poolings = tuple(p for p in POOLINGS if p != "cls" or not classifier.decoder)
         parts = self.splits.parts()
-        total, done = sum(len(part) for part in parts.values()), 0
-        self.reporter.start("frozen features", total, 0)
-
-        def advance(texts: int) -> None:
-            nonlocal done
-            done += texts
-            self.reporter.step(done, None, done / (time.perf_counter() - began))
-
+        advance = Counted(self.reporter, "frozen features", sum(map(len, parts.values())))
         result = {
             name: compute_features(
                 classifier,

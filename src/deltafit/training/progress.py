@@ -140,6 +140,26 @@ class ConsoleReporter:
             self.console.quiet = True
 
 
+class Counted:
+    """Tells a reporter how many of the rows are done, and how fast it goes.
+
+    Args:
+        reporter: whom to tell.
+        what: the work's name.
+        total: rows in all.
+    """
+
+    def __init__(self, reporter: Reporter, what: str, total: int) -> None:
+        self._reporter, self._done, self._began = reporter, 0, time.perf_counter()
+        reporter.start(what, total, 0)
+
+    def __call__(self, rows: int) -> None:
+        """Count ``rows`` more."""
+        self._done += rows
+        speed = self._done / (time.perf_counter() - self._began)
+        self._reporter.step(self._done, None, speed)
+
+
 class Followed:
     """What ``predict`` and ``evaluate`` take as ``progress``: it tells a reporter.
 

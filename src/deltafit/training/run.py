@@ -1,7 +1,6 @@
 """One run from its configuration to metrics, costs and an adapter on disk."""
 
 import gc
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from deltafit.training.folders import METRICS_FILE, finished_metrics
 from deltafit.training.judging import judge, write_predictions
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
-from deltafit.training.progress import Reporter
+from deltafit.training.progress import Counted, Reporter
 from deltafit.training.validation import COLLAPSED, collapsed
 
 PREDICTIONS_FILE = "predictions.safetensors"
@@ -234,14 +233,8 @@ def _judge(
     reporter: Reporter,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
     """Return metrics and logits of parts by name, telling how many rows are done."""
-    total, done, began = sum(len(run.examples[name]) for name in names), 0, time.perf_counter()
-    reporter.start(f"evaluation {what}", total, 0)
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        reporter.step(done, None, done / (time.perf_counter() - began))
-
+    total = sum(len(run.examples[name]) for name in names)
+    advance = Counted(reporter, f"evaluation {what}", total)
     metrics, logits = {}, {}
     for name in names:
         metrics[name], logits[name] = judge(
