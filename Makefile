@@ -1,5 +1,6 @@
 # Everything a person or CI does here. Each target builds what it needs, starting from Python and pip:
-#   make demo   make test   make lint   make bench   make quality   make speed   make clean
+#   make demo   make test   make lint   make bench   make quality   make learning   make speed
+#   make clean
 # Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), DATA (a folder
 # with the benchmark's data sets), DEMO_REPORT (where the demo writes).
 
@@ -22,13 +23,13 @@ REQUIREMENTS := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint unit slow bench quality speed clean
+.PHONY: help demo test lint unit slow bench quality learning speed clean
 
 help:
 	@echo "make demo     fine-tune the packaged MiniLM on real reviews four ways and compare (minutes)"
 	@echo "make test     lint, then every test"
 	@echo "make lint     ruff, mypy and the import contracts"
-	@echo "make bench    every benchmark; make quality, make speed: one of them (DATA=folder)"
+	@echo "make bench    every benchmark; make quality, learning or speed: one of them (DATA=folder)"
 	@echo "make clean    remove the environment, caches and the demo's report"
 
 $(VENV_STAMP):
@@ -73,10 +74,13 @@ test: $(DEV_STAMP)
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory slow
 
-bench: quality speed
+bench: quality learning speed
 
 quality: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py $(if $(DATA),--data '$(DATA)')
+
+learning: $(DEV_STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/learning.py $(if $(DATA),--data '$(DATA)')
 
 speed: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(if $(DATA),--data '$(DATA)')

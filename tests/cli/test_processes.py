@@ -133,10 +133,15 @@ def test_an_output_that_takes_nothing(words: list[str]) -> None:
     assert (result.returncode, result.stderr) == (1, said)
 
 
-def test_help_answers_in_a_second() -> None:
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        assert run("--help").returncode == 0
-        times.append(time.perf_counter() - began)
-    assert min(times) < 1, times
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['deltafit', '--help']; from deltafit.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers', 'sklearn', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    assert result.stdout.endswith(b"set()\n"), result.stdout[-200:]

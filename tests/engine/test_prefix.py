@@ -55,6 +55,7 @@ def test_fed_is_unfed(architecture: str, top: str) -> None:
     batch = tiny_inputs(model, batch=4, length=9, seed=1)
     logits, expected = gradients(model, batch)
     states = prefix.states(batch)
+    assert prefix.embeddings  # need not run either
     called = []
     handle = prefix.blocks[0].register_forward_hook(lambda m, a, o: called.append(m.training))
     inner = next(m for m in prefix.blocks[0].modules() if is_matrix(m))
@@ -182,3 +183,30 @@ def test_a_head_that_starts_at_zero_hides_nothing() -> None:
 
     encoder.register_forward_hook(add)
     assert find_prefix(model, names, tiny_inputs(encoder)) is None
+
+
+class Bypassed(nn.Module):
+    """The head sees the embeddings besides what the blocks make of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(64, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        embedded = state = self.embeddings(input_ids)
+        for block in self.blocks:
+            state = block(state)
+        return self.classifier((state + embedded).mean(1))
+
+
+def test_embeddings_that_are_used_elsewhere_too_go_on_running() -> None:
+    torch.manual_seed(0)
+    model, batch = Bypassed(), {"input_ids": torch.randint(64, (3, 5))}
+    prefix = find_prefix(model, ["classifier.weight", "classifier.bias"], batch)
+    assert prefix is not None and prefix.embeddings == ()
+    states = prefix.states(batch)
+    with prefix.fed(states):
+        fed = model(**batch)
+    torch.testing.assert_close(fed, model(**batch))

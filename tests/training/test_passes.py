@@ -1,6 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltafit.training import passes as cutting
 from deltafit.training.passes import cut_passes
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
@@ -15,7 +17,7 @@ def test_every_row_is_in_just_one_pass_and_no_pass_is_too_large(lengths, largest
 
 
 @given(LENGTHS, st.integers(1, 40))
-def test_cutting_saves_tokens_and_packed_nothing_is_cut(lengths, largest):
+def test_cutting_saves_tokens(lengths, largest):
     def padded(parts):
         return sum(len(part) * max(lengths[row] for row in part) for part in parts)
 
@@ -23,7 +25,19 @@ def test_cutting_saves_tokens_and_packed_nothing_is_cut(lengths, largest):
     ordered = sorted(rows, key=lambda row: -lengths[row])
     plain = [ordered[start : start + largest] for start in range(0, len(rows), largest)]
     assert padded(cut_passes(rows, lengths, largest)) <= padded(plain)
-    assert cut_passes(rows, lengths, largest, packed=True) == plain
+
+
+@given(LENGTHS, st.integers(1, 3000))
+def test_packed_passes_are_filled_up_to_a_number_of_tokens(lengths, most):
+    rows = list(range(len(lengths)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "_MOST_PACKED_TOKENS", most)
+        passes = cut_passes(rows, lengths, len(rows), packed=True)
+    assert sorted(row for part in passes for row in part) == rows
+    tokens = [sum(lengths[row] for row in part) for part in passes]
+    assert all(count <= most or len(part) == 1 for part, count in zip(passes, tokens, strict=True))
+    for count, behind in zip(tokens, passes[1:], strict=False):
+        assert count + lengths[behind[0]] > most
 
 
 def test_texts_of_one_length_stay_together():

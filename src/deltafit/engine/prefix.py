@@ -33,6 +33,7 @@ class FrozenPrefix:
     Args:
         model: the whole model.
         blocks: the blocks of the prefix, in order; the last one's output is the boundary.
+        embeddings: modules that make the first block's input, and need not run when it does not.
         nothing: what the last block returns behind its hidden states, each None, if it returns a
             tuple; None if it returns the states alone.
         whole: whether there are no blocks behind it.
@@ -42,10 +43,11 @@ class FrozenPrefix:
         self,
         model: nn.Module,
         blocks: tuple[nn.Module, ...],
+        embeddings: tuple[nn.Module, ...],
         nothing: tuple[None, ...] | None,
         whole: bool,
     ) -> None:
-        self.model, self.blocks, self.whole = model, blocks, whole
+        self.model, self.blocks, self.embeddings, self.whole = model, blocks, embeddings, whole
         self._nothing = nothing
 
     def states(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -72,14 +74,22 @@ class FrozenPrefix:
         raise AssertionError("the boundary was reached when the prefix was found")
 
     @contextmanager
-    def fed(self, states: Tensor) -> Iterator[None]:
-        """Let the model take ``states`` for what leaves the prefix, whose blocks do not run.
+    def fed(self, states: Tensor, *, padded: bool = True) -> Iterator[None]:
+        """Let the model take ``states`` for what leaves the prefix, which does not run.
 
         Args:
-            states: of the batch that the model is called with, ``[batch, length, width]``.
+            states: of the batch that the model is called with, as ``states`` gives them.
+            padded: whether they are ``[batch, length, width]``. A packed sheet cannot stand for
+                embeddings, so these run.
         """
         output = states if self._nothing is None else (states, *self._nothing)
         with ExitStack() as stack:
+            for module in self.embeddings:
+                stack.enter_context(
+                    _replaced_forward(module, lambda *args, **kwargs: states)
+                    if padded
+                    else evaluating(module)  # draws no random numbers either
+                )
             for block in self.blocks:  # what all but the last one give goes nowhere
                 stack.enter_context(_replaced_forward(block, lambda *args, **kwargs: output))
             yield
@@ -170,13 +180,24 @@ def _checked(
     states = first_of(output)
     if any(rest is not None for rest in nothing or ()) or states.shape[:2] != _shape(batch):
         return None  # something besides the hidden states passes from block to block
-    prefix = FrozenPrefix(model, blocks, nothing, count == stack.length)
-    with prefix.fed(_without_padding(states, batch)):
-        fed = _Watched(model, blocks[-1], batch, readers)
-    same = len(fed.results) == len(expected.results) and all(
-        map(_are_close, fed.results, expected.results)
-    )
-    return prefix if same else None
+    fitting = {names[m] for m, shape in expected.shapes.items() if shape == states.shape}
+    inputs = [n for n in fitting - after if _beside_blocks(n, stack)]
+    outermost = [n for n in inputs if not any(within(n, m) and n != m for m in inputs)]
+    # What a model does with its embeddings besides handing them on shows in the results.
+    for left_out in dict.fromkeys((tuple(outermost), ())):
+        embeddings = tuple(map(model.get_submodule, left_out))
+        prefix = FrozenPrefix(model, blocks, embeddings, nothing, count == stack.length)
+        with prefix.fed(_without_padding(states, batch)):
+            fed = _Watched(model, blocks[-1], batch, readers)
+        if len(fed.results) == len(expected.results) and all(
+            map(_are_close, fed.results, expected.results)
+        ):
+            return prefix
+    return None
+
+
+def _beside_blocks(name: str, stack: BlockStack) -> bool:
+    return stack.index_of(name) is None and not within(stack.name, name)
 
 
 def _shape(batch: Mapping[str, Tensor]) -> torch.Size:
@@ -195,6 +216,7 @@ class _Watched:
     Attributes:
         before: modules entered before the boundary's output.
         after: modules entered later.
+        shapes: of the tensors that modules gave before the boundary's output.
         outputs: of the boundary.
         results: what the readers behind the boundary were given, padding apart, and what the model
             gave. A head that starts at zero would show nothing of what reaches it.
@@ -210,11 +232,13 @@ class _Watched:
         self._batch, self._readers = batch, readers
         self.before: list[nn.Module] = []
         self.after: list[nn.Module] = []
+        self.shapes: dict[nn.Module, torch.Size] = {}
         self.outputs: list[Any] = []
         self.results: list[Tensor] = []
         hooks: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._enter) for module in model.modules()
         ]
+        hooks += [module.register_forward_hook(self._give) for module in model.modules()]
         hooks.append(boundary.register_forward_hook(self._leave))
         try:
             with torch.no_grad():
@@ -227,6 +251,10 @@ class _Watched:
         (self.after if self.outputs else self.before).append(module)
         if self.outputs and args and module in self._readers:
             self._keep(args[0])
+
+    def _give(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.outputs and isinstance(output, Tensor):
+            self.shapes[module] = output.shape
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.outputs.append(output)

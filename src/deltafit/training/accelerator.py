@@ -24,6 +24,16 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of the device that is trained on."""
+    if device.type == "cpu":
+        # torch.manual_seed would note a traceback for every kind of device that is not there,
+        # which takes longer than a step of a head.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 @contextmanager
 def started_accelerator(
     precision: Precision, folder: Path, trackers: tuple[str, ...], facts: Mapping[str, Any]

@@ -110,7 +110,8 @@ class ConstantStates:
                 states = self._prefix.states(self._batch(rows))
         else:
             states = self._store.get(rows)
-        with self._prefix.fed(states.to(next(self._classifier.model.parameters()).device)):
+        device = next(self._classifier.model.parameters()).device
+        with self._prefix.fed(states.to(device), padded=self._store is not None):
             yield
 
     def release(self) -> None:

@@ -115,7 +115,7 @@ def expected_memory(
     trained_bytes = sum(p.numel() * p.element_size() for p in trained.values())
     kept = _kept_values(classifier, config.method, trained)
     largest = max(activation_values(model, repeated_blocks(model), 0).values())
-    heads = attention_matrices(model)
+    heads = attention_matrices(model) if settings.base_dropout == "configured" else 0
     size = VALUE_BYTES if settings.precision == "float32" else HALF_BYTES
 
     def needed(tokens: int, longest: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ class StepGradients:
         constant: what frozen layers below the trained ones give for the rows.
 
     Attributes:
-        packed: whether the model runs without padding.
+        packed: whether padding costs nothing, because no block of the model sees any.
     """
 
     def __init__(

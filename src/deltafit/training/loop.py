@@ -14,6 +14,7 @@ from deltafit.data import class_weights, epoch_order
 from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.metrics import find_metric
+from deltafit.training.accelerator import seed_generators
 from deltafit.training.checkpoints import (
     Checkpoint,
     load_best,
@@ -30,6 +31,7 @@ from deltafit.training.gradients import (
     enable_gradient_checkpointing,
 )
 from deltafit.training.interruption import Interrupted, StopRequest, stop_requested
+from deltafit.training.modes import TrainingModes
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
@@ -84,6 +86,7 @@ class TrainingLoop:
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
+        self.modes = TrainingModes(classifier, settings, train)
         trained = tuple(self.trainable)
         self.constant = ConstantStates(classifier, train, trained, settings, folder, reporter)
         weights = (
@@ -114,7 +117,7 @@ class TrainingLoop:
             self.classifier, self.train, self.settings, self.course, self.constant, self.reporter
         )
         with fast, stop_requested() as asked:
-            self.gradients.packed = bool(self.course.packed)
+            self.gradients.packed = bool(self.course.packed) or self.constant.whole
             self.reporter.start("training", self.total_steps, self.course.step)
             saved = time.monotonic()
             while self.course.step < self.total_steps and not self._out_of_patience():
@@ -176,7 +179,7 @@ class TrainingLoop:
         epoch, index = divmod(course.step, self.steps_per_epoch)
         order = self._order(epoch)
         rows = order[index * self.rows_per_step : (index + 1) * self.rows_per_step]
-        self.model.train()
+        self.modes.train(self.model)
         set_rates(
             self.optimiser.optimizer,
             rate_factor(course.step, self.total_steps, settings.schedule, settings.warmup),
@@ -184,7 +187,7 @@ class TrainingLoop:
         # Keyed by step, not carried on: what dropout drops does not depend on a run having been
         # resumed, and no two processes drop the same.
         key = f"step {course.step} of process {self.accelerator.process_index}"
-        torch.manual_seed(keyed_seed(settings.seed, key))
+        seed_generators(keyed_seed(settings.seed, key), self.accelerator.device)
         loss = self.gradients.accumulate(rows)
         if not math.isfinite(loss):
             raise self._diverged(course.step + 1, "loss", loss)

@@ -29,11 +29,14 @@ def make_optimiser(
         rate = head_rate if name in head else learning_rate
         decay = settings.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in trainable.values())
     return torch.optim.AdamW(
         [
             {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
-        ]
+        ],
+        # One pass over each tensor; torch takes several on a CPU unless it is told.
+        fused=on_cpu or None,
     )
 
 

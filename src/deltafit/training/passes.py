@@ -5,6 +5,9 @@ from collections.abc import Sequence
 # A cut must save this share of a pass's tokens, and this many: every pass has a cost of its own.
 _LEAST_SHARE = 0.2
 _LEAST_TOKENS = 32
+# More tokens in a packed pass are no faster, and what it keeps for the backward pass grows with
+# them. A single text may be longer.
+_MOST_PACKED_TOKENS = 2048
 
 
 def cut_passes(
@@ -19,11 +22,24 @@ def cut_passes(
         rows: indices of the step's rows.
         lengths: tokens of each row of the whole data set.
         largest: the most rows in a pass.
-        packed: the model runs without padding, so that nothing is saved by smaller passes.
+        packed: the model runs without padding, so that passes are cut by their tokens alone.
     """
     ordered = sorted(rows, key=lambda row: -lengths[row])
     parts = [ordered[start : start + largest] for start in range(0, len(ordered), largest)]
-    return parts if packed else [piece for part in parts for piece in _cut(part, lengths)]
+    cut = _cut_by_tokens if packed else _cut
+    return [piece for part in parts for piece in cut(part, lengths)]
+
+
+def _cut_by_tokens(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    pieces: list[list[int]] = []
+    room = 0
+    for row in rows:
+        if lengths[row] > room:
+            pieces.append([])
+            room = _MOST_PACKED_TOKENS
+        pieces[-1].append(row)
+        room -= lengths[row]
+    return pieces
 
 
 def _cut(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from deltafit.errors import UsageError
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["float32", "bf16", "fp16"]
+BaseDropout = Literal["configured", "off"]
 ClassWeights = Literal["none", "balanced"]
 HeadChoice = Literal["architecture", "cls", "mean", "last", "auto"]
 HeadStart = Literal["new", "probe"]
@@ -22,9 +23,9 @@ class TrainingSettings:
 
     Attributes:
         epochs: passes over the training rows.
-        batch_size: rows in one forward pass.
-        accumulation: forward passes in one optimiser step; a step's result does not depend on
-            how its rows are cut into passes.
+        batch_size: rows of a batch; no forward pass holds more.
+        accumulation: batches in one optimiser step; a step's result does not depend on how its
+            rows are cut into passes.
         learning_rate: the highest rate; None takes the method's default.
         head_learning_rate: the same for the head; None takes ``learning_rate``.
         weight_decay: AdamW's, on matrices; biases and norms are left out.
@@ -32,6 +33,8 @@ class TrainingSettings:
         warmup: share of all steps in which the rate rises from near zero.
         label_smoothing: share of the target spread over all classes.
         class_weights: ``"balanced"`` weighs a class by the inverse of its frequency.
+        base_dropout: of the pretrained model in training: as its configuration says, or off. The
+            head's and an adapter's own dropout are not meant.
         clip: largest norm of the gradient; None for no clipping.
         gradient_checkpointing: recompute activations in the backward pass: less memory, slower.
         precision: float32, or mixed precision in bf16 or fp16 (CUDA only).
@@ -55,6 +58,7 @@ class TrainingSettings:
     warmup: float = 0.06
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
+    base_dropout: BaseDropout = "configured"
     clip: float | None = 1.0
     gradient_checkpointing: bool = False
     precision: Precision = "float32"
@@ -78,7 +82,7 @@ class TrainingSettings:
         for name in ("warmup", "label_smoothing"):
             _check_share(name, getattr(self, name))
         hints = get_type_hints(type(self))
-        for name in ("schedule", "precision", "class_weights"):
+        for name in ("schedule", "precision", "class_weights", "base_dropout"):
             choices = get_args(hints[name])
             if getattr(self, name) not in choices:
                 raise UsageError(

@@ -1,0 +1,159 @@
+"""Does speed change what is learned? The same LoRA runs padded, packed, and without base dropout.
+
+    python benchmarks/learning.py --data DATA [--only PART] [--threads N] [--output FOLDER]
+
+DATA holds ``banking77/{train,test}.csv`` and ``sms_spam/{train,test}.csv``. "padded" is the slow
+path: padded batches, and torch's own dropout. "packed" is the default, and "packed, base dropout
+off" is ``--base-dropout off``. Every run is kept as JSON in the output folder
+(benchmarks/results/learning), and a call does what is missing, so it can be stopped and continued;
+then the table is printed as Markdown.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+
+from deltafit.files import read_json, write_json_atomically
+from deltafit.methods import LoRA
+from deltafit.prediction.folder import versions
+from deltafit.training import execution
+from deltafit.training.progress import ConsoleReporter
+from deltafit.training.settings import BaseDropout, DataConfig, TrainingSettings
+from deltafit.training.train import train
+
+SEEDS = (0, 1, 2)
+WAYS: dict[str, BaseDropout] = {
+    "padded": "configured",
+    "packed": "configured",
+    "packed, base dropout off": "off",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is learned.
+
+    Attributes:
+        rows: training rows, a stratified sample.
+        method: on MiniLM with the architecture's own head.
+        settings: without seed and dropout.
+    """
+
+    rows: int
+    method: LoRA
+    settings: TrainingSettings
+
+
+WORKS = {
+    "banking77": Work(
+        2000,
+        LoRA(target_modules="all-linear"),
+        TrainingSettings(epochs=5, batch_size=32, learning_rate=1e-3, max_length=128),
+    ),
+    "sms_spam": Work(
+        1000,
+        LoRA(target_modules=("query", "value")),
+        TrainingSettings(epochs=2, batch_size=8, max_length=128),
+    ),
+}
+
+
+def main() -> None:
+    """Do what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", default="", help="do the runs whose names hold this")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "learning"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(stderr=True)
+    for seed in SEEDS:
+        for name in WORKS:
+            for way in WAYS:
+                path = path_of(options.output, name, way, seed)
+                if options.only in path.stem and not path.is_file():
+                    console.print(path.stem, markup=False)
+                    record = one(name, way, seed, options.data, path.with_suffix(""), console)
+                    write_json_atomically(path, record)
+    show(options.output)
+
+
+def path_of(output: Path, name: str, way: str, seed: int) -> Path:
+    """Return where a run's record is kept."""
+    return output / f"{name}--{way.replace(', ', '-').replace(' ', '-')}--{seed}.json"
+
+
+def one(
+    name: str, way: str, seed: int, data: Path, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Train once and return what came of it on the test part."""
+    work = WORKS[name]
+    shutil.rmtree(folder, ignore_errors=True)
+    reporter = ConsoleReporter(console)
+    with padded() if way == "padded" else nullcontext(), reporter.shown():
+        metrics = train(
+            "minilm",
+            DataConfig(str(data / name), validation="none", limit=work.rows),
+            folder,
+            method=work.method,
+            settings=TrainingSettings(
+                **{**vars(work.settings), "seed": seed, "base_dropout": WAYS[way]}
+            ),
+            reporter=reporter,
+        ).metrics
+    shutil.rmtree(folder)
+    assert metrics["packed"] == (way != "padded")
+    return {
+        "accuracy": metrics["after"]["test"]["accuracy"],
+        "train_loss": metrics["history"][-1]["train_loss"],
+        "costs": metrics["costs"],
+        "versions": versions(),
+    }
+
+
+@contextmanager
+def padded() -> Iterator[None]:
+    """Keep the engine off: the model runs on padded batches, with torch's dropout."""
+    with (
+        patch.object(execution, "check_packing", lambda *_: "The benchmark wants it padded."),
+        patch.object(execution, "bulk_dropout", lambda _: nullcontext()),
+    ):
+        yield
+
+
+def show(output: Path) -> None:
+    """Print accuracy and last training loss: mean over seeds, and their standard deviation."""
+    print("| data | way | seeds | test accuracy | training loss of the last epoch |")
+    print("|---|---|---|---|---|")
+    for name in WORKS:
+        for way in WAYS:
+            paths = [path_of(output, name, way, seed) for seed in SEEDS]
+            records = [read_json(path) for path in paths if path.is_file()]
+            if records:
+                figures = " | ".join(
+                    spread([record[key] for record in records])
+                    for key in ("accuracy", "train_loss")
+                )
+                print(f"| {name} | {way} | {len(records)} | {figures} |")
+
+
+def spread(values: list[float]) -> str:
+    """Return "0.931 ± 0.002", the mean and the standard deviation over seeds."""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
