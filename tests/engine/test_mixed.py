@@ -1,10 +1,13 @@
 """One pass of several adapters gives each row what it gets with its own adapter alone."""
 
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -13,6 +16,7 @@ from deltafit.engine import mixed, packed
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.engine.mixes import (
     LENGTHS,
+    METHODS,
     SEGMENTS,
     alone,
     assert_each_has_its_own,
@@ -58,6 +62,27 @@ def test_the_base_is_computed_once(run_packed: bool) -> None:
         model(**batch)
     lead = (1, sum(LENGTHS)) if run_packed else (len(LENGTHS), max(LENGTHS))
     assert products.shapes == [(*lead, HIDDEN)]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*METHODS, None]), st.lists(st.integers(1, 5), min_size=1)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_any_segments(drawn: list[tuple[str | None, list[int]]], run_packed: bool) -> None:
+    model = _model()
+    batch = ragged([length for _, lengths in drawn for length in lengths])
+    with packed(model) if run_packed else nullcontext():
+        assert_each_has_its_own(model, batch, [(adapter, len(rows)) for adapter, rows in drawn])
+
+
+@cache
+def _model() -> nn.Module:
+    return with_adapters(tiny_model("bert").double())
 
 
 @pytest.mark.parametrize("run_packed", [False, True])
