@@ -111,7 +111,8 @@ def show(output: Path) -> None:
     console = Console(width=200)
     console.print(table)
     console.print(
-        "Seconds are of the same number of steps (or texts) in float32; prediction is against "
+        "Seconds are of the same number of steps (or texts), PEFT's in float32 and deltafit's in "
+        "what --precision auto chose (see the records); prediction is against "
         "transformers' pipeline, full fine-tuning and heads against the Trainer alone. Memory is "
         "deltafit's peak above the imports as a share of PEFT's; the loss is the mean of the last "
         f"{LAST} steps and the accuracy that of held-out rows, deltafit / PEFT. The bars are for "

@@ -158,7 +158,7 @@ def ours(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[s
     # The rival stops there too, in the middle of an epoch: its schedule is as long.
     loop.total_steps = work.steps
     began = time.perf_counter()
-    loop.run()
+    course = loop.run()
     peak = memory()
     logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
     order = [
@@ -172,7 +172,7 @@ def ours(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[s
         "losses": losses,
         "accuracy": float((logits.argmax(1) == np.array(held_out.labels[:HELD_OUT])).mean()),
         "peak": peak,
-        "precision": settings.precision,
+        "precision": course.precision,
     }
 
 

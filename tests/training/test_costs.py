@@ -117,11 +117,19 @@ def test_checkpointing_and_half_precision_keep_less(tiny: str) -> None:
     recomputed = foretold(tiny, method, rows, gradient_checkpointing=True)
     inputs = LAYERS * 4 * HIDDEN * 4 * 12
     assert recomputed["activations"] == plain["activations"] // LAYERS + inputs
-    half = foretold(tiny, method, rows, precision="bf16")
-    assert plain["activations"] / 2 == half["activations"]  # no dropout: no float32 matrices
     matrices = 4 * HIDDEN**2 + 2 * HIDDEN * INNER
+    # Frozen matrices are copied in bf16, and what they give is float32.
+    copied = foretold(tiny, method, rows, precision="bf16")
+    assert copied["activations"] == plain["activations"]
+    assert copied["weights"] == 2 * LAYERS * matrices
+    last = foretold(tiny, LoRA(rank=2, layers=(LAYERS - 1,)), rows, precision="bf16")
+    assert last["weights"] == 2 * matrices
+    for whole in (Head(), LastBlocks(1)):
+        assert foretold(tiny, whole, rows, precision="bf16")["weights"] == 0
+    # Where all is trained, it is mixed precision.
+    full, half = (foretold(tiny, Full(), rows, precision=p) for p in ("float32", "bf16"))
+    assert full["activations"] / 2 == half["activations"]  # no dropout: no float32 matrices
     assert half["weights"] == 2 * LAYERS * matrices
-    assert foretold(tiny, Head(), rows, precision="bf16")["weights"] == 0
 
 
 # Against the kernel's peak.

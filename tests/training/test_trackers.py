@@ -56,7 +56,7 @@ def test_wandb_writes_into_the_runs_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    with started_accelerator("float32", tmp_path / "run", ("wandb",), {}):
+    with started_accelerator("no", tmp_path / "run", ("wandb",), {}):
         pass
     assert list((tmp_path / "run" / "logs" / "wandb").glob("offline-run-*"))
     assert not (tmp_path / "wandb").exists()
@@ -82,9 +82,9 @@ def test_fp16_without_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_precisions_of_runs_in_one_process_are_their_own(tmp_path: Path) -> None:
-    for precision, name in (("bf16", "bf16"), ("float32", "no"), ("bf16", "bf16")):
-        with started_accelerator(precision, tmp_path, (), {}) as accelerator:  # type: ignore[arg-type]  # literals
-            assert accelerator.mixed_precision == name
+    for mixed in ("bf16", "no", "bf16"):
+        with started_accelerator(mixed, tmp_path, (), {}) as accelerator:  # type: ignore[arg-type]  # literals
+            assert accelerator.mixed_precision == mixed
     AcceleratorState._reset_state()
 
 
@@ -97,7 +97,7 @@ def test_trackers_are_finished_when_training_fails(
     )
     with (
         pytest.raises(ZeroDivisionError),
-        started_accelerator("float32", tmp_path, ("tensorboard",), {"a": {"b": None}}),
+        started_accelerator("no", tmp_path, ("tensorboard",), {"a": {"b": None}}),
     ):
         raise ZeroDivisionError
     assert finished == ["tensorboard"]

@@ -98,7 +98,7 @@ def show_run(console: Console, result: "RunResult") -> None:
         f"Trained {format_count(costs['trainable_parameters'])} of "
         f"{format_count(costs['total_parameters'])} parameters "
         f"({percent(costs['share_trainable'])}) in {format_seconds(costs['training_seconds'])}, "
-        f"{format_rate(costs['examples_per_second'])}; "
+        f"{format_rate(costs['examples_per_second'])}, in {metrics['precision']}; "
         f"peak memory {format_bytes(costs['peak_memory_bytes'])}.",
     )
     say(console, f"Adapter: {result.folder / 'adapter'} ({format_bytes(costs['saved_bytes'])}).")

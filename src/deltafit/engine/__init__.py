@@ -1,20 +1,30 @@
-"""Speed without other results: packed batches, many adapters in one pass, frozen layers once."""
+"""Speed without other results: packed batches, many adapters in one pass, frozen layers once.
+
+And with other rounding, where that is asked for or measured: frozen products in bf16.
+"""
 
 from deltafit.engine.checking import check_packing
 from deltafit.engine.dropout import bulk_dropout
+from deltafit.engine.frozen import check_products, frozen_products, reduced_products
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.mixed import mixed
 from deltafit.engine.packing import packed
+from deltafit.engine.precision import ProductPrecision, probe_precision
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
 from deltafit.engine.states import StateStore
 
 __all__ = [
     "CannotPackError",
     "FrozenPrefix",
+    "ProductPrecision",
     "StateStore",
     "bulk_dropout",
     "check_packing",
+    "check_products",
     "find_prefix",
+    "frozen_products",
     "mixed",
     "packed",
+    "probe_precision",
+    "reduced_products",
 ]

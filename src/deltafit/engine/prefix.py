@@ -86,7 +86,7 @@ class FrozenPrefix:
         with ExitStack() as stack:
             for module in self.embeddings:
                 stack.enter_context(
-                    _replaced_forward(module, lambda *args, **kwargs: states)
+                    replaced_forward(module, lambda *args, **kwargs: states)
                     if padded
                     else evaluating(module)  # draws no random numbers either
                 )

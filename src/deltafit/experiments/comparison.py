@@ -126,6 +126,7 @@ def _compare(
     ]
     histories: dict[str, Any] = {}
     figures: dict[str, Any] = {}
+    precisions: dict[str, str] = {}
     facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
     facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
     before: dict[int, dict[str, Any]] = {}
@@ -147,6 +148,8 @@ def _compare(
         metrics = finished[0][1]
         histories[name] = loss_history(metrics)
         figures[name] = metrics["after"][judged]
+        precisions[name] = metrics["precision"]
+        facts["precision"] = precisions
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
     if processes().is_main_process:

@@ -4,14 +4,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
 from deltafit.errors import UsageError
+from deltafit.methods import Full, Method
 from deltafit.training.settings import Precision
+
+MixedPrecision = Literal["no", "bf16", "fp16"]
 
 
 def processes() -> PartialState:
@@ -34,14 +37,29 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+def mixed_precision_of(precision: Precision, method: Method) -> MixedPrecision:
+    """Return what Accelerate is to do for a run.
+
+    On a CPU bf16 pays in the products with frozen weights, which `chosen_precision` sees to.
+    """
+    if precision == "auto" or precision == "float32":
+        return "no"
+    if precision == "bf16" and _on_cpu() and not isinstance(method, Full):
+        return "no"
+    return precision
+
+
 @contextmanager
 def started_accelerator(
-    precision: Precision, folder: Path, trackers: tuple[str, ...], facts: Mapping[str, Any]
+    mixed_precision: MixedPrecision,
+    folder: Path,
+    trackers: tuple[str, ...],
+    facts: Mapping[str, Any],
 ) -> Iterator[Accelerator]:
     """Give the run's Accelerator; its trackers are finished when the block ends, however it ends.
 
     Args:
-        precision: of training.
+        mixed_precision: of training; see ``mixed_precision_of``.
         folder: the run's folder; trackers write into ``logs`` in it.
         trackers: names that Accelerate knows.
         facts: nested settings, for the trackers.
@@ -49,14 +67,14 @@ def started_accelerator(
     Raises:
         UsageError: the precision or a tracker cannot be used here.
     """
-    if precision == "fp16" and not torch.cuda.is_available():
+    if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("fp16 needs a CUDA device. Use --precision bf16 or float32.")
     # Accelerate keeps the first precision of a process for ever; runs in one process may differ.
     AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
             cpu=_on_cpu(),
-            mixed_precision="no" if precision == "float32" else precision,
+            mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
             project_dir=folder / "logs",
             # Between processes, tensors that the head does not read would be waited for.

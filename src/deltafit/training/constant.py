@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltafit.data import length_grouped
 from deltafit.engine import FrozenPrefix, StateStore, find_prefix
@@ -63,6 +63,11 @@ class ConstantStates:
     def whole(self) -> bool:
         """Whether all the blocks are constant, so that nothing but the head is left to run."""
         return self._prefix is not None and self._prefix.whole
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks of the prefix: they never run in training mode."""
+        return () if self._prefix is None else self._prefix.blocks
 
     def keep(self, course: Course) -> None:
         """Compute the states of all rows, if there is a prefix and room for them.

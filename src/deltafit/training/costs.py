@@ -26,15 +26,18 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.data import epoch_order
+from deltafit.engine import frozen_products
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_stack
 from deltafit.methods import Full, Method
 from deltafit.tasks.classification import Classifier
+from deltafit.training.accelerator import mixed_precision_of
 from deltafit.training.config import RunConfig
 from deltafit.training.constant import MEMORY_LIMIT
 from deltafit.training.course import Course
 from deltafit.training.memory import PeakMemory
 from deltafit.training.passes import cut_passes
+from deltafit.training.precision import planned_precision
 from deltafit.training.settings import TrainingSettings
 
 HALF_BYTES = 2  # of bf16 and fp16
@@ -87,7 +90,10 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def expected_memory(
-    classifier: Classifier, config: RunConfig, rows: Sequence[Sequence[int]]
+    classifier: Classifier,
+    config: RunConfig,
+    rows: Sequence[Sequence[int]],
+    precision: str | None = None,
 ) -> dict[str, int]:
     """Foretell the bytes that training on a CPU, in one process, will need for an adapted model.
 
@@ -95,12 +101,14 @@ def expected_memory(
         classifier: with its adapter active and nothing trained yet.
         config: the run.
         rows: tokenised training texts.
+        precision: what the run was begun in; None for a new run.
 
     Returns:
         By part:
 
         * ``process_before``: what the process holds already, the weights too; measured.
-        * ``weights``: mixed precision's copies of the matrices that the backward pass reads.
+        * ``weights``: copies of matrices in half precision: of the frozen ones whose products are
+          in bf16; of all that the backward pass reads in mixed precision.
         * ``gradients`` and ``optimiser``: one value, and Adam's two, for every one that is trained.
         * ``activations``: what the first epoch's largest pass keeps for the backward pass; see
           ``activation_values``. Recomputing keeps the blocks' inputs, and one block's values.
@@ -116,7 +124,8 @@ def expected_memory(
     kept = _kept_values(classifier, config.method, trained)
     largest = max(activation_values(model, repeated_blocks(model), 0).values())
     heads = attention_matrices(model) if settings.base_dropout == "configured" else 0
-    size = VALUE_BYTES if settings.precision == "float32" else HALF_BYTES
+    mixed = mixed_precision_of(settings.precision, config.method) != "no"
+    size = HALF_BYTES if mixed else VALUE_BYTES
 
     def needed(tokens: int, longest: int) -> tuple[int, int]:
         """Return the bytes of activations and temporaries of a pass."""
@@ -132,7 +141,7 @@ def expected_memory(
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
-        "weights": HALF_BYTES * _matrix_values(model, kept) if size == HALF_BYTES else 0,
+        "weights": HALF_BYTES * _copied_values(model, kept, settings, mixed, precision),
         "gradients": trained_bytes,
         "optimiser": MOMENTS * trained_bytes,
         "activations": activations,
@@ -193,10 +202,21 @@ def _pass_shapes(
     return {(sum(part) if packed else len(part) * max(part), max(part)) for part in passes}
 
 
-def _matrix_values(model: nn.Module, blocks: Collection[str]) -> int:
-    shapes = [
-        layer_shape(module)
-        for name, module in model.named_modules()
-        if is_matrix(module) and any(within(name, block) for block in blocks)
-    ]
-    return sum(inputs * outputs for inputs, outputs in shapes)
+def _copied_values(
+    model: nn.Module,
+    blocks: Collection[str],
+    settings: TrainingSettings,
+    mixed: bool,
+    precision: str | None,
+) -> int:
+    """Return how many values of the matrices in ``blocks`` there are in half precision too."""
+    if mixed:
+        inside = [m for n, m in model.named_modules() if any(within(n, block) for block in blocks)]
+        copied = [module for module in inside if is_matrix(module)]
+    else:
+        stacks = repeated_blocks(model)
+        below = [name for stack in stacks for name in stack.blocks if name not in blocks]
+        outside = [model.get_submodule(name) for name in below]
+        decided = precision or planned_precision(model, settings.precision, outside)
+        copied = frozen_products(model, outside) if decided == "bf16" else []
+    return sum(inputs * outputs for inputs, outputs in map(layer_shape, copied))

@@ -44,6 +44,7 @@ class Course:
         running_loss: of the latest steps, the older ones fading.
         kept: whether the states of frozen layers are kept; None before it was found out.
         packed: whether the blocks run without padding; None before it was found out.
+        precision: float32, bf16 or fp16; None before it was decided.
     """
 
     step: int = 0
@@ -59,6 +60,7 @@ class Course:
     running_loss: float = 0.0
     kept: bool | None = None
     packed: bool | None = None
+    precision: str | None = None
 
     def count(self, rows: int, loss: float, seconds: float) -> None:
         """Take a step into account that was applied to ``rows`` rows."""

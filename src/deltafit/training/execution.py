@@ -1,12 +1,15 @@
-"""How a run's passes are executed: without padding where that gives the same, dropout in bulk."""
+"""How a run's passes are executed: without padding, dropout in bulk, in the precision chosen."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+from accelerate import Accelerator
 
 from deltafit.engine import bulk_dropout, check_packing, packed
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples, sample
+from deltafit.training.precision import chosen_precision
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
@@ -22,6 +25,7 @@ def fast_execution(
     course: Course,
     constant: ConstantStates,
     reporter: Reporter,
+    accelerator: Accelerator,
 ) -> Iterator[None]:
     """Run the model's blocks on packed tokens within the block, if it gives the same so.
 
@@ -31,19 +35,20 @@ def fast_execution(
     Args:
         classifier: adapted; its model on the device it trains on.
         train: the rows to learn from.
-        settings: batch size; the check takes no more rows.
+        settings: precision and batch size; the checks take no more rows.
         course: where the run stands.
         constant: where all blocks are constant there is nothing to pack.
-        reporter: told why a model runs padded.
+        reporter: told why a model runs padded, or not in bf16.
+        accelerator: brings mixed precision, if there is any.
     """
     model = classifier.model
     # On a GPU many small products cost more than some padding.
     on_cpu = next(model.parameters()).device.type == "cpu"
+    rows = sample(train, max(2, min(_CHECKED, settings.batch_size)))
     if course.packed is None:
         reason = None
         worth = on_cpu and not constant.whole
         if worth:
-            rows = sample(train, max(2, min(_CHECKED, settings.batch_size)))
             with plain_forward(model):
                 reason = check_packing(model, batch_of(classifier, rows))
         course.packed = worth and reason is None
@@ -54,4 +59,9 @@ def fast_execution(
             stack.enter_context(bulk_dropout(model))
         if course.packed:
             stack.enter_context(packed(model))
+        stack.enter_context(
+            chosen_precision(
+                classifier, rows, settings.precision, course, constant, reporter, accelerator
+            )
+        )
         yield

@@ -114,8 +114,9 @@ class TrainingLoop:
         if self._is_keeping_of_use():
             self.constant.keep(self.course)
         fast = fast_execution(
-            self.classifier, self.train, self.settings, self.course, self.constant, self.reporter
-        )
+            self.classifier, self.train, self.settings, self.course, self.constant, self.reporter,
+            self.accelerator,
+        )  # fmt: skip
         with fast, stop_requested() as asked:
             self.gradients.packed = bool(self.course.packed) or self.constant.whole
             self.reporter.start("training", self.total_steps, self.course.step)

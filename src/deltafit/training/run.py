@@ -19,8 +19,8 @@ from deltafit.prediction.folder import prove_saved, save_classifier, versions
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 from deltafit.tasks.inference import tokenise_for
 from deltafit.tasks.positions import usable_length
-from deltafit.training.accelerator import started_accelerator
-from deltafit.training.checkpoints import latest_checkpoint
+from deltafit.training.accelerator import mixed_precision_of, started_accelerator
+from deltafit.training.checkpoints import Checkpoint, latest_checkpoint
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import costs_of, environment_of, expected_memory
 from deltafit.training.course import Course, Examples
@@ -93,9 +93,8 @@ def execute(
     features = features or FrozenFeatures(
         config.model, splits, config.settings.max_length, reporter
     )
-    with started_accelerator(
-        config.settings.precision, folder, trackers, config.to_dict()
-    ) as accelerator:
+    mixed = mixed_precision_of(config.settings.precision, config.method)
+    with started_accelerator(mixed, folder, trackers, config.to_dict()) as accelerator:
         metrics = _run(config, splits, folder, reporter, accelerator, features, resume, before)
         accelerator.free_memory()  # of the trained model: the proof loads its base once more
         if accelerator.is_main_process:
@@ -123,8 +122,10 @@ def _run(
     if before is None:
         before, _ = _judge("before training", held_out, config, run, splits, reporter)
     _adapt(config, run)
-    foretold = expected_memory(run.classifier, config, run.examples["train"].rows)
-    course, peak = _train(config, run, folder, reporter, accelerator, resume)
+    checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
+    decided = checkpoint.state["course"]["precision"] if checkpoint else None
+    foretold = expected_memory(run.classifier, config, run.examples["train"].rows, decided)
+    course, peak = _train(config, run, folder, reporter, accelerator, checkpoint)
     # The training rows are many, and say little: they are judged where there are no others.
     judged = held_out or ["train"]
     after, logits = _judge("after training", judged, config, run, splits, reporter)
@@ -137,6 +138,7 @@ def _run(
         "history": course.history,
         "best_step": course.best_step,
         "packed": course.packed,
+        "precision": course.precision,
         "truncated": run.truncated,
         "notes": [*course.notes, *_notes(config, run, judged_on or "train", logits)],
         "expected_memory": foretold,
@@ -207,9 +209,8 @@ def _train(
     folder: Path,
     reporter: Reporter,
     accelerator: Accelerator,
-    resume: bool,
+    checkpoint: Checkpoint | None,
 ) -> tuple[Course, PeakMemory]:
-    checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     with measured_memory() as peak:
         course = TrainingLoop(
             run.classifier,

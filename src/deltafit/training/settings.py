@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from deltafit.errors import UsageError
 
 Schedule = Literal["linear", "cosine", "constant"]
-Precision = Literal["float32", "bf16", "fp16"]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
 BaseDropout = Literal["configured", "off"]
 ClassWeights = Literal["none", "balanced"]
 HeadChoice = Literal["architecture", "cls", "mean", "last", "auto"]
@@ -37,7 +37,9 @@ class TrainingSettings:
             head's and an adapter's own dropout are not meant.
         clip: largest norm of the gradient; None for no clipping.
         gradient_checkpointing: recompute activations in the backward pass: less memory, slower.
-        precision: float32, or mixed precision in bf16 or fp16 (CUDA only).
+        precision: auto, float32, bf16 or fp16 (CUDA only). On a CPU bf16 is for the products with
+            frozen weights, and auto measures whether it is faster; elsewhere, and in full
+            fine-tuning, bf16 and fp16 are mixed precision, and auto is float32.
         max_length: tokens a text is cut to.
         evaluate_every: optimiser steps between evaluations; None evaluates after each epoch.
         metric: which validation figure picks the best checkpoint.
@@ -61,7 +63,7 @@ class TrainingSettings:
     base_dropout: BaseDropout = "configured"
     clip: float | None = 1.0
     gradient_checkpointing: bool = False
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     max_length: int = 256
     evaluate_every: int | None = None
     metric: str = "accuracy"

@@ -1,0 +1,132 @@
+"""Whether frozen products are faster in bf16 on this machine: measured once, then remembered."""
+
+import platform
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import platformdirs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltafit.engine.frozen import reduced_product
+from deltafit.errors import DeltafitError
+from deltafit.files import read_json, write_json_atomically
+
+ProductPrecision = Literal["float32", "bf16"]
+
+# What bf16 must gain: rounding is paid for, and a measurement on a busy machine is a rough one.
+_CLEARLY = 1.2
+# In a batch, a number that is rounded up by as much as numbers are on average.
+_TOKENS = 320
+# The ratio of two products changes little beyond, and their time much.
+_WIDEST = 1024
+_ROUNDS = 7
+_SECONDS = 1.0
+
+
+def probe_precision(shapes: Collection[tuple[int, int]]) -> ProductPrecision:
+    """Return the precision in which frozen products of these shapes train faster on this CPU.
+
+    It takes about a second, once for a processor, a version of torch, a number of threads and the
+    shapes: the result is kept in the person's cache folder, if that can be written.
+
+    Args:
+        shapes: ``(inputs, outputs)`` of the layers; each counts once.
+
+    Returns:
+        "bf16" where it is clearly faster, else "float32".
+    """
+    if not _has_kernels():
+        return "float32"
+    key = _key(shapes)
+    known = _read_cache()
+    if (kept := known.get(key)) in ("float32", "bf16"):
+        return "bf16" if kept == "bf16" else "float32"
+    float32, bf16 = measure_products(shapes)
+    chosen: ProductPrecision = "bf16" if float32 >= _CLEARLY * bf16 else "float32"
+    with suppress(DeltafitError):  # the next run measures again then
+        write_json_atomically(cache_file(), {**known, key: chosen})
+    return chosen
+
+
+def measure_products(shapes: Collection[tuple[int, int]]) -> tuple[float, float]:
+    """Return the seconds of one pass forward and backward through products in float32 and in bf16.
+
+    The two run in turn for about a second; each time is a median.
+
+    Args:
+        shapes: ``(inputs, outputs)`` of the layers; wide ones are measured narrower.
+    """
+    generator = torch.Generator().manual_seed(0)
+    capped = sorted({(min(i, _WIDEST), min(o, _WIDEST)) for i, o in shapes})
+    layers = [torch.randn(outputs, inputs, generator=generator) for inputs, outputs in capped]
+    copies = [layer.to(torch.bfloat16) for layer in layers]
+    tensors = [
+        (
+            torch.randn(_TOKENS, inputs, generator=generator, requires_grad=True),
+            torch.randn(_TOKENS, outputs, generator=generator),
+        )
+        for inputs, outputs in capped
+    ]
+
+    def seconds(product: Any, weights: list[Tensor]) -> float:
+        began = time.perf_counter()
+        for weight, (x, dy) in zip(weights, tensors, strict=True):
+            torch.autograd.grad(product(x, weight), x, dy)
+        return time.perf_counter() - began
+
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + _SECONDS
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        # The first round compiles kernels and is left out.
+        while len(times) < 2 or (len(times) <= _ROUNDS and time.perf_counter() < end):
+            times.append((seconds(functional.linear, layers), seconds(reduced_product, copies)))
+    float32, bf16 = zip(*times[1:], strict=True)
+    return median(float32), median(bf16)
+
+
+def cache_file() -> Path:
+    """Return where measured precisions are kept."""
+    return platformdirs.user_cache_path("deltafit", appauthor=False) / "precision.json"
+
+
+def _read_cache() -> dict[str, Any]:
+    try:
+        content = read_json(cache_file())
+    except DeltafitError:  # not there yet, or damaged: it is made anew
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _key(shapes: Collection[tuple[int, int]]) -> str:
+    widths = " ".join(f"{inputs}x{outputs}" for inputs, outputs in sorted(set(shapes)))
+    return f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads: {widths}"
+
+
+def _has_kernels() -> bool:
+    """Return whether torch can hand bf16 products to oneDNN, without which they are slow."""
+    backend = torch.backends.mkldnn
+    return bool(backend.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _processor() -> str:
+    """Return the processor's name, with a digest of its instructions where the system lists them.
+
+    A virtual machine's name may say little: one and the same has bf16 units here and none there.
+    """
+    name = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return name
+    first = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in first}
+    instructions = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))
+    digest = sha256(f"{facts.get('CPU part')} {instructions}".encode()).hexdigest()[:12]
+    return f"{facts.get('model name', name)} {digest}"
