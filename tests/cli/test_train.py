@@ -38,6 +38,7 @@ def test_what_is_printed_is_what_was_measured(tiny: Tiny, tmp_path: Path) -> Non
         assert [f"{figure:.4f}" for figure in figures] == [line.split()[i] for i in (2, 3, 5)]
     assert str(tmp_path / "run" / "adapter") in result.stdout
     assert "Trained 99 of " in result.stdout  # 3 classes × 32 features, and 3 biases
+    assert "examples/s, in float32; peak memory" in result.stdout
     assert "training: 10/10  loss" in result.stderr and "examples/s" in result.stderr
 
 
@@ -185,6 +186,7 @@ _METRICS: dict[str, object] = {
     "before": {},
     "after": {},
     "judged_on": None,
+    "precision": "float32",
     "costs": {
         **{"trainable_parameters": 1, "total_parameters": 2, "share_trainable": 0.5},
         **{"training_seconds": 1.0, "examples_per_second": 1.0},

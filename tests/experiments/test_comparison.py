@@ -174,6 +174,7 @@ def test_files_hold_the_same_and_read_back(compared: Comparison) -> None:
     facts = stored["facts"]
     assert facts["judged_on"] == "test" and facts["environment"]["torch"] == torch.__version__
     assert facts["data"]["counts"] == {"train": 36, "validation": 9, "test": 20}
+    assert set(facts["precision"].values()) == {"float32"}
 
     with (compared.folder / "comparison.csv").open() as file:
         lines = list(csv.DictReader(file))

@@ -31,8 +31,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        y = _multiply(x, weight.T)
-        return y.to(x.dtype) if bias is None else y + bias  # the sum is of the bias's dtype
+        y = _multiply(x, weight.T).to(x.dtype)
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     @once_differentiable
