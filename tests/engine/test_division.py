@@ -1,12 +1,14 @@
 """Parts of a batch by segment, against gathering row by row."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deltafit.engine.division import Divisions
+from deltafit.engine.division import Division, Divisions
 from deltafit.engine.layout import CannotPackError, Layout, layout_of
 from deltafit.errors import DeltafitError
 
@@ -18,6 +20,10 @@ def layout_for(lengths: list[int]) -> Layout:
     layout = layout_of(mask, causal=False)
     assert layout is not None
     return layout
+
+
+def parts_of(division: Division, tensor: Tensor) -> Sequence[Tensor]:
+    return division.cut(division.ordered(tensor))
 
 
 def rows_of(parts: list[list[int]]) -> list[tuple[int, int]]:
@@ -35,7 +41,7 @@ def test_a_sheet_falls_to_segments_and_back(parts: list[list[int]]) -> None:
     sheet = layout.pack(padded).requires_grad_()
     for tensor in (sheet, sheet[0]):
         division = divisions.of(tensor, layout)
-        split = division.split(tensor)
+        split = parts_of(division, tensor)
         for part, (start, stop) in zip(split, rows_of(parts), strict=True):
             tokens = [padded[row, : lengths[row]] for row in range(start, stop)]
             # Each segment has its rows' tokens, in whatever order.
@@ -43,7 +49,7 @@ def test_a_sheet_falls_to_segments_and_back(parts: list[list[int]]) -> None:
         assert torch.equal(division.join(split), tensor)
     weights = torch.rand(sheet.shape, dtype=torch.float64)
     division = divisions.of(sheet, layout)
-    joined = division.join([number * part for number, part in enumerate(division.split(sheet))])
+    joined = division.join([number * part for number, part in enumerate(parts_of(division, sheet))])
     (gradient,) = torch.autograd.grad((weights * joined).sum(), sheet)
     numbers = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([*map(len, parts)]))
     factors = layout.pack(numbers.double()[:, None, None].expand(-1, max(lengths), 1))
@@ -54,7 +60,7 @@ def test_a_sheet_falls_to_segments_and_back(parts: list[list[int]]) -> None:
 def test_rows_fall_to_segments_and_back(counts: list[int], each: int) -> None:
     tensor = torch.arange(sum(counts) * each * 2.0).view(-1, 2)
     division = Divisions(tuple(counts)).of(tensor, None)
-    parts = division.split(tensor)
+    parts = parts_of(division, tensor)
     assert [len(part) for part in parts] == [count * each for count in counts]
     assert torch.equal(torch.cat(list(parts)), tensor)
     assert torch.equal(division.join(parts), tensor)
@@ -63,7 +69,9 @@ def test_rows_fall_to_segments_and_back(counts: list[int], each: int) -> None:
 def test_one_row_for_all() -> None:
     positions = torch.arange(3.0).view(1, 3)
     division = Divisions((2, 1)).of(positions, None)
-    joined = division.join([part + number for number, part in enumerate(division.split(positions))])
+    joined = division.join(
+        [part + number for number, part in enumerate(parts_of(division, positions))]
+    )
     assert joined.tolist() == [[0, 1, 2], [0, 1, 2], [1, 2, 3]]
 
 
@@ -78,7 +86,7 @@ def test_the_permutation_is_made_once_and_only_where_needed() -> None:
     divisions = Divisions((1, 1))
     sorted_already, not_sorted = layout_for([1, 2]), layout_for([2, 1])
     sheet = torch.rand(1, 3, 2)
-    split = divisions.of(sheet, sorted_already).split(sheet)
+    split = parts_of(divisions.of(sheet, sorted_already), sheet)
     assert split[0].data_ptr() == sheet.data_ptr()  # a view of it
     orders = [divisions.of(sheet, not_sorted).order for _ in range(2)]  # type: ignore[attr-defined]  # a sheet's
     assert orders[0] is orders[1] and orders[0].tolist() == [1, 2, 0]

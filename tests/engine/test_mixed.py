@@ -60,7 +60,7 @@ def test_the_base_is_computed_once(run_packed: bool) -> None:
     products = _Products(query.weight)
     with packed(model) if run_packed else nullcontext(), mixed(model, SEGMENTS), products:
         model(**batch)
-    lead = (1, sum(LENGTHS)) if run_packed else (len(LENGTHS), max(LENGTHS))
+    lead = (sum(LENGTHS),) if run_packed else (len(LENGTHS), max(LENGTHS))
     assert products.shapes == [(*lead, HIDDEN)]
 
 
