@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from deltafit.data import across_lengths
 from deltafit.engine import bulk_dropout, check_packing, packed
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
-from deltafit.training.course import Course, Examples, sample
+from deltafit.training.course import Course, Examples
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
@@ -43,7 +44,7 @@ def fast_execution(
         reason = None
         worth = on_cpu and not constant.whole
         if worth:
-            rows = sample(train, max(2, min(_CHECKED, settings.batch_size)))
+            rows = across_lengths(train.rows, max(2, min(_CHECKED, settings.batch_size)))
             with plain_forward(model):
                 reason = check_packing(model, batch_of(classifier, rows))
         course.packed = worth and reason is None
