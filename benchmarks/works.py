@@ -30,7 +30,7 @@ class Work:
         model: a catalogue name, or ``bert-base`` for random weights in that shape.
         data: folder under the data path, or a catalogue name.
         method: as deltafit's command line has it; "predict" classifies ``steps`` texts instead.
-        batch_size: examples in a step.
+        batch_size: examples in a step; of a prediction, the rival's.
         max_length: tokens a text is cut to.
         steps: how many are run.
         rows: training rows; None for all.
@@ -268,10 +268,9 @@ def predict(work: Work, side: str, splits: Any) -> dict[str, Any]:
         floor = memory()
         if side == "deltafit":
             saved = load_saved(run)
-            list(deltafit.predict(saved, texts[: work.batch_size], batch_size=work.batch_size))
+            list(deltafit.predict(saved, texts[: work.batch_size]))
             began = time.perf_counter()
-            found = deltafit.predict(saved, texts, batch_size=work.batch_size)
-            said = [prediction.label for prediction in found]
+            said = [prediction.label for prediction in deltafit.predict(saved, texts)]
         else:
             classify = pipeline(
                 "text-classification", str(merged), device="cpu", dtype=torch.float32

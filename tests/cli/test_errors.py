@@ -206,7 +206,7 @@ def test_out_of_memory(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, error: Excep
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("deltafit.prediction.using.compute_logits", fail)
+    monkeypatch.setattr("deltafit.prediction.using.compute_logits_merged", fail)
     assert "smaller --batch-size" in refused(1, "evaluate", tiny.run, "--data", tiny.test)
 
 
@@ -214,7 +214,7 @@ def test_a_mistake_of_ours_is_no_sentence(tiny: Tiny, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("deltafit.prediction.using.compute_logits", fail)
+    monkeypatch.setattr("deltafit.prediction.using.compute_logits_merged", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         refused(1, "evaluate", tiny.run, "--data", tiny.test)
 
@@ -223,7 +223,7 @@ def test_ctrl_c_while_predicting(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deltafit.prediction.using.compute_logits", interrupt)
+    monkeypatch.setattr("deltafit.prediction.using.compute_logits_merged", interrupt)
     assert refused(130, "predict", tiny.run, "w1").strip() == "deltafit: Stopped."
 
 

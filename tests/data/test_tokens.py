@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltafit.data import epoch_order, length_grouped, tokenise
+from deltafit.data import across_lengths, epoch_order, length_grouped, tokenise
 from deltafit.data import tokens as tokens_module
 from deltafit.errors import DeltafitError, UsageError
 
@@ -109,15 +109,25 @@ def test_the_shuffle_is_fair() -> None:
 
 
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 512), max_size=100), size=st.integers(1, 16))
-def test_batches_by_length(lengths: list[int], size: int) -> None:
-    batches = length_grouped(lengths, size)
+@given(lengths=st.lists(st.integers(1, 512), max_size=100), tokens=st.integers(1, 2000))
+def test_batches_by_length(lengths: list[int], tokens: int) -> None:
+    batches = length_grouped(lengths, tokens)
     order = [index for batch in batches for index in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert order == sorted(order, key=lambda index: (-lengths[index], index))
-    assert all(len(batch) == size for batch in batches[:-1])
+    padded = [len(batch) * lengths[batch[0]] for batch in batches]
+    assert all(n <= tokens or len(b) == 1 for n, b in zip(padded, batches, strict=True))
+    # One row more would not have fitted.
+    assert all(n + lengths[b[0]] > tokens for n, b in zip(padded[:-1], batches, strict=False))
 
 
-def test_a_batch_holds_a_row() -> None:
-    with pytest.raises(UsageError, match="batch size is 0"):
+def test_a_batch_holds_a_token() -> None:
+    with pytest.raises(UsageError, match="batch of 0 tokens"):
         length_grouped([1, 2], 0)
+
+
+@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=30), count=st.integers(2, 6))
+def test_rows_across_lengths(lengths: list[int], count: int) -> None:
+    chosen = [len(row) for row in across_lengths([[7] * length for length in lengths], count)]
+    assert len(chosen) == count and chosen == sorted(chosen)
+    assert chosen[0] == min(160, *lengths) and chosen[-1] == min(160, max(lengths))

@@ -33,7 +33,7 @@ def test_probabilities_are_the_softmax_of_the_logits_in_order(
 ) -> None:
     texts = [text for text, _ in tiny_texts(7)]
     expected = logits(loaded.classifier).double().softmax(1)
-    found = list(predict(folder, texts, batch_size=2))
+    found = list(predict(folder, texts, batch_tokens=20))
     assert [prediction.text for prediction in found] == texts
     for prediction, row in zip(found, expected, strict=True):
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-12)
@@ -80,7 +80,7 @@ def test_no_text_gives_no_prediction(loaded: SavedClassifier) -> None:
 def test_a_long_text_is_cut_as_in_training(loaded: SavedClassifier) -> None:
     words = " ".join(f"w{number}" for number in range(50))
     cut = " ".join(f"w{number}" for number in range(loaded.max_length))
-    whole, short = predict(loaded, [words, cut], batch_size=1)
+    whole, short = predict(loaded, [words, cut], batch_tokens=1)
     assert whole.probabilities == short.probabilities
 
 
@@ -98,7 +98,7 @@ def test_evaluate_equals_scikit_learns_figures(
         f1_score(labels, predicted, labels=list(LABELS), average="macro", zero_division=0)
     )
     assert metrics["count"] == 31 and metrics["truncated"] == 0
-    assert evaluate(loaded, data, batch_size=3)["accuracy"] == metrics["accuracy"]
+    assert evaluate(loaded, data, batch_tokens=12)["accuracy"] == metrics["accuracy"]
 
 
 def test_evaluate_refuses_a_label_it_never_learned(loaded: SavedClassifier, tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_evaluate_refuses_a_label_it_never_learned(loaded: SavedClassifier, tmp_
 
 
 def test_a_batch_of_nothing_is_refused(loaded: SavedClassifier) -> None:
-    with pytest.raises(UsageError, match="batch size"):
-        list(predict(loaded, ["w1"], batch_size=0))
+    with pytest.raises(UsageError, match="batch of 0 tokens"):
+        list(predict(loaded, ["w1"], batch_tokens=0))
 
 
 def test_progress_counts_texts_and_cuts(
@@ -120,14 +120,16 @@ def test_progress_counts_texts_and_cuts(
     length = loaded.max_length
     long = " ".join(["w7"] * (length + 1))
     told: list[Done] = []
-    list(predict(loaded, [long, "w1", "w2", "w3", "w4", long], batch_size=3, progress=told.append))
-    # Chunks of four and two texts, in passes of three; the cuts of a chunk are known before it.
-    assert [(done.texts, done.truncated) for done in told] == [(0, 0), (3, 1), (4, 1), (6, 2)]
+    texts = [long, "w1", "w2", "w3", "w4", long]
+    list(predict(loaded, texts, batch_tokens=length, progress=told.append))
+    # Chunks of four and two texts, a long one in a pass of its own; cuts are known before a chunk.
+    counts = [(0, 0), (1, 1), (4, 1), (5, 2), (6, 2)]
+    assert [(done.texts, done.truncated) for done in told] == counts
     assert {(done.total, done.max_length) for done in told} == {(None, length)}
 
     told.clear()
     table = tmp_path / "texts.csv"
     table.write_text(f"text,label\n{long},good\nw1,bad\nw2,mixed\n")
-    metrics = evaluate(loaded, table, batch_size=2, progress=told.append)
-    assert [(done.texts, done.total) for done in told] == [(0, 3), (2, 3), (3, 3)]
+    metrics = evaluate(loaded, table, batch_tokens=length, progress=told.append)
+    assert [(done.texts, done.total) for done in told] == [(0, 3), (1, 3), (3, 3)]
     assert told[-1].truncated == metrics["truncated"] == 1 and metrics["max_length"] == length

@@ -15,7 +15,12 @@ from deltafit.tasks.classification import (
     load_classifier,
     logits_of,
 )
-from deltafit.tasks.inference import compute_features, compute_logits, encoder_of
+from deltafit.tasks.inference import (
+    compute_features,
+    compute_logits,
+    compute_logits_alone,
+    encoder_of,
+)
 from deltafit.tasks.pooling import POOLINGS
 from tests.tiny_models import ARCHITECTURES, DECODERS, PAD
 from tests.training.tiny_runs import LABELS, save_model, tiny_examples, tiny_tokenizer
@@ -79,9 +84,9 @@ def test_inference_gives_each_row_what_it_gives_alone_and_leaves_training_possib
     classifier = load_classifier(source, LABELS, HeadSettings(), seed=0)
     rows = tiny_examples(9).rows
     done: list[int] = []
-    batched = compute_logits(classifier, rows, batch_size=4, progress=done.append)
-    assert done == [4, 4, 1]
-    alone = compute_logits(classifier, rows, batch_size=1)
+    batched = compute_logits(classifier, rows, batch_tokens=24, progress=done.append)
+    assert sum(done) == 9 and len(done) > 1
+    alone = compute_logits_alone(classifier, rows)
     assert batched.shape == (9, 3)
     torch.testing.assert_close(torch.tensor(batched), torch.tensor(alone), rtol=1e-4, atol=1e-4)
 
@@ -105,7 +110,7 @@ def test_features_are_the_encoders_pooled_states(tmp_path: Path) -> None:
     source = resolve_model(save_model(tmp_path))
     classifier = load_classifier(source, LABELS, HeadSettings("mean"), seed=0)
     done: list[int] = []
-    features = compute_features(classifier, ROWS, batch_size=2, progress=done.append)
+    features = compute_features(classifier, ROWS, batch_tokens=10, progress=done.append)
     assert set(features) == set(POOLINGS) and sum(done) == len(ROWS)
     encoder = encoder_of(classifier.model)
     for index, row in enumerate(ROWS):

@@ -2,7 +2,7 @@
 
 from deltafit.adapters.injection import adapt, check_fits, generator_for, keyed_seed
 from deltafit.adapters.layers import is_adapted, layer_state, view_of
-from deltafit.adapters.merging import merge, merge_and_unload, unmerge
+from deltafit.adapters.merging import merge, merge_and_unload, merged, unmerge
 from deltafit.adapters.model import (
     Adapter,
     activate,
@@ -38,6 +38,7 @@ __all__ = [
     "load_adapter",
     "merge",
     "merge_and_unload",
+    "merged",
     "model_adapters",
     "read_adapter",
     "remove_adapter",

@@ -1,5 +1,7 @@
 """Merging an adapter into the weights, and taking it out again to the very bits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,6 +75,20 @@ def unmerge(model: nn.Module) -> None:
         module._parameters[leaf] = moved_like(original, model.get_parameter(name))
         layer_state(module).active = state.active
     state.merged = None
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Merge the active adapter within the block.
+
+    Raises:
+        DeltafitError: as ``merge``; nothing is changed then.
+    """
+    merge(model)
+    try:
+        yield
+    finally:
+        unmerge(model)
 
 
 def merge_and_unload(model: nn.Module) -> None:

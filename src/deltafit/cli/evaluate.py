@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.options import AsJson, Base, BatchSize, LabelColumn, Run, TextColumn
+from deltafit.cli.options import AsJson, Base, BatchTokens, LabelColumn, Run, TextColumn
 from deltafit.cli.running import console, explained, json_line, reporting
 
 
@@ -17,7 +17,7 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     model: Base = None,
-    batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = 2048,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained classifier on labelled texts.
@@ -38,7 +38,7 @@ def evaluate(
             metrics = run(
                 folder, data,
                 text_column=text_column, label_column=label_column, model=model,
-                batch_size=batch_size, progress=Followed(reporter, "evaluation"),
+                batch_tokens=batch_tokens, progress=Followed(reporter, "evaluation"),
             )  # fmt: skip
         if as_json:
             typer.echo(json_line(metrics))

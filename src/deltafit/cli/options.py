@@ -20,7 +20,9 @@ TargetModules = Annotated[
     ),
 ]
 Layers = Annotated[str | None, typer.Option(metavar="INTS", help="Blocks to adapt, such as 4,5.")]
-BatchSize = Annotated[int, typer.Option(metavar="INT", min=1, help="Texts in one forward pass.")]
+BatchTokens = Annotated[
+    int, typer.Option(metavar="INT", min=1, help="Most tokens in one forward pass.")
+]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object.")]
 Resume = Annotated[
     bool, typer.Option("--resume", metavar="", help="Go on with what --output holds.")

@@ -4,14 +4,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from deltafit.cli.options import Base, BatchSize, Run, TextColumn
+from deltafit.cli.options import Base, BatchTokens, Run, TextColumn
 from deltafit.cli.running import console, explained, json_line, reporting
 from deltafit.errors import UsageError
 from deltafit.files import refuse_existing, written_atomically
@@ -32,7 +31,10 @@ def predict(
         typer.Option(metavar="FILE", help="Write this file instead of standard output."),
     ] = None,
     model: Base = None,
-    batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = 2048,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="float32, or bf16 where the machine has it.")
+    ] = "float32",
 ) -> None:
     """Classify texts; prints one JSON object a line, in order.
 
@@ -60,9 +62,12 @@ def predict(
         with reporting("texts", silent=beside) as reporter, _written_to(output) as write:
             progress = Followed(reporter, "prediction")
             for prediction in run(
-                folder, source, model=model, batch_size=batch_size, progress=progress
-            ):
-                write(asdict(prediction))
+                folder, source,
+                model=model, batch_tokens=batch_tokens,
+                precision=precision,  # type: ignore[arg-type]  # checked there
+                progress=progress,
+            ):  # fmt: skip
+                write(vars(prediction))
         last = progress.last
         if last is not None and last.truncated:
             say(console(stderr=True), what_was_cut(last.texts, last.truncated, last.max_length))

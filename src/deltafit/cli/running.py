@@ -112,8 +112,8 @@ def explained(resume: str | None = None) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         raise _exit(
-            "Out of memory. A smaller --batch-size needs less; in training a smaller --max-length "
-            "and --gradient-checkpointing do too.",
+            "Out of memory. A smaller --batch-size (--batch-tokens of predict and evaluate) needs "
+            "less; in training a smaller --max-length and --gradient-checkpointing do too.",
             FAILED,
         ) from error
 

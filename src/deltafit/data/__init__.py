@@ -8,7 +8,7 @@ from deltafit.data.sampling import balanced_indices, stratified_cut, stratified_
 from deltafit.data.sources import check_path
 from deltafit.data.splits import Splits, check_paths, load_labelled, load_splits
 from deltafit.data.texts import LabelledTexts
-from deltafit.data.tokens import Tokenised, epoch_order, length_grouped, tokenise
+from deltafit.data.tokens import Tokenised, across_lengths, epoch_order, length_grouped, tokenise
 from deltafit.data.unlabelled import iterate_texts, load_texts
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ModelSource",
     "Splits",
     "Tokenised",
+    "across_lengths",
     "balanced_indices",
     "check_path",
     "check_paths",

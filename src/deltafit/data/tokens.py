@@ -9,6 +9,7 @@ from deltafit.errors import DeltafitError, UsageError
 
 # Keeps the memory that the tokenizer needs beside its result small.
 _TEXTS_AT_ONCE = 1000
+_SAMPLED = 160  # tokens; beyond a sliding window, and far less than training itself may hold
 
 
 class Tokenised(NamedTuple):
@@ -113,7 +114,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in generator.permutation(count)]
 
 
-def length_grouped(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def length_grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Return batches of row indices, longest rows first, so that a batch holds little padding.
 
     The longest come first because a machine with too little memory should fail at once. Rows of
@@ -121,9 +122,29 @@ def length_grouped(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
     Args:
         lengths: the number of tokens of every row.
-        batch_size: rows in a batch; the last may have fewer.
+        tokens: the most in a batch, its padding counted; a longer row is a batch of its own.
+
+    Raises:
+        UsageError: there is no room for a token.
     """
-    if batch_size < 1:
-        raise UsageError(f"The batch size is {batch_size}; give at least 1.")
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if tokens < 1:
+        raise UsageError(f"A batch of {tokens} tokens holds no text; give at least 1.")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if not room:
+            batches.append([])
+            room = max(1, tokens // lengths[index])  # rows: the first is the longest
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def across_lengths(rows: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+    """Return ``count`` rows (at least 2) from the shortest to the longest, long ones cut.
+
+    For looking at what a model does with them.
+    """
+    ordered = sorted(rows, key=len)
+    last = len(ordered) - 1
+    return [ordered[last * part // (count - 1)][:_SAMPLED] for part in range(count)]

@@ -3,12 +3,13 @@
 And with other rounding, where that is asked for or measured: frozen products in bf16.
 """
 
+from deltafit.engine.calls import evaluating
 from deltafit.engine.checking import check_packing
 from deltafit.engine.dropout import bulk_dropout
 from deltafit.engine.frozen import check_products, frozen_products, reduced_products
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.mixed import mixed
-from deltafit.engine.packing import packed
+from deltafit.engine.packing import is_packed, packed
 from deltafit.engine.precision import ProductPrecision, probe_precision
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
 from deltafit.engine.states import StateStore
@@ -21,8 +22,10 @@ __all__ = [
     "bulk_dropout",
     "check_packing",
     "check_products",
+    "evaluating",
     "find_prefix",
     "frozen_products",
+    "is_packed",
     "mixed",
     "packed",
     "probe_precision",

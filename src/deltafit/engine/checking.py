@@ -1,4 +1,4 @@
-"""Whether a model gives the same packed as padded: one batch both ways, forward and backward."""
+"""Whether a model gives the same packed as padded: one batch both ways."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,9 @@ _TOLERANCE = 1e-4
 _LEAST_GRADIENT = 1e-2
 
 
-def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
+def check_packing(
+    model: nn.Module, batch: Mapping[str, Tensor], *, gradients: bool = True
+) -> str | None:
     """Return None if the model may run in ``packed``, and else why not, in a sentence.
 
     One batch runs both ways without dropout. Compared are the states of its tokens, the output,
@@ -29,6 +31,7 @@ def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
     Args:
         model: as for ``packed``; in float32 and without mixed precision.
         batch: its keywords, ``attention_mask`` among them; best with rows of several lengths.
+        gradients: False compares what comes of the forward pass alone.
 
     Raises:
         ValueError: the model is in ``packed`` already, so that there is no padded run.
@@ -41,14 +44,14 @@ def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
         raise ValueError("check_packing needs a padded run: call it outside packed(model).")
     found: list[bool] = []
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        expected, gradients = _run(model, owner, batch)
+        expected, slopes = _run(model, owner, batch, gradients)
         watch = model.get_submodule(stack.blocks[-1]).register_forward_pre_hook(
             lambda block, args, kwargs: found.append(find_layout(args, kwargs) is not None),
             with_kwargs=True,
         )
         try:
             with packed(model):
-                results, packed_gradients = _run(model, owner, batch)
+                results, packed_slopes = _run(model, owner, batch, gradients)
         except CannotPackError as error:
             return str(error)
         except Exception as error:  # what blocks unknown here do with a sheet can end in any
@@ -57,10 +60,10 @@ def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
             watch.remove()
     if not found or not all(found):
         return f"{type(owner).__name__} ran a batch padded that was to be packed."
-    largest = max((float(g.abs().max()) for g in gradients.values()), default=0.0)
-    floors = dict.fromkeys(expected, 0.0) | dict.fromkeys(gradients, _LEAST_GRADIENT * largest)
-    results |= packed_gradients
-    for name, value in (expected | gradients).items():
+    largest = max((float(g.abs().max()) for g in slopes.values()), default=0.0)
+    floors = dict.fromkeys(expected, 0.0) | dict.fromkeys(slopes, _LEAST_GRADIENT * largest)
+    results |= packed_slopes
+    for name, value in (expected | slopes).items():
         # What has no gradient at all differs too.
         result = results.get(name, torch.full_like(value, torch.nan))
         difference = _difference(value, result, floors[name])
@@ -73,12 +76,12 @@ def check_packing(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
 
 
 def _run(
-    model: nn.Module, owner: PreTrainedModel, batch: Mapping[str, Tensor]
+    model: nn.Module, owner: PreTrainedModel, batch: Mapping[str, Tensor], backward: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the outputs by what they are, and the gradients by their parameters' names."""
     states: list[Tensor] = []
     hook = owner.register_forward_hook(lambda module, args, output: states.append(output[0]))
-    with torch.enable_grad():
+    with torch.set_grad_enabled(backward):
         try:
             output = model(**batch)
         finally:
@@ -87,7 +90,7 @@ def _run(
         outputs = {"the states of its tokens": states[-1][batch["attention_mask"].bool()]}
         if model is not owner:
             outputs["its output"] = output if isinstance(output, Tensor) else output[0]
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and backward}
         gradients: tuple[Tensor | None, ...] = ()
         if trainable:
             loss = sum((_weighted(value) for value in outputs.values()), start=torch.zeros(()))

@@ -52,6 +52,15 @@ def packed(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Return whether the model is inside ``packed``."""
+    return any(
+        module.config._attn_implementation == PACKED
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+    )
+
+
 def find_stack(model: nn.Module) -> tuple[BlockStack, PreTrainedModel]:
     """Return the blocks that can run packed, and the innermost transformers model around them.
 

@@ -22,7 +22,7 @@ from deltafit.files import (
 )
 from deltafit.prediction.location import FACTS_FILE
 from deltafit.tasks.classification import Classifier
-from deltafit.tasks.inference import compute_logits, tokenise_for
+from deltafit.tasks.inference import compute_logits_alone, tokenise_for
 
 CANARIES_FILE = "canaries.safetensors"
 _SEAL = "deltafit"
@@ -63,8 +63,7 @@ def readable_sentences(tokenizer: Any) -> list[str]:
 def canary_logits(classifier: Classifier, sentences: Sequence[str], max_length: int) -> np.ndarray:
     """Return the classifier's float32 logits of the sentences, ``[sentences, labels]``."""
     rows = tokenise_for(classifier, sentences, max_length).input_ids
-    # One at a time: what a sentence gives must not depend on how it was padded.
-    return compute_logits(classifier, rows, batch_size=1)
+    return compute_logits_alone(classifier, rows)
 
 
 def largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy.special import softmax
 
 from deltafit.data import load_labelled
-from deltafit.errors import DeltafitError
+from deltafit.errors import DeltafitError, UsageError
 from deltafit.prediction.folder import SavedClassifier, load_saved
-from deltafit.tasks.inference import compute_logits, tokenise_for
+from deltafit.prediction.merged import compute_logits_merged
+from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, tokenise_for
 from deltafit.tasks.metrics import classification_metrics
 
 # Enough to sort by length within, few enough that memory stays constant for any input.
@@ -54,21 +55,31 @@ def predict(
     texts: Iterable[str],
     *,
     model: str | None = None,
-    batch_size: int = 32,
+    batch_tokens: int = BATCH_TOKENS,
+    precision: InferencePrecision = "float32",
     progress: Progress = lambda done: None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every text, in order, reading texts as they are needed.
+
+    A loaded classifier that is given serves one thread at a time: while texts run through it, its
+    adapter may be merged. Between predictions it is as it was.
 
     Args:
         folder: a run's folder, its ``adapter`` folder, or one loaded already.
         texts: any number of them; an empty one is an error that gives its number.
         model: where to find the base, if not where it was found when training.
-        batch_size: texts in one forward pass.
+        batch_tokens: the most tokens in one forward pass, padding counted; a longer text has a
+            pass of its own.
+        precision: float32, or bf16 for mixed precision, which is faster on machines that have it
+            and moves probabilities by about a hundredth. The folder is proven in float32.
         progress: called before the first forward pass and after each.
 
     Raises:
         DeltafitError: the folder cannot be loaded or proven, or a text is empty.
+        UsageError: ``batch_tokens`` is not positive, or there is no such precision.
     """
+    if precision not in get_args(InferencePrecision):
+        raise UsageError(f"The precision must be float32 or bf16; got {precision!r}.")
     saved = folder if isinstance(folder, SavedClassifier) else load_saved(folder, model=model)
     names = saved.classifier.label_names
     count = _Count(progress, None, saved.max_length)
@@ -79,12 +90,17 @@ def predict(
             raise DeltafitError(f"Text {empty} is empty; remove it or fill it in.")
         tokens = tokenise_for(saved.classifier, chunk, saved.max_length, _numbered(first))
         count.read(tokens.truncated)
-        logits = compute_logits(
-            saved.classifier, tokens.input_ids, batch_size=batch_size, progress=count.done
+        # Between chunks, when the caller has the word, nothing is merged nor otherwise changed.
+        logits = compute_logits_merged(
+            saved.classifier,
+            tokens.input_ids,
+            batch_tokens=batch_tokens,
+            precision=precision,
+            progress=count.done,
         )
         for text, probabilities in zip(chunk, softmax(logits.astype(np.float64), 1), strict=True):
             best = int(probabilities.argmax())
-            named = {name: float(p) for name, p in zip(names, probabilities, strict=True)}
+            named = dict(zip(names, probabilities.tolist(), strict=True))
             yield Prediction(text, names[best], float(probabilities[best]), named)
         first += len(chunk)
 
@@ -118,7 +134,7 @@ def evaluate(
     text_column: str | None = None,
     label_column: str | None = None,
     model: str | None = None,
-    batch_size: int = 32,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Progress = lambda done: None,
 ) -> dict[str, Any]:
     """Measure a saved classifier on labelled texts.
@@ -129,7 +145,7 @@ def evaluate(
         text_column: the column of texts, where it is not to be found by itself.
         label_column: the same for labels.
         model: where to find the base, if not where it was found when training.
-        batch_size: texts in one forward pass.
+        batch_tokens: see ``predict``.
         progress: called before the first forward pass and after each.
 
     Returns:
@@ -145,8 +161,8 @@ def evaluate(
     tokens = tokenise_for(saved.classifier, part.texts, saved.max_length, part.place)
     count = _Count(progress, len(part), saved.max_length)
     count.read(tokens.truncated)
-    logits = compute_logits(
-        saved.classifier, tokens.input_ids, batch_size=batch_size, progress=count.done
+    logits = compute_logits_merged(
+        saved.classifier, tokens.input_ids, batch_tokens=batch_tokens, progress=count.done
     )
     metrics = classification_metrics(np.asarray(part.labels), logits, names)
     cut = {"truncated": tokens.truncated, "max_length": saved.max_length}

@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,6 +61,7 @@ class Classifier:
         source: where the base came from.
         decoder: whether the model reads from left to right.
         positions: whether position ids must be given for padded input (most decoders).
+        packs: whether the model gives the same without padding; None before anybody looked.
     """
 
     model: nn.Module
@@ -69,6 +72,7 @@ class Classifier:
     source: ModelSource
     decoder: bool
     positions: bool
+    packs: bool | None = None
 
     @property
     def pad_token_id(self) -> int:
@@ -153,14 +157,15 @@ def collate(
     Returns:
         ``input_ids`` and ``attention_mask`` (and ``position_ids``), each ``[batch, longest]``.
     """
-    longest = max(map(len, rows))
-    input_ids = torch.full((len(rows), longest), pad_token_id)
-    attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for index, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        input_ids[index, place] = torch.tensor(row)
-        attention_mask[index, place] = 1
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    longest = int(lengths.max())
+    steps = np.arange(longest)
+    # From left to right and row by row, as the tokens come.
+    real = steps >= (longest - lengths)[:, None] if left else steps < lengths[:, None]
+    ids = np.full(real.shape, pad_token_id, dtype=np.int64)
+    ids[real] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+    attention_mask = torch.from_numpy(real.astype(np.int64))
+    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": attention_mask}
     if positions:
         batch["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
     return batch

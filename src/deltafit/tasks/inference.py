@@ -1,17 +1,25 @@
-"""Logits and frozen features for many texts, in float32, batches sorted by length."""
+"""Logits and frozen features for many texts, in batches sorted by length."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deltafit.data import Tokenised, length_grouped, tokenise
+from deltafit.engine import evaluating
 from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier, batch_of, logits_of
+from deltafit.tasks.execution import unpadded
 from deltafit.tasks.pooling import POOLINGS, Pooling, pool
 
 Rows = Sequence[Sequence[int]]
+InferencePrecision = Literal["float32", "bf16"]
+
+BATCH_TOKENS = 2048
+"""Tokens in one forward pass, unless something else is asked for."""
 
 
 def tokenise_for(
@@ -41,19 +49,47 @@ def compute_logits(
     classifier: Classifier,
     rows: Rows,
     *,
-    batch_size: int = 32,
+    batch_tokens: int = BATCH_TOKENS,
+    precision: InferencePrecision = "float32",
     progress: Callable[[int], None] = lambda texts: None,
 ) -> np.ndarray:
     """Return the logits of tokenised texts in their order, float32 ``[texts, labels]``.
 
-    The model runs in evaluation mode and without mixed precision, whatever it trained with. After
-    each forward pass ``progress`` is told how many texts were in it.
+    The model runs in evaluation mode, whatever mode it is in, and without padding where
+    ``unpadded`` does.
+
+    Args:
+        classifier: its model may carry adapters, merged or not.
+        rows: token ids of each text; none empty.
+        batch_tokens: the most tokens in one forward pass, padding counted; a longer text has a
+            pass of its own.
+        precision: float32, whatever the model trained with, or mixed precision in bf16.
+        progress: told after each forward pass how many texts were in it.
+
+    Raises:
+        UsageError: ``batch_tokens`` is not positive.
     """
-    width = len(classifier.label_names)
-    result = np.empty((len(rows), width), dtype=np.float32)
-    for indices, batch in _batches(classifier, rows, batch_size):
-        result[indices] = logits_of(classifier.model, batch).float().cpu().numpy()
-        progress(len(indices))
+    result = np.empty((len(rows), len(classifier.label_names)), dtype=np.float32)
+    device = next(classifier.model.parameters()).device.type
+    with _inference(classifier, rows, batch_tokens) as batches:
+        for indices in batches:
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                logits = logits_of(classifier.model, _batch(classifier, rows, indices))
+            result[indices] = logits.float().cpu().numpy()
+            progress(len(indices))
+    return result
+
+
+def compute_logits_alone(classifier: Classifier, rows: Rows) -> np.ndarray:
+    """Return the logits of tokenised texts, float32 ``[texts, labels]``, each in a pass of its own.
+
+    For proofs: what a text gives depends neither on others nor on how it was padded or packed.
+    """
+    result = np.empty((len(rows), len(classifier.label_names)), dtype=np.float32)
+    with evaluating(classifier.model), torch.inference_mode():
+        for index, row in enumerate(rows):
+            logits = logits_of(classifier.model, batch_of(classifier, [row]))
+            result[index] = logits[0].float().cpu().numpy()
     return result
 
 
@@ -62,23 +98,25 @@ def compute_features(
     rows: Rows,
     *,
     poolings: Sequence[Pooling] = POOLINGS,
-    batch_size: int = 32,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] = lambda texts: None,
 ) -> dict[Pooling, np.ndarray]:
     """Return the encoder's pooled features, one pass for all poolings, ``[texts, width]`` each.
 
-    After each forward pass ``progress`` is told how many texts were in it.
+    For the other arguments see ``compute_logits``.
     """
     encoder = encoder_of(classifier.model)
     result: dict[Pooling, np.ndarray] = {}
-    for indices, batch in _batches(classifier, rows, batch_size):
-        state: Tensor = encoder(**batch).last_hidden_state
-        for pooling in poolings:
-            pooled = pool(state, batch["attention_mask"], pooling).float().cpu().numpy()
-            if pooling not in result:
-                result[pooling] = np.empty((len(rows), pooled.shape[1]), dtype=np.float32)
-            result[pooling][indices] = pooled
-        progress(len(indices))
+    with _inference(classifier, rows, batch_tokens) as batches:
+        for indices in batches:
+            batch = _batch(classifier, rows, indices)
+            state: Tensor = encoder(**batch).last_hidden_state
+            for pooling in poolings:
+                pooled = pool(state, batch["attention_mask"], pooling).float().cpu().numpy()
+                if pooling not in result:
+                    result[pooling] = np.empty((len(rows), pooled.shape[1]), dtype=np.float32)
+                result[pooling][indices] = pooled
+            progress(len(indices))
     return result
 
 
@@ -89,15 +127,17 @@ def encoder_of(model: nn.Module) -> nn.Module:
     return encoder
 
 
-def _batches(
-    classifier: Classifier, rows: Rows, batch_size: int
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    model = classifier.model
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for indices in length_grouped([len(row) for row in rows], batch_size):
-                yield indices, batch_of(classifier, [rows[index] for index in indices])
-    finally:
-        model.train(training)
+@contextmanager
+def _inference(classifier: Classifier, rows: Rows, batch_tokens: int) -> Iterator[list[list[int]]]:
+    """Yield the indices of the rows of each forward pass, and let the model run them within."""
+    batches = length_grouped([len(row) for row in rows], batch_tokens)
+    with (
+        unpadded(classifier, rows, batches),
+        evaluating(classifier.model),
+        torch.inference_mode(),
+    ):
+        yield batches
+
+
+def _batch(classifier: Classifier, rows: Rows, indices: Sequence[int]) -> dict[str, Tensor]:
+    return batch_of(classifier, [rows[index] for index in indices])

@@ -9,11 +9,12 @@ from pathlib import Path
 import psutil
 from torch import Tensor, nn
 
-from deltafit.data import length_grouped
+from deltafit.data import across_lengths, length_grouped
 from deltafit.engine import FrozenPrefix, StateStore, find_prefix
 from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier, batch_of
-from deltafit.training.course import Course, Examples, sample
+from deltafit.tasks.inference import BATCH_TOKENS
+from deltafit.training.course import Course, Examples
 from deltafit.training.progress import Counted, Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
@@ -33,7 +34,7 @@ class ConstantStates:
         classifier: adapted, on its device.
         train: the rows to learn from.
         trained: names of the trained parameters.
-        settings: batch size.
+        settings: batch size and maximum length, which no pass goes beyond.
         folder: for states that are too many for memory.
         reporter: told how computing them goes.
 
@@ -51,12 +52,13 @@ class ConstantStates:
         reporter: Reporter,
     ) -> None:
         self._classifier, self._train = classifier, train
-        self._folder, self._reporter, self._batch_size = folder, reporter, settings.batch_size
+        self._folder, self._reporter = folder, reporter
+        self._batch_tokens = min(BATCH_TOKENS, settings.batch_size * settings.max_length)
         self._store: StateStore | None = None
         self.kept_bytes = 0
         with plain_forward(classifier.model):
             self._prefix: FrozenPrefix | None = find_prefix(
-                classifier.model, trained, batch_of(classifier, sample(train, 2))
+                classifier.model, trained, batch_of(classifier, across_lengths(train.rows, 2))
             )
 
     @property
@@ -95,7 +97,7 @@ class ConstantStates:
         advance = Counted(self._reporter, "frozen layers", len(lengths))
         with plain_forward(self._classifier.model):
             # Always the same batches: the states do not depend on where a run was resumed.
-            for rows in length_grouped(lengths, self._batch_size):
+            for rows in length_grouped(lengths, self._batch_tokens):
                 states = self._prefix.states(self._batch(rows))
                 if self._store is None and not self._opened(lengths, states.shape[-1]):
                     return False

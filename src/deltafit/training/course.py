@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_SAMPLED = 160  # tokens; beyond a sliding window, and far less than training itself may hold
 _NEWEST_SHARE = 0.1  # of the latest step in the running loss: it remembers about ten steps
 
 
@@ -17,13 +16,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def sample(examples: Examples, count: int) -> list[list[int]]:
-    """Return ``count`` rows (at least 2) from the shortest to the longest, long ones cut."""
-    ordered = sorted(examples.rows, key=len)
-    last = len(ordered) - 1
-    return [list(ordered[last * part // (count - 1)][:_SAMPLED]) for part in range(count)]
 
 
 @dataclass

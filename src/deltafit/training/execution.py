@@ -5,10 +5,11 @@ from contextlib import ExitStack, contextmanager
 
 from accelerate import Accelerator
 
+from deltafit.data import across_lengths
 from deltafit.engine import bulk_dropout, check_packing, packed
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
-from deltafit.training.course import Course, Examples, sample
+from deltafit.training.course import Course, Examples
 from deltafit.training.precision import chosen_precision
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
@@ -44,7 +45,7 @@ def fast_execution(
     model = classifier.model
     # On a GPU many small products cost more than some padding.
     on_cpu = next(model.parameters()).device.type == "cpu"
-    rows = sample(train, max(2, min(_CHECKED, settings.batch_size)))
+    rows = across_lengths(train.rows, max(2, min(_CHECKED, settings.batch_size)))
     if course.packed is None:
         reason = None
         worth = on_cpu and not constant.whole

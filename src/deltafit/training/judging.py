@@ -20,7 +20,6 @@ def judge(
     examples: Examples,
     *,
     duplicates: Sequence[int],
-    batch_size: int,
     progress: Callable[[int], None],
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return a part's metrics and logits ``[rows, labels]``.
@@ -30,11 +29,10 @@ def judge(
         examples: the part.
         duplicates: rows that stand in the training part too; the metrics are given once more
             without them, as ``without_duplicates``.
-        batch_size: rows in one forward pass.
         progress: told after each pass how many rows were in it.
     """
     labels, names = np.asarray(examples.labels), classifier.label_names
-    logits = compute_logits(classifier, examples.rows, batch_size=batch_size, progress=progress)
+    logits = compute_logits(classifier, examples.rows, progress=progress)
     metrics = classification_metrics(labels, logits, names)
     if duplicates and len(duplicates) < len(labels):
         kept = np.setdiff1d(np.arange(len(labels)), duplicates)

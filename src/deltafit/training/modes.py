@@ -5,10 +5,11 @@ from torch import nn
 
 from deltafit.adapters import disabled, is_adapted
 from deltafit.adapters.structure import repeated_blocks
+from deltafit.data import across_lengths
 from deltafit.errors import UsageError
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.tasks.inference import encoder_of
-from deltafit.training.course import Examples, sample
+from deltafit.training.course import Examples
 from deltafit.training.settings import TrainingSettings
 
 
@@ -54,7 +55,7 @@ class TrainingModes:
 
     def _check(self, classifier: Classifier, train: Examples) -> None:
         self.train(self._model)
-        batch = batch_of(classifier, sample(train, 2))
+        batch = batch_of(classifier, across_lengths(train.rows, 2))
         states = []
         with torch.no_grad(), torch.random.fork_rng(), disabled(self._model):
             for seed in range(2):

@@ -1,6 +1,6 @@
 """The precision of a run: decided once, kept in its checkpoints, and no hope but a measurement."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,7 +50,7 @@ def planned_precision(
 @contextmanager
 def chosen_precision(
     classifier: Classifier,
-    rows: list[list[int]],
+    rows: Sequence[Sequence[int]],
     asked: Precision,
     course: Course,
     constant: ConstantStates,
@@ -86,7 +86,7 @@ def chosen_precision(
 
 def _decide(
     classifier: Classifier,
-    rows: list[list[int]],
+    rows: Sequence[Sequence[int]],
     asked: Precision,
     constant: ConstantStates,
     reporter: Reporter,

@@ -242,7 +242,6 @@ def _judge(
             run.classifier,
             run.examples[name],
             duplicates=splits.duplicates(name),
-            batch_size=config.settings.batch_size,
             progress=advance,
         )
     return metrics, logits

@@ -38,7 +38,7 @@ def validate(
         NotFiniteError: a row has a logit that is not finite.
     """
     with plain_forward(classifier.model):
-        logits = compute_logits(classifier, examples.rows, batch_size=settings.batch_size)
+        logits = compute_logits(classifier, examples.rows)
     if not np.isfinite(logits).all():
         raise NotFiniteError("A logit is not finite.")
     labels = torch.tensor(examples.labels)
