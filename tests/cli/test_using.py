@@ -87,6 +87,18 @@ def test_predict_reads_words_files_and_standard_input(tiny: Tiny, tmp_path: Path
     assert done("predict", tiny.run, stdin="") == ""
 
 
+def test_predict_in_bf16(tiny: Tiny) -> None:
+    exact = predictions(done("predict", tiny.run, *TEXTS))
+    mixed = predictions(done("predict", tiny.run, "--precision", "bf16", *TEXTS))
+    differences = [
+        abs(a["probability"] - b["probability"]) for a, b in zip(exact, mixed, strict=True)
+    ]
+    assert 1e-6 < max(differences) < 0.05
+    assert "float32 or bf16; got 'fp8'" in refused(
+        2, "predict", tiny.run, "--precision", "fp8", "w1"
+    )
+
+
 def test_text_comes_out_as_it_went_in(tiny: Tiny) -> None:
     text = 'naïve “film” 映画 🎬 {"a": 1}'
     line = done("predict", tiny.run, text)

@@ -11,13 +11,7 @@ from deltafit.adapters import merged, model_adapters
 from deltafit.data import across_lengths
 from deltafit.prediction.canaries import TOLERANCE, largest_difference
 from deltafit.tasks.classification import Classifier
-from deltafit.tasks.inference import (
-    BATCH_TOKENS,
-    InferencePrecision,
-    Rows,
-    compute_logits,
-    compute_logits_alone,
-)
+from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, Rows, compute_logits
 
 # Merging costs about what a hundred tokens do: LoRA's own products, and copying the weights.
 _LEAST_TOKENS = 2048
@@ -55,9 +49,9 @@ def compute_logits_merged(
     if not _pays(classifier.model, rows):
         return compute()
     looked_at = across_lengths(rows, 2)
-    expected = compute_logits_alone(classifier, looked_at)
+    expected = compute_logits(classifier, looked_at)
     with merged(classifier.model):
-        found = compute_logits_alone(classifier, looked_at)
+        found = compute_logits(classifier, looked_at)
         if largest_difference(found, expected) <= TOLERANCE:  # false for NaN too
             return compute()
     return compute()
