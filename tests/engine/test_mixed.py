@@ -1,6 +1,7 @@
 """One pass of several adapters gives each row what it gets with its own adapter alone."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -100,3 +101,30 @@ def test_with_gradient_checkpointing(architecture: str, run_packed: bool) -> Non
     enable_gradient_checkpointing(model)
     with packed(model) if run_packed else nullcontext():
         assert_each_has_its_own(model, ragged(LENGTHS))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_batch_that_packed_runs_padded(architecture: str) -> None:
+    model = with_adapters(tiny_model(architecture).double())
+    with packed(model):
+        assert_each_has_its_own(model, ragged(LENGTHS, left=True))
+        assert_each_has_its_own(model, ragged(LENGTHS))
+
+
+@pytest.mark.parametrize("run_packed", [False, True])
+def test_under_mixed_precision(run_packed: bool) -> None:
+    model, batch = with_adapters(tiny_model("bert")), ragged(LENGTHS)
+    with packed(model) if run_packed else nullcontext(), torch.autocast("cpu", torch.bfloat16):
+        assert_each_has_its_own(model, batch, tolerance=0.1)
+        with mixed(model, SEGMENTS):
+            assert model(**batch).logits.dtype == torch.bfloat16
+
+
+def test_dropout_of_each_adapter_in_training() -> None:
+    dropped = {name: replace(method, dropout=0.9) for name, method in METHODS.items()}
+    model, batch = with_adapters(tiny_model("bert"), dropped), ragged(LENGTHS)
+    in_training(model)
+    with mixed(model, SEGMENTS):
+        first, second = (model(**batch).logits for _ in range(2))
+    changed = (first - second).abs().amax(1) > 1e-3
+    assert changed.tolist() == [True, True, False, True, True, True, True]  # the base drops nothing
