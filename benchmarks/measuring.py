@@ -56,6 +56,34 @@ class Training:
         }
 
 
+def inference_record(
+    seconds: float,
+    tokens: int,
+    memory_above_floor: int,
+    *,
+    accuracy: float | None = None,
+    roofline: float | None = None,
+) -> dict[str, Any]:
+    """Return what is kept of a side that predicts; it has no losses, and runs in float32.
+
+    Args:
+        seconds: of the timed texts.
+        tokens: what a ratio is taken by: real tokens, or texts.
+        memory_above_floor: in bytes.
+        accuracy: None where the adapters were never trained.
+        roofline: seconds of the base's matrix products alone.
+    """
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "losses": [],
+        "accuracy": accuracy,
+        "precision": "float32",
+        "memory_above_floor": memory_above_floor,
+        "roofline_seconds": roofline,
+    }
+
+
 def memory() -> int:
     """Return the process's largest resident memory so far, in bytes."""
     scale = 1 if sys.platform == "darwin" else 1024

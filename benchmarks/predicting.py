@@ -14,7 +14,7 @@ from deltafit.data import length_grouped
 from deltafit.prediction.folder import SavedClassifier, load_saved
 from deltafit.tasks.classification import batch_of
 from deltafit.tasks.inference import tokenise_for
-from measuring import in_another_process, memory
+from measuring import in_another_process, inference_record, memory
 from roofline import forward_seconds, products_of
 from works import OURS, Work
 
@@ -26,17 +26,11 @@ def predict(work: Work, side: str, model: str, splits: Any, folder: Path) -> dic
     in_another_process(_prepare, model, splits.train.source, work, folder)
     floor = memory()
     measure = _ours if side == OURS else _pipeline
-    seconds, said, peak, further = measure(work, texts, folder)
+    seconds, said, peak, roofline = measure(work, texts, folder)
     right = [part.label_names[y] == one for y, one in zip(part.labels, said, strict=False)]
-    return {
-        "seconds": seconds,
-        "tokens": len(texts),
-        "losses": [],
-        "accuracy": float(np.mean(right)),
-        "precision": "float32",
-        "memory_above_floor": peak - floor,
-        "roofline_seconds": None,
-    } | further
+    return inference_record(
+        seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline
+    )
 
 
 def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
@@ -48,7 +42,7 @@ def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
     deltafit.merge(folder / "run", folder / "merged")
 
 
-_Measured = tuple[float, list[str], int, dict[str, Any]]
+_Measured = tuple[float, list[str], int, float | None]  # seconds, labels, peak, roofline
 
 
 def _ours(work: Work, texts: list[str], folder: Path) -> _Measured:
@@ -59,7 +53,7 @@ def _ours(work: Work, texts: list[str], folder: Path) -> _Measured:
     found = deltafit.predict(saved, texts, batch_size=work.batch_size)
     said = [prediction.label for prediction in found]
     seconds, peak = time.perf_counter() - began, memory()
-    return seconds, said, peak, {"roofline_seconds": _roofline(work, saved, texts)}
+    return seconds, said, peak, _roofline(work, saved, texts)
 
 
 def _roofline(work: Work, saved: SavedClassifier, texts: list[str]) -> float:
@@ -77,4 +71,4 @@ def _pipeline(work: Work, texts: list[str], folder: Path) -> _Measured:
     classify(texts[: work.batch_size], batch_size=work.batch_size)
     began = time.perf_counter()
     said = [answer["label"] for answer in classify(texts, batch_size=work.batch_size)]
-    return time.perf_counter() - began, said, memory(), {}
+    return time.perf_counter() - began, said, memory(), None

@@ -24,8 +24,9 @@ COLUMNS = (
 NOTES = (
     "Ratios are times for a real token (in prediction, for a text): the rival's divided by "
     "deltafit's in the same pair; median (smallest to largest). The rival is transformers' Trainer "
-    "with its defaults, with PEFT where the method is LoRA, in float32; in prediction it is "
-    "transformers' pipeline on the merged model. Grouped: the same Trainer with batches of like "
+    "with its defaults in float32, with PEFT where the method is LoRA; in prediction transformers' "
+    "pipeline on the merged model; with many adapters PEFT's adapter_names, both sides giving each "
+    "row the logits it has alone under its adapter. Grouped: the same Trainer with batches of like "
     "length. loralib: in a plain loop. The bars are for a machine with bf16 units.",
     "Memory is deltafit's peak above the imports as a share of the rival's (bar: at most "
     f"{MEMORY_BAR}). Roofline is the time of the base's matrix products alone, at the precision of "
@@ -59,7 +60,9 @@ def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:
         " / ".join(f"{typical(pairs, side, last_loss):.3f}" for side in both)
         if pairs[0][OURS]["losses"]
         else "–",
-        " / ".join(f"{typical(pairs, side, _accuracy):.3f}" for side in both),
+        " / ".join(f"{typical(pairs, side, _accuracy):.3f}" for side in both)
+        if pairs[0][OURS]["accuracy"] is not None
+        else "–",
     ]
 
 

@@ -35,24 +35,26 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
         data: the folder that holds the data sets.
     """
     # All of every side, so that no side's floor holds more code than another's.
+    import many_adapters
     import ours
     import plain_loop
     import predicting
     import rivals
     from deltafit.data import load_splits
 
-    folder, predicts = data / work.data, work.method == "predict"
+    infer = {"predict": predicting.predict, "mixed": many_adapters.run}.get(work.method)
+    folder = data / work.data
     splits = load_splits(
         str(folder / "train.csv") if folder.is_dir() else work.data,
-        test_data=str(folder / "test.csv") if predicts else None,
-        validation="none" if predicts else "0.2",
+        test_data=str(folder / "test.csv") if infer else None,
+        validation="none" if infer else "0.2",
         limit=work.rows,
     )
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         arguments = (work, side, location_of(work.model, place), splits, place)
-        if predicts:
-            return predicting.predict(*arguments)
+        if infer is not None:
+            return infer(*arguments)
         floor = memory()
         train = {OURS: ours.train, LORALIB: plain_loop.train}.get(side, rivals.train)
         return train(*arguments).record(floor)

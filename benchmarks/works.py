@@ -11,9 +11,11 @@ GROUPED = "Trainer, grouped"
 REDUCED = "Trainer, bf16, grouped"
 LORALIB = "loralib"
 PIPELINE = "pipeline"
+ADAPTER_NAMES = "PEFT, adapter_names"
 """transformers' Trainer with its defaults in float32, with PEFT where the method is LoRA; the same
 with batches of like length; that in bf16, where the machine has units for it; microsoft's loralib
-in a plain loop; transformers' pipeline on the merged model."""
+in a plain loop; transformers' pipeline on the merged model; PEFT with the name of an adapter for
+every row."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Work:
     Attributes:
         model: a catalogue name, a path, or ``bert-base`` for random weights in that shape.
         data: folder under the data path, or a catalogue name.
-        method: as deltafit's command line has it; "predict" classifies ``steps`` texts instead.
+        method: as deltafit's command line has it; "predict" classifies ``steps`` texts instead, and
+            "mixed" runs ``steps`` batches in which every row has an adapter of its own.
         batch_size: examples in a step.
         max_length: tokens a text is cut to.
         steps: how many are run.
@@ -50,6 +53,8 @@ class Work:
         """
         if self.method == "predict":
             return OURS, PIPELINE
+        if self.method == "mixed":
+            return OURS, ADAPTER_NAMES
         further = (REDUCED,) * bf16 + (LORALIB,) * self.loralib
         return OURS, TRAINER, GROUPED, *further
 
@@ -70,5 +75,6 @@ WORKS = {
     "last block, 20 epochs": Work("minilm", "sms_spam", "last-block", 8, 128, 400, 6, 200),
     "full fine-tuning": Work("minilm", "sms_spam", "full", 8, 128, 40, 2.5),
     "prediction, Banking77, merged": Work("minilm", "banking77", "predict", 32, 128, 1500, 6),
+    "32 adapters in a batch, Banking77": Work("minilm", "banking77", "mixed", 32, 128, 10, 5),
 }
 MEMORY_BAR = 0.6  # of the rival's memory above the imports

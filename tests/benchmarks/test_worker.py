@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import many_adapters
 import plain_loop
 import predicting
 import rivals
 import table
 import worker
 from tests.training.tiny_runs import save_model, write_table
-from works import GROUPED, LORALIB, OURS, PIPELINE, REDUCED, TRAINER, Work
+from works import ADAPTER_NAMES, GROUPED, LORALIB, OURS, PIPELINE, REDUCED, TRAINER, Work
 
 STEPS = 8
 
@@ -69,6 +70,27 @@ def test_both_sides_predict_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (
         row["last loss"] == "–" and row["against grouped"] == "–" and row["roofline"].endswith("%")
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [OURS, ADAPTER_NAMES])
+def test_every_row_has_the_logits_of_its_adapter(
+    side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        many_adapters, "in_another_process", lambda function, *given: function(*given)
+    )
+    work = work_on(tmp_path, "mixed", steps=3, batch_size=5)
+    compared = []
+    monkeypatch.setattr(many_adapters, "_check", lambda *given: compared.append(given))
+    run = worker.run(work, side, tmp_path)
+    assert run["seconds"] > 0 and run["accuracy"] is None
+    ((found, expected, _),) = compared
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (expected[0] - expected[1:]).abs().max() > 0.1  # the adapters differ
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="other logits than each row alone"):
+        many_adapters._check(found.roll(1, 0), expected, side)
 
 
 def test_loralib_trains_the_adapter_and_the_head_alone(tmp_path: Path) -> None:
