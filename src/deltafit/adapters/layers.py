@@ -6,6 +6,7 @@ Injection swaps a module's class for a subclass of it, in place. The module stay
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class LayerState:
 
     def __init__(self, module: nn.Module) -> None:
         self.view = new_view(module)
-        self.view.alone = self.inactive
+        self.view.alone = partial(self.switched, None)
         self.original_class = type(module)
         self.methods: dict[str, DeltaMethod] = {}
         self.tensor_names: dict[str, tuple[str, ...]] = {}
@@ -45,9 +46,9 @@ class LayerState:
         return self.methods[adapter].deltas(self.view, self.tensors(adapter))
 
     @contextmanager
-    def inactive(self) -> Iterator[None]:
-        """Let the layer run as its base alone."""
-        active, self.active = self.active, None
+    def switched(self, adapter: str | None) -> Iterator[None]:
+        """Let the layer run under another of its adapters; None, or one not here, for its base."""
+        active, self.active = self.active, adapter if adapter in self.methods else None
         try:
             yield
         finally:

@@ -1,6 +1,6 @@
-"""What looking at a model's calls takes: its modes put back, its states out of their tuple."""
+"""What looking at a model's calls takes: modes put back, states out of a tuple, other forwards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,3 +22,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def first_of(output: Any) -> Any:
     """Return the hidden states that a block gives, alone or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
+    """Let a module compute ``forward`` when it is called; None for what its class computes."""
+    previous = module.__dict__.pop("forward", None)
+    if forward is not None:
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+        if previous is not None:
+            module.__dict__["forward"] = previous

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deltafit.adapters.structure import BlockStack, main_stack, within
-from deltafit.engine.calls import evaluating, first_of
+from deltafit.engine.calls import evaluating, first_of, replaced_forward
 from deltafit.errors import DeltafitError
 
 _TOLERANCE = 1e-4  # of a tensor's largest value; feeding is another order of sums at most
@@ -81,21 +81,8 @@ class FrozenPrefix:
         output = states if self._nothing is None else (states, *self._nothing)
         with ExitStack() as stack:
             for block in self.blocks:  # what all but the last one give goes nowhere
-                stack.enter_context(_replaced_forward(block, lambda *args, **kwargs: output))
+                stack.enter_context(replaced_forward(block, lambda *args, **kwargs: output))
             yield
-
-
-@contextmanager
-def _replaced_forward(block: nn.Module, forward: Any) -> Iterator[None]:
-    previous = block.__dict__.get("forward")
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if previous is None:
-            del block.__dict__["forward"]
-        else:
-            block.__dict__["forward"] = previous
 
 
 def find_prefix(

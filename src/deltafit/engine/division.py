@@ -1,0 +1,194 @@
+"""Which part of a tensor falls to each segment of a batch, and the parts put together again."""
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltafit.engine.layout import CannotPackError, Layout
+from deltafit.errors import DeltafitError
+
+
+@dataclass(frozen=True)
+class Division(ABC):
+    """How tensors of one leading shape fall to the segments.
+
+    Attributes:
+        counts: the segments' rows.
+        one_for_all: whether one row stands for all of them, as that of positions does.
+    """
+
+    one_for_all: ClassVar[bool] = False
+
+    counts: tuple[int, ...]
+
+    @abstractmethod
+    def split(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Return the part of each segment."""
+
+    @abstractmethod
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return what the segments made of their parts as one tensor; ``split`` undone."""
+
+
+@dataclass(frozen=True)
+class _Rows(Division):
+    """``[rows, ...]`` or ``[rows · length, ...]``: the segments lie one behind the other."""
+
+    each: int  # places of a row
+
+    @property
+    def sizes(self) -> list[int]:
+        return [count * self.each for count in self.counts]
+
+    def split(self, tensor: Tensor) -> Sequence[Tensor]:
+        parts: Sequence[Tensor] = tensor.split(self.sizes)
+        return parts
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return _concatenated(parts, self.sizes)
+
+
+@dataclass(frozen=True)
+class _OneForAll(Division):
+    """``[1, ...]``."""
+
+    one_for_all = True
+
+    def split(self, tensor: Tensor) -> Sequence[Tensor]:
+        return [tensor] * len(self.counts)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        rows = zip(parts, self.counts, strict=True)
+        return torch.cat([part.expand(count, *part.shape[1:]) for part, count in rows])
+
+
+@dataclass(frozen=True)
+class _Sheet(Division):
+    """``[1, tokens, ...]`` or ``[tokens, ...]``: rows sorted by length, whatever their segment."""
+
+    sizes: tuple[int, ...]  # tokens of each segment
+    order: Tensor | None  # [tokens], the sheet's tokens by segment; None where they lie so
+    inverse: Tensor | None
+
+    def split(self, tensor: Tensor) -> Sequence[Tensor]:
+        flat = tensor if len(tensor) == sum(self.sizes) else tensor.squeeze(0)
+        parts: Sequence[Tensor] = _permuted(flat, self.order, self.inverse).split(self.sizes)
+        return parts
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return _permuted(_concatenated(parts, self.sizes), self.inverse, self.order)
+
+
+@dataclass(frozen=True)
+class _LeadingSheet(_Sheet):
+    """``[1, tokens, ...]``."""
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return super().join(parts).unsqueeze(0)
+
+
+class Divisions:
+    """Divides whatever is computed of a batch of some segments.
+
+    Args:
+        counts: the segments' rows.
+    """
+
+    def __init__(self, counts: tuple[int, ...]) -> None:
+        self.counts, self.rows = counts, sum(counts)
+        self._sheets: weakref.WeakKeyDictionary[Layout, _Sheet] = weakref.WeakKeyDictionary()
+
+    def of(self, tensor: Tensor, layout: Layout | None) -> Division:
+        """Return how ``tensor`` and all that is computed of it place by place is divided.
+
+        Args:
+            tensor: rows on its first dimension, or a sheet.
+            layout: of the sheet, within packed blocks.
+
+        Raises:
+            DeltafitError: its shape does not tell.
+        """
+        shape = tensor.shape
+        if layout is not None:
+            sheet = self._sheet(layout)
+            if shape[:2] == (1, layout.tokens):
+                return _LeadingSheet(sheet.counts, sheet.sizes, sheet.order, sheet.inverse)
+            if shape[:1] == (layout.tokens,):
+                return sheet
+            raise CannotPackError(
+                f"A layer in a packed block was given a tensor of shape {list(shape)}, and not the "
+                f"{layout.tokens} tokens of the batch, so that they cannot be told apart by "
+                "adapter."
+            )
+        if shape[:1] == (1,):
+            return _OneForAll(self.counts)
+        if not shape or not shape[0] or shape[0] % self.rows:
+            raise DeltafitError(
+                f"A layer was given a tensor of shape {list(shape)}, whose first dimension is not "
+                f"made of the {self.rows} rows of the batch, so that they cannot be told apart by "
+                "adapter."
+            )
+        return _Rows(self.counts, shape[0] // self.rows)
+
+    def _sheet(self, layout: Layout) -> _Sheet:
+        if layout not in self._sheets:
+            rows, length = layout.padded_shape
+            if rows != self.rows:
+                raise DeltafitError(
+                    f"A packed batch has {rows} rows, and the segments have {self.rows}."
+                )
+            places = layout.places
+            numbers = torch.arange(len(self.counts), device=places.device)
+            rows_of = torch.tensor(self.counts, device=places.device)
+            segments = numbers.repeat_interleave(rows_of)[places // length]
+            sizes = tuple(segments.bincount(minlength=len(self.counts)).tolist())
+            order = inverse = None
+            if (segments.diff() < 0).any():
+                order = segments.argsort(stable=True)
+                inverse = order.argsort()
+            self._sheets[layout] = _Sheet(self.counts, sizes, order, inverse)
+        return self._sheets[layout]
+
+
+class _Permutation(torch.autograd.Function):
+    """``index_select`` by a permutation; torch's own sums in its backward pass, row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, order)
+        return tensor.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return _Permutation.apply(upstream[0], *ctx.saved_tensors), None, None
+
+
+def _permuted(tensor: Tensor, order: Tensor | None, inverse: Tensor | None) -> Tensor:
+    if order is None:
+        return tensor
+    permuted: Tensor = _Permutation.apply(tensor, order, inverse)
+    return permuted
+
+
+def _concatenated(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Concatenate the segments' parts; a narrower one, of fewer labels, gets -inf on the right."""
+    for part, size in zip(parts, sizes, strict=True):
+        if part.shape[:1] != (size,):
+            raise DeltafitError(
+                f"A module made a tensor of shape {list(part.shape)} of {size} places, so that "
+                "what it gives for several adapters cannot be put together."
+            )
+    width = max(part.shape[-1] for part in parts)
+    padded = [
+        part
+        if part.shape[-1] == width
+        else functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf)
+        for part in parts
+    ]
+    return torch.cat(padded)
