@@ -34,7 +34,7 @@ from deltafit.methods import LoRA
 from deltafit.prediction.folder import versions
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import ConsoleReporter
-from deltafit.training.run import PREDICTIONS_FILE
+from deltafit.training.results import PREDICTIONS_FILE
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
 

@@ -64,6 +64,11 @@ class ConstantStates:
         """Whether all the blocks are constant, so that nothing but the head is left to run."""
         return self._prefix is not None and self._prefix.whole
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks are constant."""
+        return 0 if self._prefix is None else len(self._prefix.blocks)
+
     def keep(self, course: Course) -> None:
         """Compute the states of all rows, if there is a prefix and room for them.
 
