@@ -21,19 +21,25 @@ from roofline import products_of, training_seconds
 from works import HELD_OUT, WARM_UP, Work
 
 
-class _Clock(Silent):
-    """Notes when training began, when each step ended, and its loss."""
+class Clock(Silent):
+    """Notes when training began, when each step ended, and its loss.
 
-    def __init__(self) -> None:
-        self.began = 0.0
+    Args:
+        work: what the loop calls training.
+    """
+
+    def __init__(self, work: str = "training") -> None:
+        self.work, self.began = work, 0.0
         self.moments: list[float] = []
         self.losses: list[float] = []
 
     def start(self, what: str, total: int | None, done: int) -> None:
-        if what == "training":
+        """Note when training itself begins."""
+        if what == self.work:
             self.began = time.perf_counter()
 
     def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
+        """Note the moment and the loss."""
         if loss is not None:  # of a training step
             self.moments.append(time.perf_counter())
             self.losses.append(loss)
@@ -41,14 +47,12 @@ class _Clock(Silent):
 
 def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
     """Train a work with the loop, with the rival's optimiser and schedule."""
-    classifier, parts = _loaded(work, model, splits)
+    classifier, parts = loaded(work, model, splits)
     rows, held_out = parts["train"], parts["validation"]
-    settings = TrainingSettings(
-        epochs=-(-work.steps // -(-len(rows) // work.batch_size)),
-        batch_size=work.batch_size, max_length=work.max_length,
-        learning_rate=work.learning_rate, weight_decay=0.0, warmup=0.0,
-    )  # fmt: skip
-    clock = _Clock()
+    method = parse_method(work.method)
+    keep_base = not isinstance(method, Full)
+    adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
+    settings, clock = settings_of(work, len(rows)), Clock()
     loop = TrainingLoop(
         classifier, rows, None, settings,
         learning_rate=work.learning_rate, folder=folder / "checkpoints",
@@ -59,7 +63,7 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     began = time.perf_counter()
     loop.run()
     peak = memory()
-    tokens = _tokens_of_steps(rows, settings)[: work.steps]
+    tokens = tokens_of_steps(rows, settings)[: work.steps]
     # Right after the run and in its process, so that the machine is in the same mood.
     roofline = training_seconds(
         products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
@@ -74,21 +78,27 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     )  # fmt: skip
 
 
-def _loaded(work: Work, model: str, splits: Any) -> tuple[Classifier, dict[str, Examples]]:
-    """Return the adapted classifier, and the rows of every part as its tokens."""
+def settings_of(work: Work, rows: int) -> TrainingSettings:
+    """Return the rival's settings, with as many epochs as the steps need."""
+    return TrainingSettings(
+        epochs=-(-work.steps // -(-rows // work.batch_size)),
+        batch_size=work.batch_size, max_length=work.max_length,
+        learning_rate=work.learning_rate, weight_decay=0.0, warmup=0.0,
+    )  # fmt: skip
+
+
+def loaded(work: Work, model: str, splits: Any) -> tuple[Classifier, dict[str, Examples]]:
+    """Return the classifier without an adapter, and the rows of every part as its tokens."""
     classifier = load_classifier(
         resolve_model(model), splits.train.label_names, HeadSettings(), seed=0
     )
-    method = parse_method(work.method)
-    keep_base = not isinstance(method, Full)
-    adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
     return classifier, {
         name: Examples(tokenise_for(classifier, part.texts, work.max_length).input_ids, part.labels)
         for name, part in splits.parts().items()
     }
 
 
-def _tokens_of_steps(rows: Examples, settings: TrainingSettings) -> list[int]:
+def tokens_of_steps(rows: Examples, settings: TrainingSettings) -> list[int]:
     """Return the real tokens of every step; an epoch's last one may be small."""
     return [
         sum(len(rows.rows[row]) for row in order[start : start + settings.batch_size])

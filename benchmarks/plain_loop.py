@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from deltafit.methods import LoRA, parse_method
 from measuring import Training, memory
 from rivals import Counting, load, rows_of, targets_of
 from works import HELD_OUT, Work
@@ -18,7 +19,9 @@ from works import HELD_OUT, Work
 def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
     """Train a BERT by loralib; rate, schedule and clipping as the Trainer has them by default."""
     tokenizer, network = load(model, len(splits.train.label_names))
-    put_loralib(network, targets_of(work.method))
+    method = parse_method(work.method)
+    assert isinstance(method, LoRA)
+    put_loralib(network, method)
     collator = Counting(tokenizer)
     rows = rows_of(tokenizer, splits.train, work.max_length)
     loader = DataLoader(
@@ -48,15 +51,16 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     return result
 
 
-def put_loralib(network: nn.Module, targets: list[str]) -> None:
-    """Replace the blocks' layers of these names by loralib's, and train them and the head alone."""
+def put_loralib(network: nn.Module, method: LoRA) -> None:
+    """Replace the method's layers by loralib's, and train their adapters and the head alone."""
+    targets = targets_of(method)
     for name, layer in list(network.named_modules()):
         above, _, last = name.rpartition(".")
         if last not in targets or not isinstance(layer, nn.Linear) or "pooler" in name:
             continue
         bias = layer.bias is not None
         changed = loralib.Linear(
-            layer.in_features, layer.out_features, r=8, lora_alpha=16, bias=bias
+            layer.in_features, layer.out_features, r=method.rank, lora_alpha=method.alpha, bias=bias
         )
         changed.load_state_dict(layer.state_dict(), strict=False)  # the adapter is what is missing
         setattr(network.get_submodule(above), last, changed)

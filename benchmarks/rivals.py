@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from deltafit.data import resolve_model, tokenise
+from deltafit.methods import LoRA, parse_method
 from measuring import Training, memory
 from works import GROUPED, HELD_OUT, REDUCED, Work
 
@@ -42,18 +43,19 @@ def load(model: str, num_labels: int) -> tuple[Any, nn.Module]:
     return tokenizer, network
 
 
-def targets_of(method: str) -> list[str]:
+def targets_of(method: LoRA) -> list[str]:
     """Return the last names of the layers that a LoRA method of deltafit's adapts."""
-    targets = method.partition("=")[2]
-    return list(_LINEAR) if targets == "all-linear" else targets.split(",")
+    chosen = method.target_modules
+    return list(_LINEAR) if chosen == "all-linear" else list(chosen or ())
 
 
 def restricted(network: nn.Module, method: str) -> nn.Module:
     """Return the network with everything frozen but what the method trains, by PEFT or by hand."""
-    if method.startswith("lora"):
+    parsed = parse_method(method)
+    if isinstance(parsed, LoRA):
         config = LoraConfig(
-            task_type="SEQ_CLS", r=8, lora_alpha=16,
-            target_modules=targets_of(method), exclude_modules=".*pooler.*",
+            task_type="SEQ_CLS", r=parsed.rank, lora_alpha=parsed.alpha,
+            target_modules=targets_of(parsed), exclude_modules=".*pooler.*",
         )  # fmt: skip
         return get_peft_model(network, config)
     if method != "full":

@@ -40,6 +40,7 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
     import plain_loop
     import predicting
     import rivals
+    import sweep
     from deltafit.data import load_splits
 
     infer = {"predict": predicting.predict, "mixed": many_adapters.run}.get(work.method)
@@ -57,6 +58,7 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
             return infer(*arguments)
         floor = memory()
         train = {OURS: ours.train, LORALIB: plain_loop.train}.get(side, rivals.train)
+        train = sweep.train if work.method == "sweep" else train
         return train(*arguments).record(floor)
 
 

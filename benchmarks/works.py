@@ -10,12 +10,13 @@ TRAINER = "Trainer"
 GROUPED = "Trainer, grouped"
 REDUCED = "Trainer, bf16, grouped"
 LORALIB = "loralib"
+IN_TURN = "deltafit, in turn"
 PIPELINE = "pipeline"
 ADAPTER_NAMES = "PEFT, adapter_names"
 """transformers' Trainer with its defaults in float32, with PEFT where the method is LoRA; the same
 with batches of like length; that in bf16, where the machine has units for it; microsoft's loralib
 in a plain loop; transformers' pipeline on the merged model; PEFT with the name of an adapter for
-every row."""
+every row; deltafit's own runs of a sweep, one after another."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Work:
         model: a catalogue name, a path, or ``bert-base`` for random weights in that shape.
         data: folder under the data path, or a catalogue name.
         method: as deltafit's command line has it; "predict" classifies ``steps`` texts instead, and
-            "mixed" runs ``steps`` batches in which every row has an adapter of its own.
+            "mixed" runs ``steps`` batches in which every row has an adapter of its own; "sweep" is
+            sixteen runs of LoRA.
         batch_size: examples in a step.
         max_length: tokens a text is cut to.
         steps: how many are run.
@@ -55,13 +57,15 @@ class Work:
             return OURS, PIPELINE
         if self.method == "mixed":
             return OURS, ADAPTER_NAMES
+        if self.method == "sweep":
+            return OURS, TRAINER, IN_TURN
         further = (REDUCED,) * bf16 + (LORALIB,) * self.loralib
         return OURS, TRAINER, GROUPED, *further
 
     @property
     def learning_rate(self) -> float:
         """The highest rate, the same for every side."""
-        return 5e-4 if self.method.startswith("lora") else 5e-5
+        return 5e-4 if self.method.startswith(("lora", "sweep")) else 5e-5
 
 
 _QV, _ALL = "lora:target_modules=query,value", "lora:target_modules=all-linear"
@@ -74,6 +78,7 @@ WORKS = {
     "head only, 20 epochs": Work("minilm", "sms_spam", "head", 8, 128, 400, 30, 200),
     "last block, 20 epochs": Work("minilm", "sms_spam", "last-block", 8, 128, 400, 6, 200),
     "full fine-tuning": Work("minilm", "sms_spam", "full", 8, 128, 40, 2.5),
+    "sweep of 16 runs, MiniLM, SMS": Work("minilm", "sms_spam", "sweep", 8, 128, 20, 8),
     "prediction, Banking77, merged": Work("minilm", "banking77", "predict", 32, 128, 1500, 6),
     "32 adapters in a batch, Banking77": Work("minilm", "banking77", "mixed", 32, 128, 10, 5),
 }

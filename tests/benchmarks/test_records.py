@@ -65,6 +65,7 @@ def test_a_row_of_the_table() -> None:
         "against grouped": "3.0× (3.0 to 3.0)",
         "against bf16, grouped": "–",
         "against loralib": "–",
+        "in turn": "–",
         "memory": "0.50",
         "roofline": "25%",
         "precision": "float32 / float32",

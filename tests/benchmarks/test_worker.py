@@ -9,10 +9,12 @@ import many_adapters
 import plain_loop
 import predicting
 import rivals
+import sweep
 import table
 import worker
+from deltafit.methods import LoRA
 from tests.training.tiny_runs import save_model, write_table
-from works import ADAPTER_NAMES, GROUPED, LORALIB, OURS, PIPELINE, REDUCED, TRAINER, Work
+from works import ADAPTER_NAMES, GROUPED, IN_TURN, LORALIB, OURS, PIPELINE, REDUCED, TRAINER, Work
 
 STEPS = 8
 
@@ -57,6 +59,21 @@ def test_every_side_trains_and_the_table_has_its_row(tmp_path: Path, method: str
 
 
 @pytest.mark.slow
+def test_a_sweep_adds_up_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "METHODS", sweep.METHODS[:3])
+    work = work_on(tmp_path, "sweep")
+    runs = {side: worker.run(work, side, tmp_path) for side in (OURS, TRAINER, IN_TURN)}
+    for run in runs.values():
+        assert len(run["losses"]) == STEPS and run["seconds"] > 0
+        run["memory_above_floor"] = 1
+    # Without dropout the joined runs are the single ones, up to rounding.
+    assert runs[OURS]["losses"] == pytest.approx(runs[IN_TURN]["losses"], abs=1e-4)
+    assert runs[OURS]["tokens"] == runs[IN_TURN]["tokens"]
+    assert runs[OURS]["accuracy"] == runs[IN_TURN]["accuracy"]
+    assert "×" in row_of(work, runs)["in turn"]
+
+
+@pytest.mark.slow
 def test_both_sides_predict_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Another process is for measuring memory, and takes long to start.
     monkeypatch.setattr(predicting, "in_another_process", lambda function, *given: function(*given))
@@ -98,7 +115,7 @@ def test_loralib_trains_the_adapter_and_the_head_alone(tmp_path: Path) -> None:
     batch = {"input_ids": torch.arange(3, 9).view(2, 3)}
     before = network.eval()(**batch).logits
     weights = {n: p.clone() for n, p in network.named_parameters()}
-    plain_loop.put_loralib(network, ["query", "value"])
+    plain_loop.put_loralib(network, LoRA(target_modules=("query", "value")))
     torch.testing.assert_close(network.eval()(**batch).logits, before)  # B = 0
     trained = {n for n, p in network.named_parameters() if p.requires_grad}
     names = {f"{n}.lora_{m}" for n in _layers(weights, "query", "value") for m in "AB"}
