@@ -25,7 +25,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from deltafit.data import load_splits, resolve_model, tokenise
+import rivals
+from deltafit.data import load_splits
 from deltafit.experiments.baselines import tfidf_svm
 from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
 from deltafit.files import read_json, read_tensors, write_json_atomically
@@ -33,7 +34,7 @@ from deltafit.methods import LoRA
 from deltafit.prediction.folder import versions
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import ConsoleReporter
-from deltafit.training.run import PREDICTIONS_FILE
+from deltafit.training.results import PREDICTIONS_FILE
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
 
@@ -185,50 +186,21 @@ class Bench:
 
 def peft_and_trainer(banking: str, folder: Path) -> dict[str, Any]:
     """Train the rival on all training rows and judge it on the test part."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
-
     splits = load_splits(f"{banking}/train.csv", test_data=f"{banking}/test.csv", validation="none")
-    source = resolve_model("minilm")
-    tokenizer = AutoTokenizer.from_pretrained(source.location)
-    set_seed(0)
-    model = get_peft_model(
-        AutoModelForSequenceClassification.from_pretrained(
-            source.location, num_labels=len(splits.train.label_names)
-        ),
-        LoraConfig(
-            task_type="SEQ_CLS", r=8, lora_alpha=16,
-            target_modules=["query", "key", "value", "dense"],
-            exclude_modules=".*pooler.*",
-        ),
-    )  # fmt: skip
-
-    def rows(part: Any) -> list[dict[str, Any]]:
-        ids = tokenise(tokenizer, part.texts, 128).input_ids
-        return [{"input_ids": i, "labels": y} for i, y in zip(ids, part.labels, strict=True)]
-
-    arguments = TrainingArguments(
-        str(folder), num_train_epochs=5, per_device_train_batch_size=32,
-        per_device_eval_batch_size=64, learning_rate=1e-3, report_to=[], save_strategy="no",
-        logging_strategy="epoch", seed=0, use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
+    tokenizer, network = rivals.load("minilm", len(splits.train.label_names))
     test = splits.parts()["test"]
-    trainer = Trainer(
-        model, arguments, train_dataset=rows(splits.train),
-        data_collator=DataCollatorWithPadding(tokenizer),
+    trainer = rivals.make_trainer(
+        rivals.restricted(network, "lora:target_modules=all-linear"),
+        rivals.rows_of(tokenizer, splits.train, AS_PEFT.max_length),
+        folder, rivals.Counting(tokenizer),
+        num_train_epochs=AS_PEFT.epochs, per_device_train_batch_size=AS_PEFT.batch_size,
+        learning_rate=AS_PEFT.learning_rate, logging_strategy="epoch",
     )  # fmt: skip
     result = trainer.train()
-    logits = trainer.predict(rows(test)).predictions
+    correct = rivals.correct(trainer, rivals.rows_of(tokenizer, test, AS_PEFT.max_length))
     shutil.rmtree(folder, ignore_errors=True)
     return {
-        "correct": (logits.argmax(1) == np.array(test.labels)).astype(int).tolist(),
+        "correct": correct.astype(int).tolist(),
         "training_seconds": result.metrics["train_runtime"],
         "history": trainer.state.log_history,
     }

@@ -16,7 +16,7 @@ from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_
 from deltafit.files import read_json, write_tensors_atomically
 from deltafit.methods import Head
 from deltafit.tasks.metrics import accuracy_interval, classification_metrics
-from deltafit.training.run import PREDICTIONS_FILE
+from deltafit.training.results import PREDICTIONS_FILE
 from tests.experiments.rows import row, run
 
 ROWS = 1600

@@ -190,18 +190,18 @@ def test_the_best_checkpoint_is_put_back(
     values: list[float],
     best: int,
 ) -> None:
-    monkeypatch.setattr("deltafit.training.loop.validate", _Scripted(metric, values))
+    monkeypatch.setattr("deltafit.training.learner.validate", _Scripted(metric, values))
     settings = replace(EIGHT, evaluate_every=1, metric=metric)
     classifier = adapted(bert)
     loop = loop_on(classifier, tmp_path, settings, validation=tiny_examples(3))
     kept: dict[int, Values] = {}
-    save = loop._save
+    save = loop.save
 
     def keep_and_save() -> None:
         kept[loop.course.step] = trained_values(classifier)
         save()
 
-    monkeypatch.setattr(loop, "_save", keep_and_save)
+    monkeypatch.setattr(loop, "save", keep_and_save)
     course = loop.run()
     assert course.step == 6 and course.best_step == best
     assert_same(trained_values(classifier), kept[best])
@@ -211,7 +211,7 @@ def test_patience_stops_after_so_many_evaluations_without_a_better_one(
     bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = _Scripted("loss", [0.5, 0.6, 0.4, 0.4, 0.5, 0.1])
-    monkeypatch.setattr("deltafit.training.loop.validate", figures)
+    monkeypatch.setattr("deltafit.training.learner.validate", figures)
     settings = replace(EIGHT, evaluate_every=1, metric="loss", patience=2)
     course = loop_on(adapted(bert), tmp_path, settings, validation=tiny_examples(3)).run()
     assert course.step == 5 and course.best_step == 3

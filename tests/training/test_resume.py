@@ -123,7 +123,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import tests.training.test_resume as resume
-import deltafit.training.loop as loop
+import deltafit.training.learner as learner
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -136,12 +136,12 @@ class KillAt(resume.Silent):
             die()
 
 def before_the_second_checkpoint():
-    save, calls = loop.save_checkpoint, []
+    save, calls = learner.save_checkpoint, []
     def save_or_die(folder, step, *rest):
         if step >= 4:
             die()
         save(folder, step, *rest)
-    loop.save_checkpoint = save_or_die
+    learner.save_checkpoint = save_or_die
 
 def amid_the_second_checkpoint():
     replace = os.replace

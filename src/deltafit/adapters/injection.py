@@ -90,7 +90,7 @@ def adapt(
     activate(model, name)
 
 
-def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) -> None:
+def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) -> tuple[str, ...]:
     """Raise what ``adapt`` would raise of the method on this model; its weights are not read.
 
     Args:
@@ -98,11 +98,16 @@ def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) ->
         method: what to train.
         head: names of the parameters that make up the head.
 
+    Returns:
+        The names of the modules that would be adapted, and of the parameters trained whole.
+
     Raises:
         DeltafitError: as ``adapt``.
     """
-    for target in _select(model, method, head)[0]:
+    targets, replaced = _select(model, method, head)
+    for target in targets:
         _view(model, target)
+    return (*targets, *replaced)
 
 
 def _check_name(model: nn.Module, name: str) -> None:

@@ -17,7 +17,7 @@ from deltafit.methods import Method
 from deltafit.tasks.metrics import classification_metrics
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import Reporter
-from deltafit.training.run import PREDICTIONS_FILE
+from deltafit.training.results import PREDICTIONS_FILE
 
 Row = dict[str, Any]
 

@@ -13,7 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from deltafit.adapters import StoredAdapter, load_adapter, read_adapter, save_adapter
+from deltafit.adapters import (
+    StoredAdapter,
+    load_adapter,
+    model_adapters,
+    read_adapter,
+    save_adapter,
+)
 from deltafit.data import ModelSource, resolve_model
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, write_folder_atomically, write_json_atomically
@@ -77,6 +83,8 @@ def save_classifier(
     sentences = readable_sentences(classifier.tokenizer)
     logits = canary_logits(classifier, sentences, max_length)
     architecture_head = classifier.head.kind == "architecture"
+    active = model_adapters(classifier.model).active
+    assert active is not None
     content = {
         "format": FORMAT,
         "label_names": list(classifier.label_names),
@@ -96,6 +104,7 @@ def save_classifier(
         save_adapter(
             classifier.model,
             temporary,
+            active,
             base_name=classifier.source.hub_id or str(Path(classifier.source.location).resolve()),
             task_type="SEQ_CLS" if architecture_head else None,
         )

@@ -53,7 +53,7 @@ class StepGradients:
         Each pass's loss is divided by the weight of the whole step, so that the result does not
         depend on how the step is cut into passes or spread over processes.
         """
-        whole = float(self._labels(rows)[1].sum())
+        whole = weight_of(self.train, rows, self.class_weights)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         # A process without rows still takes part, with a share of nothing.
         own = rows[rank::world] or rows[:1]
@@ -68,26 +68,41 @@ class StepGradients:
                 total += loss.detach()
         return float(self.accelerator.reduce(total, "mean"))
 
-    def _labels(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the rows' labels and the weights of their classes, ``[rows]`` each."""
-        labels = torch.tensor(
-            [self.train.labels[row] for row in rows], device=self.accelerator.device
-        )
-        return labels, self.class_weights[labels]
-
     def _summed_loss(self, rows: list[int]) -> Tensor:
         """Return the weighted sum of the rows' losses."""
         batch = batch_of(self.classifier, [self.train.rows[row] for row in rows])
-        labels, weights = self._labels(rows)
         with self.accelerator.autocast(), self.constant.fed(rows):
             logits = logits_of(self.model, batch)
-        mean = classification_loss(
-            logits,
-            labels,
-            class_weights=self.class_weights,
-            label_smoothing=self.settings.label_smoothing,
-        )
-        return mean * weights.sum()
+        smoothing = self.settings.label_smoothing
+        return summed_loss(logits, self.train, rows, self.class_weights, smoothing)
+
+
+def weight_of(train: Examples, rows: Sequence[int], class_weights: Tensor) -> float:
+    """Return the sum of the weights of the rows' classes; class weights are ``[num_labels]``."""
+    return float(class_weights[[train.labels[row] for row in rows]].sum())
+
+
+def summed_loss(
+    logits: Tensor,
+    train: Examples,
+    rows: Sequence[int],
+    class_weights: Tensor,
+    label_smoothing: float,
+) -> Tensor:
+    """Return the weighted sum of the losses of rows; their weighted mean times ``weight_of``.
+
+    Args:
+        logits: of the rows, ``[rows, num_labels]``.
+        train: their labels.
+        rows: which ones.
+        class_weights: ``[num_labels]``, on the logits' device.
+        label_smoothing: share of the target spread evenly over all classes.
+    """
+    labels = torch.tensor([train.labels[row] for row in rows], device=logits.device)
+    mean = classification_loss(
+        logits, labels, class_weights=class_weights, label_smoothing=label_smoothing
+    )
+    return mean * class_weights[labels].sum()
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

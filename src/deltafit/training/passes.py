@@ -9,6 +9,8 @@ _LEAST_TOKENS = 32
 # them. A single text may be longer.
 _MOST_PACKED_TOKENS = 2048
 
+Part = tuple[str, list[int]]
+
 
 def cut_passes(
     rows: Sequence[int], lengths: Sequence[int], largest: int, *, packed: bool = False
@@ -51,3 +53,38 @@ def _cut(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
     if not best or saved[best] < max(_LEAST_SHARE * longest * len(rows), _LEAST_TOKENS):
         return [rows]
     return [*_cut(rows[:best], lengths), *_cut(rows[best:], lengths)]
+
+
+def join_passes(
+    parts: Sequence[Part], lengths: Sequence[int], budget: int, *, packed: bool = False
+) -> list[list[Part]]:
+    """Put passes of several runs on one model together, up to a number of tokens.
+
+    A part is never cut, so that it may be larger than the budget by itself. Padded, parts stay
+    apart where a cut between them would be worth it; see ``cut_passes``.
+
+    Args:
+        parts: the run, and the rows of one of its passes, for each of them.
+        lengths: tokens of each row of the whole data set.
+        budget: the most tokens in a pass, padding included.
+        packed: the model runs without padding.
+    """
+
+    def tokens(group: Sequence[Part]) -> int:
+        own = [lengths[row] for _, rows in group for row in rows]
+        return sum(own) if packed else len(own) * max(own)
+
+    def fits(group: list[Part], part: Part) -> bool:
+        together = tokens([*group, part])
+        saved = together - tokens(group) - tokens([part])
+        return together <= budget and saved < max(_LEAST_SHARE * together, _LEAST_TOKENS)
+
+    joined: list[list[Part]] = []
+    # The longest first: what follows is of like length.
+    for part in sorted(parts, key=lambda part: -max(lengths[row] for row in part[1])):
+        group = next((group for group in joined if fits(group, part)), None)
+        if group is None:
+            joined.append([part])
+        else:
+            group.append(part)
+    return joined

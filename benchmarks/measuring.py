@@ -1,0 +1,120 @@
+"""What one side of a work is measured by, and what the machine is that it ran on."""
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from works import WARM_UP
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Training:
+    """One side's training, as it went.
+
+    Attributes:
+        moments: when each step ended, in seconds of one clock.
+        tokens: real tokens of each step, padding apart.
+        losses: of each step.
+        precision: of the matrix products.
+        accuracy: on held-out rows.
+        peak: the process's largest memory until the last step, in bytes.
+        ahead: seconds spent before the first step on what the steps need.
+        roofline: seconds of the base's matrix products alone for the timed steps; None where it
+            was not measured.
+    """
+
+    moments: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    precision: str = "float32"
+    accuracy: float = 0.0
+    peak: int = 0
+    ahead: float = 0.0
+    roofline: float | None = None
+
+    def record(self, floor: int) -> dict[str, Any]:
+        """Return what is kept of it as JSON values; the warm-up steps are left out.
+
+        Args:
+            floor: the process's memory before, in bytes.
+        """
+        return {
+            "seconds": self.moments[-1] - self.moments[WARM_UP - 1] + self.ahead,
+            "tokens": sum(self.tokens[WARM_UP : len(self.moments)]),
+            "losses": self.losses,
+            "accuracy": self.accuracy,
+            "precision": self.precision,
+            "memory_above_floor": self.peak - floor,
+            "roofline_seconds": self.roofline,
+        }
+
+
+def inference_record(
+    seconds: float,
+    tokens: int,
+    memory_above_floor: int,
+    *,
+    accuracy: float | None = None,
+    roofline: float | None = None,
+) -> dict[str, Any]:
+    """Return what is kept of a side that predicts; it has no losses, and runs in float32.
+
+    Args:
+        seconds: of the timed texts.
+        tokens: what a ratio is taken by: real tokens, or texts.
+        memory_above_floor: in bytes.
+        accuracy: None where the adapters were never trained.
+        roofline: seconds of the base's matrix products alone.
+    """
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "losses": [],
+        "accuracy": accuracy,
+        "precision": "float32",
+        "memory_above_floor": memory_above_floor,
+        "roofline_seconds": roofline,
+    }
+
+
+def memory() -> int:
+    """Return the process's largest resident memory so far, in bytes."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def in_another_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function where the memory it needs is not counted as this process's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def has_bf16_units() -> bool:
+    """Return whether the CPU multiplies bf16 by itself.
+
+    oneDNN's own answer (``_is_mkldnn_bf16_supported``) is true on any AVX-512, where it emulates.
+    """
+    import torch
+
+    return any("bf16" in name and there for name, there in torch.cpu.get_capabilities().items())
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Return what the times depend on, as JSON values."""
+    import torch
+
+    from deltafit.prediction.folder import versions
+
+    return {
+        "threads": threads,
+        "processor": torch.cpu.get_capabilities()["cpu_name"],
+        "bf16_units": has_bf16_units(),
+        "versions": versions() | {name: version(name) for name in ("peft", "loralib")},
+    }

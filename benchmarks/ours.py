@@ -1,0 +1,115 @@
+"""deltafit's side of a training work: its loop, as its commands run it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from deltafit.adapters import adapt
+from deltafit.data import epoch_order, length_grouped, resolve_model
+from deltafit.methods import Full, parse_method
+from deltafit.tasks.classification import Classifier, HeadSettings, batch_of, load_classifier
+from deltafit.tasks.inference import compute_logits, tokenise_for
+from deltafit.training.course import Examples
+from deltafit.training.loop import TrainingLoop
+from deltafit.training.progress import Silent
+from deltafit.training.settings import TrainingSettings
+from measuring import Training, memory
+from roofline import products_of, training_seconds
+from works import HELD_OUT, WARM_UP, Work
+
+
+class Clock(Silent):
+    """Notes when training began, when each step ended, and its loss.
+
+    Args:
+        work: what the loop calls training.
+    """
+
+    def __init__(self, work: str = "training") -> None:
+        self.work, self.began = work, 0.0
+        self.moments: list[float] = []
+        self.losses: list[float] = []
+
+    def start(self, what: str, total: int | None, done: int) -> None:
+        """Note when training itself begins."""
+        if what == self.work:
+            self.began = time.perf_counter()
+
+    def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
+        """Note the moment and the loss."""
+        if loss is not None:  # of a training step
+            self.moments.append(time.perf_counter())
+            self.losses.append(loss)
+
+
+def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
+    """Train a work with the loop, with the rival's optimiser and schedule."""
+    classifier, parts = loaded(work, model, splits)
+    rows, held_out = parts["train"], parts["validation"]
+    method = parse_method(work.method)
+    keep_base = not isinstance(method, Full)
+    adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
+    settings, clock = settings_of(work, len(rows)), Clock()
+    loop = TrainingLoop(
+        classifier, rows, None, settings,
+        learning_rate=work.learning_rate, folder=folder / "checkpoints",
+        reporter=clock, accelerator=Accelerator(),
+    )  # fmt: skip
+    # The rival stops there too, in the middle of an epoch: its schedule is as long.
+    loop.total_steps = work.steps
+    began = time.perf_counter()
+    loop.run()
+    peak, precision = memory(), loop.course.precision or ""
+    tokens = tokens_of_steps(rows, settings)[: work.steps]
+    # Right after the run and in its process, so that the machine is in the same mood.
+    roofline = training_seconds(
+        products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
+        tokens[WARM_UP:], precision,
+        kept=_tokens_of_kept(rows, settings) if loop.course.kept else None,
+    )  # fmt: skip
+    logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
+    return Training(
+        clock.moments, tokens, clock.losses, precision,
+        accuracy=float((logits.argmax(1) == np.array(held_out.labels[:HELD_OUT])).mean()),
+        peak=peak, ahead=clock.began - began, roofline=roofline,
+    )  # fmt: skip
+
+
+def settings_of(work: Work, rows: int) -> TrainingSettings:
+    """Return the rival's settings, with as many epochs as the steps need."""
+    return TrainingSettings(
+        epochs=-(-work.steps // -(-rows // work.batch_size)),
+        batch_size=work.batch_size, max_length=work.max_length,
+        learning_rate=work.learning_rate, weight_decay=0.0, warmup=0.0,
+    )  # fmt: skip
+
+
+def loaded(work: Work, model: str, splits: Any) -> tuple[Classifier, dict[str, Examples]]:
+    """Return the classifier without an adapter, and the rows of every part as its tokens."""
+    classifier = load_classifier(
+        resolve_model(model), splits.train.label_names, HeadSettings(), seed=0
+    )
+    return classifier, {
+        name: Examples(tokenise_for(classifier, part.texts, work.max_length).input_ids, part.labels)
+        for name, part in splits.parts().items()
+    }
+
+
+def tokens_of_steps(rows: Examples, settings: TrainingSettings) -> list[int]:
+    """Return the real tokens of every step; an epoch's last one may be small."""
+    return [
+        sum(len(rows.rows[row]) for row in order[start : start + settings.batch_size])
+        for epoch in range(settings.epochs)
+        for order in [epoch_order(len(rows), settings.seed, epoch)]
+        for start in range(0, len(rows), settings.batch_size)
+    ]
+
+
+def _tokens_of_kept(rows: Examples, settings: TrainingSettings) -> list[int]:
+    """Return the real tokens of every pass in which constant states are computed."""
+    lengths = [len(row) for row in rows.rows]
+    batches = length_grouped(lengths, settings.batch_size)
+    return [sum(lengths[row] for row in batch) for batch in batches]

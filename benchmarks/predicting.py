@@ -1,0 +1,74 @@
+"""Prediction: a merged classifier by deltafit, and by transformers' pipeline."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import pipeline
+
+import deltafit
+from deltafit.adapters import merge_and_unload
+from deltafit.data import length_grouped
+from deltafit.prediction.folder import SavedClassifier, load_saved
+from deltafit.tasks.classification import batch_of
+from deltafit.tasks.inference import tokenise_for
+from measuring import in_another_process, inference_record, memory
+from roofline import forward_seconds, products_of
+from works import OURS, Work
+
+
+def predict(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[str, Any]:
+    """Classify test texts with an adapter of a few steps; return what is kept of it."""
+    part = splits.parts()["test"]
+    texts = list(part.texts[: work.steps])
+    in_another_process(_prepare, model, splits.train.source, work, folder)
+    floor = memory()
+    measure = _ours if side == OURS else _pipeline
+    seconds, said, peak, roofline = measure(work, texts, folder)
+    right = [part.label_names[y] == one for y, one in zip(part.labels, said, strict=False)]
+    return inference_record(
+        seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline
+    )
+
+
+def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
+    """Train an adapter for a few steps, and write it merged too."""
+    deltafit.train(
+        model, deltafit.DataConfig(data, validation="none", limit=200), folder / "run",
+        settings=deltafit.TrainingSettings(epochs=1, max_length=work.max_length),
+    )  # fmt: skip
+    deltafit.merge(folder / "run", folder / "merged")
+
+
+_Measured = tuple[float, list[str], int, float | None]  # seconds, labels, peak, roofline
+
+
+def _ours(work: Work, texts: list[str], folder: Path) -> _Measured:
+    saved = load_saved(folder / "run")
+    merge_and_unload(saved.classifier.model)
+    list(deltafit.predict(saved, texts[: work.batch_size], batch_size=work.batch_size))
+    began = time.perf_counter()
+    found = deltafit.predict(saved, texts, batch_size=work.batch_size)
+    said = [prediction.label for prediction in found]
+    seconds, peak = time.perf_counter() - began, memory()
+    return seconds, said, peak, _roofline(work, saved, texts)
+
+
+def _roofline(work: Work, saved: SavedClassifier, texts: list[str]) -> float:
+    rows = tokenise_for(saved.classifier, texts, saved.max_length).input_ids
+    lengths = [len(row) for row in rows]
+    passes = [sum(lengths[i] for i in batch) for batch in length_grouped(lengths, work.batch_size)]
+    products = products_of(saved.classifier.model, batch_of(saved.classifier, rows[:1]))
+    return forward_seconds(products, passes, "float32")
+
+
+def _pipeline(work: Work, texts: list[str], folder: Path) -> _Measured:
+    classify = pipeline(
+        "text-classification", str(folder / "merged"), device="cpu", dtype=torch.float32
+    )
+    classify(texts[: work.batch_size], batch_size=work.batch_size)
+    began = time.perf_counter()
+    said = [answer["label"] for answer in classify(texts, batch_size=work.batch_size)]
+    return time.perf_counter() - began, said, memory(), None

@@ -1,0 +1,87 @@
+"""The pairs that were run, as they are kept, and the figures of the table taken from them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from deltafit.files import read_json
+from works import OURS
+
+LAST = 5  # steps whose mean loss is shown
+
+Pair = dict[str, Any]
+"""What every side of a work gave in one round, by side; and ``machine`` and ``wall_seconds``."""
+
+
+def path_of(output: Path, name: str, pair: int) -> Path:
+    """Return where a pair is kept."""
+    return output / f"{name.replace(' ', '-').replace(',', '')}--{pair}.json"
+
+
+def read_pairs(output: Path, name: str) -> list[Pair]:
+    """Return the pairs of a work that are kept."""
+    paths = sorted(output.glob(path_of(output, name, 0).name.replace("--0", "--*")))
+    return [read_json(path) for path in paths]
+
+
+def ratios(pairs: Iterable[Pair], side: str) -> list[float]:
+    """Return a side's time for a token divided by deltafit's, pair by pair."""
+    return [pace(pair[side]) / pace(pair[OURS]) for pair in pairs if side in pair]
+
+
+def pace(run: dict[str, Any]) -> float:
+    """Return the seconds that a run took for a real token, or for a text of prediction."""
+    return float(run["seconds"] / run["tokens"])
+
+
+def memory_shares(pairs: Iterable[Pair], side: str) -> list[float]:
+    """Return deltafit's memory above the imports as a share of a side's, pair by pair."""
+    return [pair[OURS]["memory_above_floor"] / pair[side]["memory_above_floor"] for pair in pairs]
+
+
+def roofline_shares(pairs: Iterable[Pair]) -> list[float]:
+    """Return the matrix products' share of deltafit's time, pair by pair."""
+    return [pair[OURS]["roofline_seconds"] / pair[OURS]["seconds"] for pair in pairs]
+
+
+def last_loss(run: dict[str, Any]) -> float:
+    """Return the mean loss of a run's last steps."""
+    return mean(run["losses"][-LAST:])
+
+
+def fifths(losses: Sequence[float]) -> list[float]:
+    """Return the mean losses of the five fifths of a run of at least five steps."""
+    edges = [round(len(losses) * part / 5) for part in range(6)]
+    return [mean(losses[start:end]) for start, end in pairwise(edges)]
+
+
+def typical(pairs: Iterable[Pair], side: str, figure: Callable[[dict[str, Any]], float]) -> float:
+    """Return the median of a figure of a side's runs."""
+    return median(figure(pair[side]) for pair in pairs if side in pair)
+
+
+def missing(output: Path, names: Iterable[str], count: int) -> list[tuple[str, int]]:
+    """Return the pairs that are not kept yet, the first of every work before any second one."""
+    names = list(names)
+    return [
+        (name, pair)
+        for pair in range(count)
+        for name in names
+        if not path_of(output, name, pair).is_file()
+    ]
+
+
+def expected_seconds(output: Path, names: Iterable[str]) -> dict[str, float]:
+    """Return how long a pair of each work will take, judging by the pairs that are kept.
+
+    A work that was never run is taken to be like the mean of the others; without any, nothing is
+    expected and the result is empty.
+    """
+    names = list(names)
+    walls = {name: [pair["wall_seconds"] for pair in read_pairs(output, name)] for name in names}
+    known = {name: median(times) for name, times in walls.items() if times}
+    if not known:
+        return {}
+    return dict.fromkeys(names, mean(known.values())) | known

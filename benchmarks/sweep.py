@@ -1,0 +1,98 @@
+"""Sixteen runs of a sweep over LoRA's rank and α: joined, one after another, and by PEFT."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+import ours
+import rivals
+from deltafit.adapters import activate, adapt
+from deltafit.methods import LoRA
+from deltafit.tasks.classification import batch_of
+from deltafit.tasks.inference import compute_logits
+from deltafit.training.joined import JoinedLoop, JoinedRun
+from measuring import Training, memory
+from roofline import products_of, training_seconds
+from works import HELD_OUT, OURS, TRAINER, WARM_UP, Work
+
+METHODS = tuple(
+    LoRA(rank=rank, alpha=alpha, target_modules=("query", "value"))
+    for rank in (4, 8, 16, 32)
+    for alpha in (8, 16, 32, 64)
+)
+
+
+def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
+    """Train every run of the sweep for ``work.steps`` steps."""
+    if side == OURS:
+        return _joined(work, model, splits, folder)
+    alone = rivals.train if side == TRAINER else ours.train
+    return combined(
+        [
+            alone(replace(work, method=str(method)), side, model, splits, folder / str(number))
+            for number, method in enumerate(METHODS)
+        ]
+    )
+
+
+def combined(runs: Sequence[Training]) -> Training:
+    """Return runs that came one after another as if each step had been one of all of them.
+
+    Seconds and tokens add up; the loss and the accuracy are those of a run in the mean.
+    """
+    rooflines = [run.roofline for run in runs if run.roofline is not None]
+    return Training(
+        moments=[sum(each) for each in zip(*(run.moments for run in runs), strict=True)],
+        # The Trainer's collator may have prepared a batch more than it used.
+        tokens=[sum(each) for each in zip(*(run.tokens for run in runs), strict=False)],
+        losses=[mean(each) for each in zip(*(run.losses for run in runs), strict=True)],
+        precision=runs[0].precision,
+        accuracy=mean(run.accuracy for run in runs),
+        peak=max(run.peak for run in runs),
+        ahead=sum(run.ahead for run in runs),
+        roofline=sum(rooflines) if rooflines else None,
+    )
+
+
+def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
+    classifier, parts = ours.loaded(work, model, splits)
+    rows, held_out = parts["train"], parts["validation"]
+    settings, clock = ours.settings_of(work, len(rows)), ours.Clock("training 16 runs")
+    head = {n: classifier.model.get_parameter(n).detach() for n in classifier.head_parameters}
+    runs = {f"run{number}": method for number, method in enumerate(METHODS)}
+    for name, method in runs.items():
+        adapt(
+            classifier.model, method, name=name, head=classifier.head_parameters,
+            initial={n: value.clone() for n, value in head.items()},
+        )  # fmt: skip
+    joined = {
+        name: JoinedRun(settings, work.learning_rate, folder / name, str(method))
+        for name, method in runs.items()
+    }
+    loop = JoinedLoop(classifier, rows, None, joined, reporter=clock, accelerator=Accelerator())
+    for learner in loop.learners.values():
+        learner.total_steps = work.steps  # as the rival's: in the middle of an epoch
+    failures = loop.run({})
+    if failures:
+        raise RuntimeError(f"Runs failed: {failures}")
+    peak, precision = memory(), loop.learners["run0"].course.precision or ""
+    # Every run has the same seed, and so the same rows in every step.
+    tokens = [len(METHODS) * count for count in ours.tokens_of_steps(rows, settings)[: work.steps]]
+    roofline = training_seconds(
+        products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
+        tokens[WARM_UP:], precision,
+    )  # fmt: skip
+    labels, right = np.array(held_out.labels[:HELD_OUT]), []
+    for name in runs:
+        activate(classifier.model, name)
+        logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
+        right.append(float((logits.argmax(1) == labels).mean()))
+    return Training(
+        clock.moments, tokens, clock.losses, precision,
+        accuracy=mean(right), peak=peak, roofline=roofline,
+    )  # fmt: skip

@@ -1,0 +1,294 @@
+"""Several runs trained at once on one shared base model, each as if it were trained alone."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from deltafit.adapters import activate, adapter_tensors, keyed_seed
+from deltafit.errors import TrainingError, UsageError
+from deltafit.tasks.classification import Classifier
+from deltafit.training.accelerator import seed_generators
+from deltafit.training.checkpoints import Checkpoint
+from deltafit.training.constant import ConstantStates
+from deltafit.training.course import Course, Examples
+from deltafit.training.execution import fast_execution
+from deltafit.training.gradients import (
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
+from deltafit.training.interruption import Interrupted, stop_requested
+from deltafit.training.joined_gradients import JoinedGradients
+from deltafit.training.learner import Learner
+from deltafit.training.loop import SECONDS_BETWEEN_CHECKPOINTS
+from deltafit.training.modes import TrainingModes
+from deltafit.training.progress import Reporter, Silent
+from deltafit.training.settings import TrainingSettings
+from deltafit.training.validation import unwrap_forward
+
+# What the shared passes have in common.
+SHARED = (
+    "batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision",
+    "base_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JoinedRun:
+    """One of the runs.
+
+    Attributes:
+        settings: its hyperparameters.
+        learning_rate: its highest rate of everything but the head.
+        folder: for its checkpoints.
+        label: what the person knows it by.
+    """
+
+    settings: TrainingSettings
+    learning_rate: float
+    folder: Path
+    label: str
+
+
+class JoinedLoop:
+    """Trains several adapters of one model, each by its own settings, in common passes.
+
+    Every run takes the steps that it would take alone, in the same order: with its own rows, rates,
+    optimiser, evaluations, patience and checkpoints. In float32 and without dropout its parameters
+    come out as those of `TrainingLoop`, up to rounding. With dropout, other elements are dropped,
+    with the same probability. A run that is finished or fails leaves, and the others go on.
+
+    Args:
+        classifier: its model carries an adapter for each run, under the run's name here.
+        train: rows to learn from, the same for all.
+        validation: rows that pick every run's best checkpoint; None keeps the last.
+        runs: by the names of their adapters.
+        reporter: told how the work goes.
+        accelerator: devices and precision; of one process.
+
+    Attributes:
+        learners: of the runs, by name. Checkpoints name tensors as `TrainingLoop` does, so that
+            either can go on with what the other began.
+
+    Raises:
+        UsageError: the runs cannot share passes, or one of them asks for what does not exist.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        train: Examples,
+        validation: Examples | None,
+        runs: Mapping[str, JoinedRun],
+        *,
+        reporter: Reporter,
+        accelerator: Accelerator,
+    ) -> None:
+        check_shared([run.settings for run in runs.values()])
+        if accelerator.num_processes > 1:
+            raise UsageError(
+                "Runs are trained jointly in one process; there are "
+                f"{accelerator.num_processes}. Start one, or leave jointly out."
+            )
+        self.classifier, self.reporter, self.accelerator = classifier, reporter, accelerator
+        model = classifier.model.to(accelerator.device)
+        self.learners: dict[str, Learner] = {}
+        for name, run in runs.items():
+            activate(model, name)
+            self.learners[name] = Learner(
+                classifier, train, validation, run.settings,
+                trainable=_trainable(model, name), learning_rate=run.learning_rate,
+                folder=run.folder, reporter=_Labelled(reporter, run.label), accelerator=accelerator,
+            )  # fmt: skip
+        self.settings = next(iter(runs.values())).settings
+        if self.settings.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        self.model = accelerator.prepare(model)
+        train = next(iter(self.learners.values())).train
+        self.modes = TrainingModes(classifier, self.settings, train)
+        self.constant = self._constant(runs)
+        self.gradients = JoinedGradients(
+            self.model, classifier, self.learners, accelerator, self.constant
+        )
+        self._failures: dict[str, TrainingError] = {}
+
+    def _constant(self, runs: Mapping[str, JoinedRun]) -> ConstantStates:
+        """Return what frozen layers give for all runs.
+
+        Raises:
+            UsageError: the runs differ in which layers those are, and so in what drops nothing.
+        """
+        first: ConstantStates | None = None
+        for name, learner in self.learners.items():
+            constant = ConstantStates(
+                self.classifier, learner.train, tuple(learner.trainable),
+                learner.settings, learner.folder, self.reporter,
+            )  # fmt: skip
+            first = first or constant
+            if constant.blocks != first.blocks:
+                raise UsageError(
+                    f"{next(iter(runs.values())).label} and {runs[name].label} cannot be trained "
+                    f"jointly: {len(first.blocks)} and {len(constant.blocks)} blocks lie below "
+                    "what they train, and run without dropout. Train them one after another."
+                )
+        assert first is not None
+        return first
+
+    def run(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, TrainingError]:
+        """Train every run to its end and put its best parameters back; return those that failed.
+
+        Args:
+            checkpoints: to go on from, of the runs that have one. They may be of different steps:
+                each run goes on where it stood.
+
+        Raises:
+            Interrupted: the person asked to stop; a checkpoint of every run was written.
+        """
+        for name, checkpoint in checkpoints.items():
+            self.learners[name].resume(checkpoint)
+        live = self._live()
+        if live:
+            self._train(live)
+        for name, learner in self.learners.items():
+            if name not in self._failures:
+                learner.put_best_back()
+        self._release()
+        return self._failures
+
+    def _train(self, live: dict[str, Learner]) -> None:
+        train = self.gradients.train
+        shared = self._keep_constant(live)
+        activate(self.classifier.model, next(iter(live)))  # whether it runs packed is checked on it
+        fast = fast_execution(
+            self.classifier, train, self.settings, shared, self.constant, self.reporter,
+            self.accelerator,
+        )  # fmt: skip
+        with fast, stop_requested() as asked:
+            self.gradients.packed = bool(shared.packed)
+            for learner in live.values():
+                learner.course.packed = shared.packed
+                learner.course.precision = shared.precision
+            total = max(learner.total_steps for learner in live.values())
+            self.reporter.start(f"training {len(live)} runs", total, _furthest(live))
+            saved = time.monotonic()
+            while live:
+                self._step(live)
+                due, stop = self._evaluate(live), asked()
+                if stop or due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    for name in live.keys() - self._failures.keys():
+                        live[name].save()
+                    saved = time.monotonic()
+                live = self._live()
+                if stop and live:
+                    raise Interrupted(
+                        f"Stopped after step {_furthest(live)} of {total}; a checkpoint of every "
+                        "run was written."
+                    )
+
+    def _live(self) -> dict[str, Learner]:
+        return {
+            name: learner
+            for name, learner in self.learners.items()
+            if name not in self._failures and not learner.finished
+        }
+
+    def _keep_constant(self, live: Mapping[str, Learner]) -> Course:
+        """Compute what frozen layers give, once for all; return what was decided for all."""
+        courses = [learner.course for learner in live.values()]
+        first = courses[0]
+        shared = Course(kept=first.kept, packed=first.packed, precision=first.precision)
+        self.constant.keep(shared)
+        for course in courses:
+            course.kept = shared.kept
+            course.seconds += shared.seconds / len(courses)
+        return shared
+
+    def _step(self, live: Mapping[str, Learner]) -> None:
+        """Apply one optimiser step of every run, and count it."""
+        began = time.perf_counter()
+        steps = {name: learner.begin_step() for name, learner in live.items()}
+        self.modes.train(self.model)
+        for learner in live.values():
+            for parameter in learner.trainable.values():
+                parameter.requires_grad_(True)  # activating one adapter freezes the others
+        # As in a run alone: by where the runs stand, not carried on.
+        places = [learner.course.step for learner in live.values()]
+        key = f"steps {places} of joined runs"
+        seed_generators(keyed_seed(self.settings.seed, key), self.accelerator.device)
+        losses = self.gradients.accumulate(steps)
+        seconds, total = time.perf_counter() - began, sum(map(len, steps.values()))
+        for name, rows in steps.items():
+            try:
+                live[name].apply(rows, losses[name], seconds * len(rows) / total)
+            except TrainingError as error:
+                self._leave(name, error)
+        courses = [learner.course for learner in live.values()]
+        speed = sum(c.examples for c in courses) / sum(c.seconds for c in courses)
+        self.reporter.step(_furthest(live), sum(losses.values()) / len(losses), speed)
+
+    def _evaluate(self, live: Mapping[str, Learner]) -> bool:
+        """Evaluate the runs whose time it is; return whether there were any."""
+        due = [n for n, lrn in live.items() if n not in self._failures and lrn.evaluation_due]
+        for name in due:
+            activate(self.classifier.model, name)
+            try:
+                live[name].evaluate()
+            except TrainingError as error:
+                self._leave(name, error)
+        return bool(due)
+
+    def _leave(self, name: str, error: TrainingError) -> None:
+        self._failures[name] = error
+        self.learners[name].optimiser.zero_grad()
+        self.learners[name].reporter.say(error.what)
+
+    def _release(self) -> None:
+        """Leave the model as it came: plain forward, no checkpointing, evaluation mode."""
+        self.constant.release()
+        unwrap_forward(self.classifier.model)
+        if self.settings.gradient_checkpointing:
+            disable_gradient_checkpointing(self.classifier.model)
+        self.classifier.model.eval()
+
+
+def check_shared(settings: list[TrainingSettings]) -> None:
+    """Raise a UsageError unless runs with these settings can share passes; it says why not."""
+    if len(settings) < 2:
+        raise UsageError("There is nothing to train jointly: it takes at least two runs.")
+    for name in SHARED:
+        values = [getattr(each, name) for each in settings]
+        if any(value != values[0] for value in values):
+            raise UsageError(
+                f"Runs that are trained jointly share {name}; it is "
+                f"{' and '.join(map(str, dict.fromkeys(values)))}. Give all the same."
+            )
+    if settings[0].precision == "fp16":
+        raise UsageError(
+            "Runs cannot be trained jointly in fp16, whose scale of the loss is one run's own. Use "
+            "bf16 or float32, or train them one after another."
+        )
+
+
+def _furthest(learners: Mapping[str, Learner]) -> int:
+    return max(learner.course.step for learner in learners.values())
+
+
+def _trainable(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """Return what the active adapter trains, by the names of a run alone, in the same order."""
+    names = {
+        f"{tensor}.{adapter}": f"{tensor}.default" for tensor in adapter_tensors(model, adapter)
+    }
+    return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+class _Labelled(Silent):
+    """Says which of the runs a sentence is of; steps are told for all at once."""
+
+    def __init__(self, reporter: Reporter, label: str) -> None:
+        self._reporter, self._label = reporter, label
+
+    def say(self, sentence: str) -> None:
+        self._reporter.say(f"{self._label}: {sentence}")

@@ -1,0 +1,232 @@
+"""Several runs from their configurations to their folders, trained jointly on one base model."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from deltafit.adapters import activate, adapt, check_fits
+from deltafit.adapters.structure import repeated_blocks
+from deltafit.data import Splits, resolve_model
+from deltafit.errors import TrainingError, UsageError
+from deltafit.files import write_json_atomically
+from deltafit.methods import DeltaMethod
+from deltafit.prediction.folder import prove_saved
+from deltafit.tasks.classification import HeadSettings, classifier_structure
+from deltafit.training.accelerator import mixed_precision_of, started_accelerator
+from deltafit.training.checkpoints import latest_checkpoint
+from deltafit.training.config import RunConfig
+from deltafit.training.features import FrozenFeatures
+from deltafit.training.folders import METRICS_FILE
+from deltafit.training.joined import SHARED, JoinedLoop, JoinedRun, check_shared
+from deltafit.training.memory import measured_memory
+from deltafit.training.preparation import Prepared, load_for, prepare
+from deltafit.training.progress import Reporter
+from deltafit.training.results import judge_parts, write_results
+from deltafit.training.run import RunResult
+
+
+def execute_jointly(
+    configs: Sequence[RunConfig],
+    splits: Splits,
+    folders: Sequence[Path],
+    *,
+    reporter: Reporter,
+    resume: bool = False,
+    features: FrozenFeatures | None = None,
+    before: Mapping[int, dict[str, Any]] | None = None,
+) -> list[RunResult | TrainingError]:
+    """Train, evaluate and save several runs that share their base model's passes.
+
+    Each folder ends up as ``execute`` leaves it. The metrics say ``joined``, how many runs were
+    trained together; a run's seconds are its share of theirs, by rows, and the peak of memory is
+    that of them all. Checkpoints are those of single runs, so each can also be resumed by itself.
+
+    Args:
+        configs: runs of one model, texts and head, each with a method that learns deltas.
+        splits: the texts that they describe.
+        folders: of each run; ``run.json`` stands there already.
+        reporter: told how the work goes.
+        resume: go on from each run's newest checkpoint.
+        features: frozen features of the same splits, if some are there already.
+        before: the untouched model's metrics by seed, as far as they are known.
+
+    Returns:
+        For each run its result, or why its training failed.
+
+    Raises:
+        DeltafitError: the input cannot be used, or a saved adapter does not come back as it was
+            trained.
+        UsageError: the runs cannot be trained jointly.
+        Interrupted: the person asked to stop; the runs can be resumed.
+    """
+    _check(configs)
+    gc.collect()  # as in ``execute``: what has finished would count as memory of these runs
+    first = configs[0]
+    features = features or FrozenFeatures(first.model, splits, first.settings.max_length, reporter)
+    mixed = mixed_precision_of(first.settings.precision, first.method)
+    with started_accelerator(mixed, folders[0], (), {}) as accelerator:
+        outcomes = _run(
+            configs, splits, folders, reporter, accelerator, features, resume, before or {}
+        )
+        accelerator.free_memory()  # of the trained model: the proofs load its base once more
+        for folder, outcome in zip(folders, outcomes, strict=True):
+            if not isinstance(outcome, TrainingError):
+                prove_saved(folder / "adapter")
+                write_json_atomically(folder / METRICS_FILE, outcome)
+    return [
+        outcome if isinstance(outcome, TrainingError) else RunResult(folder, outcome)
+        for folder, outcome in zip(folders, outcomes, strict=True)
+    ]
+
+
+def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Return the groups of at least two runs that can be trained jointly, in the runs' order.
+
+    They are those whose methods learn deltas, whose passes are alike, and below whose trained
+    layers the same blocks are frozen.
+
+    Args:
+        configs: runs of one model, texts and head.
+
+    Raises:
+        DeltafitError: a method does not fit the model.
+    """
+    kind = "mean" if configs[0].head.head == "auto" else configs[0].head.head
+    structure, head = classifier_structure(resolve_model(configs[0].model), HeadSettings(kind))
+    stacks = repeated_blocks(structure)
+    groups: dict[object, list[RunConfig]] = {}
+    for config in configs:
+        if isinstance(config.method, DeltaMethod):
+            trained = check_fits(structure, config.method, head=head)
+            places = [[stack.index_of(name) for stack in stacks] for name in trained]
+            indices = [index for place in places for index in place if index is not None]
+            outside = frozenset(
+                name
+                for name, place in zip(trained, places, strict=True)
+                if all(index is None for index in place)
+            )
+            shared = tuple(getattr(config.settings, name) for name in SHARED)
+            key = (shared, min(indices, default=None), outside)
+            groups.setdefault(key, []).append(config)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _check(configs: Sequence[RunConfig]) -> None:
+    check_shared([config.settings for config in configs])
+    first = configs[0]
+    for config in configs:
+        if not isinstance(config.method, DeltaMethod):
+            raise UsageError(
+                f"{config.method} trains parameters of the model itself, which runs that are "
+                "trained jointly share. Train it by itself."
+            )
+        if (config.model, config.data, config.head) != (first.model, first.data, first.head):
+            raise UsageError(
+                "Runs that are trained jointly share the model, the texts and the kind of head. "
+                "Give all the same, or train them one after another."
+            )
+
+
+def _run(
+    configs: Sequence[RunConfig],
+    splits: Splits,
+    folders: Sequence[Path],
+    reporter: Reporter,
+    accelerator: Accelerator,
+    features: FrozenFeatures,
+    resume: bool,
+    before: Mapping[int, dict[str, Any]],
+) -> list[dict[str, Any] | TrainingError]:
+    """Do what ``execute_jointly`` says; return each run's metrics, or why it failed."""
+    run = prepare(configs[0], splits, features, reporter)
+    run.classifier.model.to(accelerator.device)
+    names = [f"run{number}" for number in range(len(configs))]
+    _adapt(configs, names, run, splits, features)
+    before = _before(configs, names, run, splits, reporter, before)
+    checkpoints = {
+        name: checkpoint
+        for name, folder in zip(names, folders, strict=True)
+        if resume and (checkpoint := latest_checkpoint(folder / "checkpoints")) is not None
+    }
+    with measured_memory() as peak:
+        loop = JoinedLoop(
+            run.classifier, run.examples["train"], run.examples.get("validation"),
+            {
+                name: JoinedRun(
+                    config.settings, config.learning_rate, folder / "checkpoints", _label(config)
+                )
+                for name, config, folder in zip(names, configs, folders, strict=True)
+            },
+            reporter=reporter, accelerator=accelerator,
+        )  # fmt: skip
+        failures = loop.run(checkpoints)
+    outcomes: list[dict[str, Any] | TrainingError] = []
+    for name, config, folder in zip(names, configs, folders, strict=True):
+        if name in failures:
+            outcomes.append(failures[name])
+            continue
+        activate(run.classifier.model, name)
+        metrics = write_results(
+            config, run, splits, folder, reporter, accelerator,
+            before=before[config.settings.seed], course=loop.learners[name].course, peak=peak,
+        )  # fmt: skip
+        others = "1 other" if len(configs) == 2 else f"{len(configs) - 1} others"
+        metrics["notes"].append(
+            f"trained jointly with {others}: its time is its share of the whole by rows, and its "
+            "memory that of all of them"
+        )
+        outcomes.append({**metrics, "joined": len(configs), "expected_memory": None})
+    return outcomes
+
+
+def _label(config: RunConfig) -> str:
+    return f"{config.method}, seed {config.settings.seed}"
+
+
+def _adapt(
+    configs: Sequence[RunConfig],
+    names: Sequence[str],
+    run: Prepared,
+    splits: Splits,
+    features: FrozenFeatures,
+) -> None:
+    """Put every run's adapter on the one model, with the head that its own seed gives."""
+    shared = run.classifier
+    heads: dict[int, dict[str, Any]] = {}
+    for config in configs:
+        seed = config.settings.seed
+        if seed not in heads:
+            source = load_for(config, splits, features) if heads else shared
+            heads[seed] = {
+                name: source.model.get_parameter(name).detach().clone()
+                for name in shared.head_parameters
+            }
+    for name, config in zip(names, configs, strict=True):
+        seed = config.settings.seed
+        adapt(
+            shared.model, config.method,
+            name=name, seed=seed, head=shared.head_parameters, initial=heads[seed],
+        )  # fmt: skip
+
+
+def _before(
+    configs: Sequence[RunConfig],
+    names: Sequence[str],
+    run: Prepared,
+    splits: Splits,
+    reporter: Reporter,
+    known: Mapping[int, dict[str, Any]],
+) -> dict[int, dict[str, Any]]:
+    """Return the untouched model's metrics by seed; an adapter's deltas start at zero."""
+    before = dict(known)
+    held_out = [part for part in run.examples if part != "train"]
+    for name, config in zip(names, configs, strict=True):
+        if config.settings.seed not in before:
+            activate(run.classifier.model, name)
+            before[config.settings.seed], _ = judge_parts(
+                "before training", held_out, config, run, splits, reporter
+            )
+    return before

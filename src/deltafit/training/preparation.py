@@ -1,0 +1,95 @@
+"""A run made ready: model, head and tokens of the texts, nothing trained yet."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltafit.data import Splits
+from deltafit.prediction.fingerprint import fingerprint
+from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
+from deltafit.tasks.inference import tokenise_for
+from deltafit.tasks.positions import usable_length
+from deltafit.training.config import RunConfig
+from deltafit.training.course import Examples
+from deltafit.training.features import FrozenFeatures
+from deltafit.training.progress import Reporter
+
+
+@dataclass
+class Prepared:
+    """A run with everything loaded and nothing trained.
+
+    Attributes:
+        classifier: not adapted.
+        examples: tokenised texts by part.
+        truncated: how many texts were cut, by part.
+        max_length: tokens that texts were cut to.
+        base_fingerprint: of the classifier without its head.
+    """
+
+    classifier: Classifier
+    examples: dict[str, Examples]
+    truncated: dict[str, int]
+    max_length: int
+    base_fingerprint: dict[str, Any]
+
+
+def load_for(config: RunConfig, splits: Splits, features: FrozenFeatures) -> Classifier:
+    """Load the base model of a run, with the head that the run starts from.
+
+    Args:
+        config: the run.
+        splits: the texts, for the label names.
+        features: of the same texts; they choose an automatic head, and a probe starts from them.
+
+    Raises:
+        DeltafitError: the model cannot be loaded.
+    """
+    kind: HeadKind = features.best_pooling() if config.head.head == "auto" else config.head.head
+    classifier = load_classifier(
+        features.source,
+        splits.train.label_names,
+        HeadSettings(kind, config.head.head_dropout),
+        seed=config.settings.seed,
+    )
+    if config.head.head_start == "probe":
+        assert kind != "architecture"
+        probe = features.probe(kind)
+        head = classifier.model.get_submodule("classifier")
+        state = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
+        head.load_state_dict(state)
+    return classifier
+
+
+def prepare(
+    config: RunConfig, splits: Splits, features: FrozenFeatures, reporter: Reporter
+) -> Prepared:
+    """Load a run's model and tokenise its texts; tell the person where they are cut.
+
+    Raises:
+        DeltafitError: the model or a text cannot be used.
+    """
+    classifier = load_for(config, splits, features)
+    wanted = config.settings.max_length
+    length = usable_length(classifier, wanted)
+    if length < wanted:
+        reporter.say(
+            f"{config.model} takes texts of at most {length} tokens; the maximum length of "
+            f"{wanted} is lowered to that."
+        )
+    examples, truncated = {}, {}
+    for name, part in splits.parts().items():
+        tokens = tokenise_for(classifier, part.texts, length, part.place)
+        examples[name] = Examples(tokens.input_ids, part.labels)
+        truncated[name] = tokens.truncated
+    cut, total = sum(truncated.values()), sum(map(len, examples.values()))
+    if cut:
+        reporter.say(f"{cut / total:.1%} of texts ({cut}) were cut to {length} tokens.")
+    return Prepared(
+        classifier,
+        examples,
+        truncated,
+        length,
+        fingerprint(classifier.model, classifier.head_parameters),
+    )

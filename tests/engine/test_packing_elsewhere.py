@@ -1,0 +1,106 @@
+"""Packed models under torch.compile, and in two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from deltafit.adapters import adapt
+from deltafit.engine import packed
+from deltafit.files import read_tensors, write_tensors_atomically
+from deltafit.methods import LoRA
+from tests.adapters.adapted import head_of, randomise
+from tests.engine.ragged import (
+    assert_same,
+    in_training,
+    outputs_and_gradients,
+    ragged,
+    shapes_in_blocks,
+)
+from tests.tiny_models import tiny_model
+
+SCRIPT = """
+import sys
+from tests.engine.test_packing_elsewhere import go
+go(sys.argv[1])
+"""
+# Each process's half of a batch has other lengths, and so another sheet.
+BATCHES = tuple(ragged(lengths, seed=s) for s, lengths in enumerate([(9, 5, 1, 7), (2, 8, 8, 3)]))
+
+
+def adapted() -> nn.Module:
+    """A tiny BERT with LoRA, in training without dropout."""
+    model = in_training(tiny_model("bert"))
+    adapt(model, LoRA(rank=2), head=head_of(model))
+    randomise(model)
+    return model
+
+
+def steps(model: nn.Module, part: slice) -> dict[str, Tensor]:
+    """Take a step on a part of every batch; return what was trained."""
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.SGD(trained.values(), lr=0.1)
+    for batch in BATCHES:
+        mine = {name: tensor[part] for name, tensor in batch.items()}
+        optimiser.zero_grad()
+        model(**mine).logits.log_softmax(-1)[:, 0].neg().mean().backward()
+        optimiser.step()
+    return {n.removeprefix("module."): p.detach() for n, p in trained.items()}
+
+
+def go(file: str) -> None:
+    """One of two processes: every second row."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, model = dist.get_rank(), adapted()
+    with packed(model), shapes_in_blocks(model) as shapes:
+        trained = steps(DistributedDataParallel(model), slice(rank, None, 2))
+    lengths = [int(batch["attention_mask"][rank::2].sum()) for batch in BATCHES]
+    assert shapes == [(1, tokens) for tokens in lengths]
+    if rank == 0:
+        write_tensors_atomically(Path(file), trained)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+    script, file = tmp_path / "script.py", tmp_path / "trained.safetensors"
+    script.write_text(SCRIPT)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *(str(script), str(file)),
+    ]
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    subprocess.run(command, check=True, env=environment, timeout=250)
+    model = adapted()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with packed(model):
+        expected = steps(model, slice(None))
+    found = read_tensors(file)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)
+    assert max(float((value - before[n]).abs().max()) for n, value in expected.items()) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_gives_the_same_packed(backend: str) -> None:
+    # What depends on the lengths of a batch breaks the graph, and runs uncompiled.
+    model = adapted()
+    del model.bert.encoder.layer[1:]  # compiling is slow
+    expected = [outputs_and_gradients(model, batch) for batch in BATCHES]
+    torch.compiler.reset()
+    model.compile(backend=backend)
+    with packed(model), shapes_in_blocks(model) as shapes:
+        found = [outputs_and_gradients(model, batch) for batch in BATCHES]
+    assert shapes == [(1, int(batch["attention_mask"].sum())) for batch in BATCHES]
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
