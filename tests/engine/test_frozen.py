@@ -24,6 +24,7 @@ from deltafit.engine.frozen import reduced_product
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.adapters.adapted import anatomy, head_of, randomise
+from tests.engine.mixes import LENGTHS, SEGMENTS, alone, assert_each_has_its_own, with_adapters
 from tests.engine.ragged import in_training, outputs_and_gradients, ragged
 from tests.tiny_models import LAYERS, tiny_model
 
@@ -264,3 +265,14 @@ def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, change
     assert found and found.startswith("With its frozen products in bf16, BertForSequence")
     assert anatomy(model) == before and torch.equal(torch.get_rng_state(), state)
     assert model.training and model.bert.encoder.layer[0].attention.self.query.training
+
+
+def test_adapters_that_are_mixed_share_the_reduced_products() -> None:
+    model, batch = with_adapters(tiny_model("bert")), ragged(LENGTHS)
+    for product in frozen_products(model):
+        product.training = True  # or they would not be reduced
+    plain, _ = alone(model, batch, SEGMENTS)
+    with reduced_products(model):
+        reduced, _ = alone(model, batch, SEGMENTS)
+        assert not any(map(torch.equal, plain, reduced))
+        assert_each_has_its_own(model, batch, tolerance=2e-2)
