@@ -31,6 +31,12 @@ from deltafit.training.validation import unwrap_forward
 # What the shared passes have in common.
 SHARED = ("batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision")
 
+# Kept with the checkpoints: whoever finishes such a run, its figures are to be read so.
+_NOTE = (
+    "trained jointly with others: its time is its share of the whole by rows, and its memory that "
+    "of all of them"
+)
+
 
 @dataclass(frozen=True)
 class JoinedRun:
@@ -163,6 +169,8 @@ class JoinedLoop:
             self.gradients.packed = bool(shared.packed)
             for learner in live.values():
                 learner.course.packed = shared.packed
+                if _NOTE not in learner.course.notes:
+                    learner.course.notes.append(_NOTE)
             total = max(learner.total_steps for learner in live.values())
             self.reporter.start(f"training {len(live)} runs", total, _furthest(live))
             saved = time.monotonic()
