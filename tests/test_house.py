@@ -24,6 +24,7 @@ from deltafit.adapters import (
     unmerge,
 )
 from deltafit.cli import app
+from deltafit.engine import mixed
 from deltafit.methods import METHODS, DeltaMethod, method_from_dict, parse_method
 from tests.adapters.adapted import head_of, logits, randomise
 from tests.tiny_models import tiny_model
@@ -71,7 +72,7 @@ def layers() -> dict[str, tuple[nn.Module, torch.Tensor]]:
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if issubclass(m, DeltaMethod)])
 @pytest.mark.parametrize("kind", layers())
 def test_the_law_of_every_delta_method(name: str, kind: str) -> None:
-    """Its line in METHODS alone brings a method here: fast forward = reference = merged, Δ₀ = 0."""
+    """Its line in METHODS alone brings a method here: fast = reference = mixed = merged, Δ₀ = 0."""
     layer, x = layers()[kind]
     model = nn.Sequential(layer).eval()
     base = model(x)
@@ -82,6 +83,9 @@ def test_the_law_of_every_delta_method(name: str, kind: str) -> None:
     reference = state.view.forward_with(state.deltas("default"), x)
     assert not torch.allclose(reference, base)
     torch.testing.assert_close(model(x), reference, rtol=1e-12, atol=1e-12)
+    with mixed(model, [(None, len(x)), ("default", len(x))]):
+        both = model(torch.cat([x, x]))
+    torch.testing.assert_close(both, torch.cat([base, reference]), rtol=1e-12, atol=1e-12)
     before = layer.weight.clone()
     merge(model)
     torch.testing.assert_close(model(x), reference, rtol=1e-12, atol=1e-12)

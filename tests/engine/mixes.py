@@ -114,6 +114,8 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def _gradients(parts: Sequence[Tensor], tensors: dict[str, Tensor], start: int) -> Gradients:
     """Of a loss in which every logit counts by its row and label."""
+    if not tensors:
+        return {}
     loss = torch.zeros(())
     for part in parts:
         rows = torch.arange(start, start + len(part)).unsqueeze(1)

@@ -1,10 +1,14 @@
 """One pass of several adapters gives each row what it gets with its own adapter alone."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -13,6 +17,7 @@ from deltafit.engine import mixed, packed
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.engine.mixes import (
     LENGTHS,
+    METHODS,
     SEGMENTS,
     alone,
     assert_each_has_its_own,
@@ -56,8 +61,29 @@ def test_the_base_is_computed_once(run_packed: bool) -> None:
     products = _Products(query.weight)
     with packed(model) if run_packed else nullcontext(), mixed(model, SEGMENTS), products:
         model(**batch)
-    lead = (1, sum(LENGTHS)) if run_packed else (len(LENGTHS), max(LENGTHS))
+    lead = (sum(LENGTHS),) if run_packed else (len(LENGTHS), max(LENGTHS))
     assert products.shapes == [(*lead, HIDDEN)]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*METHODS, None]), st.lists(st.integers(1, 5), min_size=1)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_any_segments(drawn: list[tuple[str | None, list[int]]], run_packed: bool) -> None:
+    model = _model()
+    batch = ragged([length for _, lengths in drawn for length in lengths])
+    with packed(model) if run_packed else nullcontext():
+        assert_each_has_its_own(model, batch, [(adapter, len(rows)) for adapter, rows in drawn])
+
+
+@cache
+def _model() -> nn.Module:
+    return with_adapters(tiny_model("bert").double())
 
 
 @pytest.mark.parametrize("run_packed", [False, True])
@@ -75,3 +101,30 @@ def test_with_gradient_checkpointing(architecture: str, run_packed: bool) -> Non
     enable_gradient_checkpointing(model)
     with packed(model) if run_packed else nullcontext():
         assert_each_has_its_own(model, ragged(LENGTHS))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_batch_that_packed_runs_padded(architecture: str) -> None:
+    model = with_adapters(tiny_model(architecture).double())
+    with packed(model):
+        assert_each_has_its_own(model, ragged(LENGTHS, left=True))
+        assert_each_has_its_own(model, ragged(LENGTHS))
+
+
+@pytest.mark.parametrize("run_packed", [False, True])
+def test_under_mixed_precision(run_packed: bool) -> None:
+    model, batch = with_adapters(tiny_model("bert")), ragged(LENGTHS)
+    with packed(model) if run_packed else nullcontext(), torch.autocast("cpu", torch.bfloat16):
+        assert_each_has_its_own(model, batch, tolerance=0.1)
+        with mixed(model, SEGMENTS):
+            assert model(**batch).logits.dtype == torch.bfloat16
+
+
+def test_dropout_of_each_adapter_in_training() -> None:
+    dropped = {name: replace(method, dropout=0.9) for name, method in METHODS.items()}
+    model, batch = with_adapters(tiny_model("bert"), dropped), ragged(LENGTHS)
+    in_training(model)
+    with mixed(model, SEGMENTS):
+        first, second = (model(**batch).logits for _ in range(2))
+    changed = (first - second).abs().amax(1) > 1e-3
+    assert changed.tolist() == [True, True, False, True, True, True, True]  # the base drops nothing

@@ -3,11 +3,12 @@
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from deltafit.engine.layout import CannotPackError, Layout
@@ -27,31 +28,31 @@ class Division(ABC):
 
     counts: tuple[int, ...]
 
+    def ordered(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` with each segment's places side by side, on its first dimension."""
+        return tensor
+
     @abstractmethod
-    def split(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Return the part of each segment."""
+    def cut(self, ordered: Tensor) -> Sequence[Tensor]:
+        """Return the part of each segment of what was computed of an ordered tensor."""
 
     @abstractmethod
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return what the segments made of their parts as one tensor; ``split`` undone."""
+        """Return what the segments made of their parts as one tensor, ordered as it came."""
 
 
 @dataclass(frozen=True)
 class _Rows(Division):
     """``[rows, ...]`` or ``[rows · length, ...]``: the segments lie one behind the other."""
 
-    each: int  # places of a row
+    sizes: tuple[int, ...]  # places of each segment
 
-    @property
-    def sizes(self) -> list[int]:
-        return [count * self.each for count in self.counts]
-
-    def split(self, tensor: Tensor) -> Sequence[Tensor]:
-        parts: Sequence[Tensor] = tensor.split(self.sizes)
+    def cut(self, ordered: Tensor) -> Sequence[Tensor]:
+        parts: Sequence[Tensor] = ordered.split(self.sizes)
         return parts
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        return _concatenated(parts, self.sizes)
+        return torch.cat(_of_one_width(parts, self.sizes))
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class _OneForAll(Division):
 
     one_for_all = True
 
-    def split(self, tensor: Tensor) -> Sequence[Tensor]:
-        return [tensor] * len(self.counts)
+    def cut(self, ordered: Tensor) -> Sequence[Tensor]:
+        return [ordered] * len(self.counts)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         rows = zip(parts, self.counts, strict=True)
@@ -69,28 +70,26 @@ class _OneForAll(Division):
 
 
 @dataclass(frozen=True)
-class _Sheet(Division):
-    """``[1, tokens, ...]`` or ``[tokens, ...]``: rows sorted by length, whatever their segment."""
+class _Sheet(_Rows):
+    """``[tokens, ...]``, or ``[1, tokens, ...]``: rows sorted by length, whatever their segment."""
 
-    sizes: tuple[int, ...]  # tokens of each segment
     order: Tensor | None  # [tokens], the sheet's tokens by segment; None where they lie so
     inverse: Tensor | None
+    leading: bool = False
 
-    def split(self, tensor: Tensor) -> Sequence[Tensor]:
-        flat = tensor if len(tensor) == sum(self.sizes) else tensor.squeeze(0)
-        parts: Sequence[Tensor] = _permuted(flat, self.order, self.inverse).split(self.sizes)
-        return parts
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        return _permuted(_concatenated(parts, self.sizes), self.inverse, self.order)
-
-
-@dataclass(frozen=True)
-class _LeadingSheet(_Sheet):
-    """``[1, tokens, ...]``."""
+    def ordered(self, tensor: Tensor) -> Tensor:
+        flat = tensor.squeeze(0) if self.leading else tensor
+        if self.order is None:
+            return flat
+        ordered: Tensor = _Permuted.apply(flat, self.order, self.inverse)
+        return ordered
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        return super().join(parts).unsqueeze(0)
+        if self.order is None:
+            joined = super().join(parts)
+        else:
+            joined = _Joined.apply(self.order, self.sizes, *_of_one_width(parts, self.sizes))
+        return joined.unsqueeze(0) if self.leading else joined
 
 
 class Divisions:
@@ -118,7 +117,7 @@ class Divisions:
         if layout is not None:
             sheet = self._sheet(layout)
             if shape[:2] == (1, layout.tokens):
-                return _LeadingSheet(sheet.counts, sheet.sizes, sheet.order, sheet.inverse)
+                return replace(sheet, leading=True)
             if shape[:1] == (layout.tokens,):
                 return sheet
             raise CannotPackError(
@@ -134,7 +133,8 @@ class Divisions:
                 f"made of the {self.rows} rows of the batch, so that they cannot be told apart by "
                 "adapter."
             )
-        return _Rows(self.counts, shape[0] // self.rows)
+        each = shape[0] // self.rows
+        return _Rows(self.counts, tuple(count * each for count in self.counts))
 
     def _sheet(self, layout: Layout) -> _Sheet:
         if layout not in self._sheets:
@@ -156,28 +156,41 @@ class Divisions:
         return self._sheets[layout]
 
 
-class _Permutation(torch.autograd.Function):
-    """``index_select`` by a permutation; torch's own sums in its backward pass, row by row."""
+class _Permuted(torch.autograd.Function):
+    """``index_select`` by a permutation; torch's own adds row by row in its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse, order)
+        ctx.save_for_backward(inverse)
         return tensor.index_select(0, order)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        return _Permutation.apply(upstream[0], *ctx.saved_tensors), None, None
+        return upstream[0].index_select(0, *ctx.saved_tensors), None, None
 
 
-def _permuted(tensor: Tensor, order: Tensor | None, inverse: Tensor | None) -> Tensor:
-    if order is None:
-        return tensor
-    permuted: Tensor = _Permutation.apply(tensor, order, inverse)
-    return permuted
+class _Joined(torch.autograd.Function):
+    """Each part's places where they came from. Concatenating first would fill memory twice."""
+
+    @staticmethod
+    def forward(ctx: Any, order: Tensor, sizes: tuple[int, ...], *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.sizes = sizes
+        joined = parts[0].new_empty(len(order), *parts[0].shape[1:])
+        for places, part in zip(order.split(sizes), parts, strict=True):
+            joined[places] = part
+        return joined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (order,) = ctx.saved_tensors
+        return None, None, *upstream[0].index_select(0, order).split(ctx.sizes)
 
 
-def _concatenated(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Concatenate the segments' parts; a narrower one, of fewer labels, gets -inf on the right."""
+def _of_one_width(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Return the segments' parts; a narrower one, of fewer labels, gets -inf on the right."""
     for part, size in zip(parts, sizes, strict=True):
         if part.shape[:1] != (size,):
             raise DeltafitError(
@@ -185,10 +198,9 @@ def _concatenated(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
                 "what it gives for several adapters cannot be put together."
             )
     width = max(part.shape[-1] for part in parts)
-    padded = [
+    return [
         part
         if part.shape[-1] == width
         else functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf)
         for part in parts
     ]
-    return torch.cat(padded)

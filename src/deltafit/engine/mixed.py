@@ -34,8 +34,9 @@ def mixed(model: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
     model computes itself knows nothing of that.
 
     It works in ``packed`` and in training: whatever requires a gradient gets the one it would get
-    alone. The backward pass of gradient checkpointing belongs inside the context. Within it the
-    model has no other adapters added, removed or activated.
+    alone, once (no second derivatives on a sheet). The backward pass of gradient checkpointing
+    belongs inside the context. Within it no adapter is added, removed or activated. Layers must be
+    given the batch's rows first, ``[rows, ...]`` or ``[rows · length, ...]``, or a sheet.
 
     Args:
         model: with adapters; which is active, and what requires a gradient, stays as it is.
@@ -70,7 +71,7 @@ def _checked(model: nn.Module, segments: Sequence[Segment]) -> list[Segment]:
     for adapter, count in segments:
         if count < 1:
             raise DeltafitError(
-                f"The segment of {_called(adapter)} has {count} rows. Leave it out, or give it one."
+                f"The segment of {_named(adapter)} has {count} rows. Leave it out, or give it one."
             )
     if any(_is_mixed(module) for module in model.modules()):
         raise DeltafitError("The model runs several adapters already: leave that mixed(...) first.")
@@ -80,7 +81,7 @@ def _checked(model: nn.Module, segments: Sequence[Segment]) -> list[Segment]:
         if lost:
             raise DeltafitError(
                 f"The base's own values of {min(lost)!r} and {len(lost) - 1} more were trained in "
-                f"place and not kept, so {_called(adapter)} cannot run. Load the base again, or "
+                f"place and not kept, so {_named(adapter)} cannot run. Load the base again, or "
                 "adapt with keep_base=True."
             )
     return [
@@ -89,7 +90,7 @@ def _checked(model: nn.Module, segments: Sequence[Segment]) -> list[Segment]:
     ]
 
 
-def _called(adapter: str | None) -> str:
+def _named(adapter: str | None) -> str:
     return "the base alone" if adapter is None else repr(adapter)
 
 
@@ -193,7 +194,7 @@ class _Mixture:
         given = [v for v in (*named, *args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim]
         rows = self.now.divisions.rows
         if given and len(given[0]) != rows:
-            parts = ", ".join(f"{_called(adapter)}: {count}" for adapter, count in self.segments)
+            parts = ", ".join(f"{_named(adapter)}: {count}" for adapter, count in self.segments)
             raise DeltafitError(
                 f"The batch has {len(given[0])} rows, and the segments have {rows} ({parts})."
             )

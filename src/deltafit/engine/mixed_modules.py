@@ -130,14 +130,16 @@ class MixedModule:
         self, state: LayerState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """Run the base once, and each segment's update behind it."""
-        with state.switched(None):
-            y: Tensor = self._original(*args, **kwargs)
         adapters = self.now.adapters
-        if not any(adapter in state.methods for adapter in adapters):
-            return y
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        division = self.now.divisions.of(x, self.now.layout)
-        parts = zip(adapters, division.split(x), division.split(y), strict=True)
+        with state.switched(None):
+            if not any(adapter in state.methods for adapter in adapters):
+                y: Tensor = self._original(x)
+                return y
+            division = self.now.divisions.of(x, self.now.layout)
+            x = division.ordered(x)
+            y = self._original(x)
+        parts = zip(adapters, division.cut(x), division.cut(y), strict=True)
         return division.join(
             [
                 state.methods[adapter].post(state.view, x_part, y_part, state.tensors(adapter))
@@ -162,7 +164,9 @@ class MixedModule:
             for value in values
         ]
         split = [
-            [value] * len(self.now.adapters) if division is None else division.split(value)
+            [value] * len(self.now.adapters)
+            if division is None
+            else division.cut(division.ordered(value))
             for value, division in zip(values, divisions, strict=True)
         ]
         parts = []
