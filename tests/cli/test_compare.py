@@ -76,6 +76,19 @@ def test_going_on_keeps_finished_runs(tiny: Tiny, compared: tuple[Path, str]) ->
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
+def test_runs_that_are_trained_jointly_say_so(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    words = [*tiny.start(folder), *METHODS, "--seeds", "0,1", "--jointly"]
+    text = done("compare", *words)
+    assert "lora:rank=2: trained jointly with others: its time is its share" in text
+    assert "head: trained jointly" not in text
+    for seed in (0, 1):
+        run = folder / "runs" / f"lora_rank=2-seed{seed}"
+        assert read_json(run / "metrics.json")["joined"] == 2
+        assert '"label"' in done("predict", run, "w3 w9")
+        assert "canar" in done("verify", run)
+
+
 def test_defaults(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
 
@@ -86,7 +99,7 @@ def test_defaults(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("deltafit.experiments.comparison.compare", record)
     refused(130, "compare", *tiny.start(tmp_path / "out"), "--seed", "7")
     assert given[0]["methods"] == DEFAULT_METHODS and list(given[0]["seeds"]) == [7]
-    assert given[0]["resume"] is False
+    assert given[0]["resume"] is given[0]["jointly"] is False
 
 
 @pytest.mark.parametrize(
@@ -103,6 +116,7 @@ def test_defaults(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--methods", ","], "--methods takes names"),
         (["--methods", "lora:rank=4,alpha=8"], "--method lora:rank=4,alpha=8"),
         (["--methods", "loar"], "Did you mean 'lora'?"),
+        (["--methods", "head,lora", "--jointly"], "--jointly finds nothing to train jointly"),
     ],
 )
 def test_wrong_usage_is_2(tiny: Tiny, tmp_path: Path, words: list[str], said: str) -> None:

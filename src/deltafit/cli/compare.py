@@ -34,6 +34,10 @@ def compare(
         str | None,
         typer.Option(metavar="INTS", help="Train each method with each of them: 0,1,2."),
     ] = None,
+    jointly: Annotated[
+        bool,
+        typer.Option("--jointly", help="Train LoRA runs at once, on one shared base model."),
+    ] = False,
     resume: Resume = False,
     data: DataConfig,
     head: HeadConfig,
@@ -62,7 +66,7 @@ def compare(
             result = run(
                 model, data, output,
                 methods=chosen or DEFAULT_METHODS, seeds=numbers,
-                head=head, settings=settings, resume=resume, reporter=reporter,
+                head=head, settings=settings, jointly=jointly, resume=resume, reporter=reporter,
             )  # fmt: skip
         show_comparison(console(), result)
         if all(row.get("failure") for row in result.rows if row["kind"] == "run"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
+from deltafit.experiments.joining import Outcome, check_joinable, run_joined
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import (
     Candidate,
@@ -64,6 +65,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     head: HeadConfig = HeadConfig(),
     settings: TrainingSettings = TrainingSettings(),
+    jointly: bool = False,
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> Comparison:
@@ -80,6 +82,8 @@ def compare(
         seeds: each method is trained once a seed; the splits stay the same.
         head: which head all of them train, and where it starts.
         settings: the hyperparameters; the learning rate is each method's own unless given.
+        jointly: train LoRA runs of all settings and seeds at once, on one shared base model; each
+            comes out as by itself, up to rounding and which elements dropout drops.
         resume: keep finished runs and go on with the unfinished one. Methods and seeds may be
             others than before; all else must be the same.
         reporter: told how the work goes; silent by default.
@@ -105,9 +109,11 @@ def compare(
         for seed in seeds
     ]
     check_methods(configs)
+    if jointly:
+        check_joinable(configs)
     with begun(folder, _content(configs, splits), resume=resume, may_change=("methods", "seeds")):
         features = FrozenFeatures(model, splits, settings.max_length, reporter)
-        return _compare(configs, splits, features, folder, reporter, resume)
+        return _compare(configs, splits, features, folder, reporter, resume, jointly)
 
 
 def _compare(
@@ -117,8 +123,13 @@ def _compare(
     folder: Path,
     reporter: Reporter,
     resume: bool,
+    jointly: bool,
 ) -> Comparison:
     """Do every run that is not finished, and write the report."""
+    folders = {config: folder / "runs" / folder_name(config) for config in configs}
+    joined: dict[RunConfig, Outcome] = {}
+    if jointly:
+        joined = run_joined(configs, splits, folders, features, reporter, resume=resume)
     first, judged = configs[0], _judged_part(splits)
     seeds = list(dict.fromkeys(config.settings.seed for config in configs))
     candidates: list[Candidate | Failure] = [
@@ -134,8 +145,12 @@ def _compare(
         finished = []
         try:
             for config in (config for config in configs if config.method == method):
-                run = folder / "runs" / folder_name(config)
-                metrics = _run(config, splits, run, features, reporter, resume, before)
+                run = folders[config]
+                outcome = joined.get(config)
+                if isinstance(outcome, TrainingError):
+                    raise outcome
+                metrics = outcome or _run(config, splits, run, features, reporter, resume, before)
+                before[config.settings.seed] = metrics["before"]
                 finished.append((run, metrics))
         except TrainingError as error:
             seed = f"with seed {config.settings.seed} " if len(seeds) > 1 else ""
@@ -220,5 +235,4 @@ def _run(
                 reporter=reporter, resume=resume, features=features,
                 before=before.get(config.settings.seed),
             ).metrics  # fmt: skip
-    before[config.settings.seed] = metrics["before"]
     return metrics

@@ -35,6 +35,12 @@ SHARED = (
     "base_dropout",
 )  # fmt: skip
 
+# Kept with the checkpoints: whoever finishes such a run, its figures are to be read so.
+_NOTE = (
+    "trained jointly with others: its time is its share of the whole by rows, and its memory that "
+    "of all of them"
+)
+
 
 @dataclass(frozen=True)
 class JoinedRun:
@@ -171,6 +177,8 @@ class JoinedLoop:
             for learner in live.values():
                 learner.course.packed = shared.packed
                 learner.course.precision = shared.precision
+                if _NOTE not in learner.course.notes:
+                    learner.course.notes.append(_NOTE)
             total = max(learner.total_steps for learner in live.values())
             self.reporter.start(f"training {len(live)} runs", total, _furthest(live))
             saved = time.monotonic()

@@ -173,11 +173,6 @@ def _run(
             config, run, splits, folder, reporter, accelerator,
             before=before[config.settings.seed], course=loop.learners[name].course, peak=peak,
         )  # fmt: skip
-        others = "1 other" if len(configs) == 2 else f"{len(configs) - 1} others"
-        metrics["notes"].append(
-            f"trained jointly with {others}: its time is its share of the whole by rows, and its "
-            "memory that of all of them"
-        )
         outcomes.append({**metrics, "joined": len(configs), "expected_memory": None})
     return outcomes
 
