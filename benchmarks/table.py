@@ -50,7 +50,7 @@ WITHOUT_BF16 = (
 
 def rows_of(works: Mapping[str, Work], pairs: Mapping[str, list[Pair]]) -> list[list[str]]:
     """Return the cells of every work that has pairs, as ``COLUMNS`` names them."""
-    return [_row(name, work, pairs[name]) for name, work in works.items() if pairs[name]]
+    return [_row(name, work, pairs[name]) for name, work in works.items() if name in pairs]
 
 
 def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:

@@ -91,16 +91,17 @@ def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_model_gives_the_same_packed(backend: str) -> None:
+@pytest.mark.parametrize(("backend", "count"), [("eager", 2), ("aot_eager", 1)])
+def test_a_compiled_model_gives_the_same_packed(backend: str, count: int) -> None:
     # What depends on the lengths of a batch breaks the graph, and runs uncompiled.
     model = adapted()
     del model.bert.encoder.layer[1:]  # compiling is slow
-    expected = [outputs_and_gradients(model, batch) for batch in BATCHES]
+    batches = BATCHES[:count]
+    expected = [outputs_and_gradients(model, batch) for batch in batches]
     torch.compiler.reset()
     model.compile(backend=backend)
     with packed(model), shapes_in_blocks(model) as shapes:
-        found = [outputs_and_gradients(model, batch) for batch in BATCHES]
-    assert shapes == [(1, int(batch["attention_mask"].sum())) for batch in BATCHES]
+        found = [outputs_and_gradients(model, batch) for batch in batches]
+    assert shapes == [(1, int(batch["attention_mask"].sum())) for batch in batches]
     for one, other in zip(found, expected, strict=True):
         assert_same(one, other)

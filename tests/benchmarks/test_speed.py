@@ -1,0 +1,62 @@
+"""Which pairs a call of the speed benchmark runs, and what it prints of them."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import measuring
+import speed
+from tests.benchmarks.test_records import MACHINE, pair_of
+from works import WORKS
+
+CHOSEN = [name for name in WORKS if "LoRA q+v" in name]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is run, in order; nothing is, and each pair is said to take two minutes."""
+    seen: list[tuple[str, int]] = []
+
+    def one_pair(name: str, pair: int, data: Path, facts: dict[str, Any]) -> dict[str, Any]:
+        seen.append((name, pair))
+        return pair_of(1, 2) | {"machine": facts, "wall_seconds": 120.0}
+
+    monkeypatch.setattr(speed, "one_pair", one_pair)
+    monkeypatch.setattr(measuring, "machine", lambda threads: MACHINE)
+    return seen
+
+
+def options(output: Path, budget: float) -> Namespace:
+    return Namespace(output=output, pairs=2, only="LoRA q+v", budget=budget, threads=1, data=output)
+
+
+def test_nothing_is_begun_that_would_end_too_late(
+    ran: list[tuple[str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed.run(options(tmp_path, budget=1.0))
+    assert ran == [(CHOSEN[0], 0)]  # how long it takes is not known before
+    assert "5 pairs were left out: the budget is used up." in capsys.readouterr().err
+    speed.run(options(tmp_path, budget=float("inf")))
+    assert ran == [(name, pair) for pair in (0, 1) for name in CHOSEN]
+    told = capsys.readouterr().err
+    assert f"{CHOSEN[1]}, pair 1 of 2, about 10 minutes left for all" in told
+    assert "left out: the budget" not in told
+    speed.run(options(tmp_path, budget=float("inf")))
+    assert len(ran) == 6  # everything is kept
+
+
+def test_the_kept_pairs_are_printed_as_markdown(
+    ran: list[tuple[str, int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speed.run(options(tmp_path, budget=float("inf")))
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--table", "--output", str(tmp_path)])
+    speed.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == [f"| {name}" for name in CHOSEN]
+    assert all("| 2.0× (2.0 to 2.0) |" in line for line in lines[2:5])
