@@ -27,13 +27,8 @@ from deltafit.training.loop import SECONDS_BETWEEN_CHECKPOINTS
 from deltafit.training.modes import TrainingModes
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.settings import TrainingSettings
+from deltafit.training.sharing import check_shared
 from deltafit.training.validation import unwrap_forward
-
-# What the shared passes have in common.
-SHARED = (
-    "batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision",
-    "base_dropout",
-)  # fmt: skip
 
 # Kept with the checkpoints: whoever finishes such a run, its figures are to be read so.
 _NOTE = (
@@ -260,24 +255,6 @@ class JoinedLoop:
         if self.settings.gradient_checkpointing:
             disable_gradient_checkpointing(self.classifier.model)
         self.classifier.model.eval()
-
-
-def check_shared(settings: list[TrainingSettings]) -> None:
-    """Raise a UsageError unless runs with these settings can share passes; it says why not."""
-    if len(settings) < 2:
-        raise UsageError("There is nothing to train jointly: it takes at least two runs.")
-    for name in SHARED:
-        values = [getattr(each, name) for each in settings]
-        if any(value != values[0] for value in values):
-            raise UsageError(
-                f"Runs that are trained jointly share {name}; it is "
-                f"{' and '.join(map(str, dict.fromkeys(values)))}. Give all the same."
-            )
-    if settings[0].precision == "fp16":
-        raise UsageError(
-            "Runs cannot be trained jointly in fp16, whose scale of the loss is one run's own. Use "
-            "bf16 or float32, or train them one after another."
-        )
 
 
 def _furthest(learners: Mapping[str, Learner]) -> int:

@@ -20,12 +20,13 @@ from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE
-from deltafit.training.joined import SHARED, JoinedLoop, JoinedRun, check_shared
+from deltafit.training.joined import JoinedLoop, JoinedRun
 from deltafit.training.memory import measured_memory
 from deltafit.training.preparation import Prepared, load_for, prepare
 from deltafit.training.progress import Reporter
 from deltafit.training.results import judge_parts, write_results
 from deltafit.training.run import RunResult
+from deltafit.training.sharing import SHARED, check_shared
 
 
 def execute_jointly(

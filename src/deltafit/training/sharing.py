@@ -1,0 +1,28 @@
+"""What runs must have in common to be trained jointly."""
+
+from deltafit.errors import UsageError
+from deltafit.training.settings import TrainingSettings
+
+# What the shared passes have in common.
+SHARED = (
+    "batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision",
+    "base_dropout",
+)  # fmt: skip
+
+
+def check_shared(settings: list[TrainingSettings]) -> None:
+    """Raise a UsageError unless runs with these settings can share passes; it says why not."""
+    if len(settings) < 2:
+        raise UsageError("There is nothing to train jointly: it takes at least two runs.")
+    for name in SHARED:
+        values = [getattr(each, name) for each in settings]
+        if any(value != values[0] for value in values):
+            raise UsageError(
+                f"Runs that are trained jointly share {name}; it is "
+                f"{' and '.join(map(str, dict.fromkeys(values)))}. Give all the same."
+            )
+    if settings[0].precision == "fp16":
+        raise UsageError(
+            "Runs cannot be trained jointly in fp16, whose scale of the loss is one run's own. Use "
+            "bf16 or float32, or train them one after another."
+        )
