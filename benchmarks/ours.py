@@ -11,14 +11,14 @@ from deltafit.adapters import adapt
 from deltafit.data import epoch_order, length_grouped, resolve_model
 from deltafit.methods import Full, parse_method
 from deltafit.tasks.classification import Classifier, HeadSettings, batch_of, load_classifier
-from deltafit.tasks.inference import compute_logits, tokenise_for
+from deltafit.tasks.inference import BATCH_TOKENS, compute_logits, tokenise_for
 from deltafit.training.course import Examples
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.progress import Silent
 from deltafit.training.settings import TrainingSettings
 from measuring import Training, memory
 from roofline import products_of, training_seconds
-from works import HELD_OUT, WARM_UP, Work
+from works import HELD_OUT, OURS, WARM_UP, WITHOUT_DROPOUT, Work
 
 
 class Clock(Silent):
@@ -52,7 +52,7 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     method = parse_method(work.method)
     keep_base = not isinstance(method, Full)
     adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
-    settings, clock = settings_of(work, len(rows)), Clock()
+    settings, clock = settings_of(work, len(rows), side), Clock()
     loop = TrainingLoop(
         classifier, rows, None, settings,
         learning_rate=work.learning_rate, folder=folder / "checkpoints",
@@ -78,12 +78,13 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     )  # fmt: skip
 
 
-def settings_of(work: Work, rows: int) -> TrainingSettings:
+def settings_of(work: Work, rows: int, side: str = OURS) -> TrainingSettings:
     """Return the rival's settings, with as many epochs as the steps need."""
     return TrainingSettings(
         epochs=-(-work.steps // -(-rows // work.batch_size)),
         batch_size=work.batch_size, max_length=work.max_length,
         learning_rate=work.learning_rate, weight_decay=0.0, warmup=0.0,
+        base_dropout="off" if side == WITHOUT_DROPOUT else "configured",
     )  # fmt: skip
 
 
@@ -111,5 +112,6 @@ def tokens_of_steps(rows: Examples, settings: TrainingSettings) -> list[int]:
 def _tokens_of_kept(rows: Examples, settings: TrainingSettings) -> list[int]:
     """Return the real tokens of every pass in which constant states are computed."""
     lengths = [len(row) for row in rows.rows]
-    batches = length_grouped(lengths, settings.batch_size)
+    tokens = min(BATCH_TOKENS, settings.batch_size * settings.max_length)  # as the loop does
+    batches = length_grouped(lengths, tokens)
     return [sum(lengths[row] for row in batch) for batch in batches]

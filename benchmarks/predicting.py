@@ -9,11 +9,10 @@ import torch
 from transformers import pipeline
 
 import deltafit
-from deltafit.adapters import merge_and_unload
 from deltafit.data import length_grouped
 from deltafit.prediction.folder import SavedClassifier, load_saved
 from deltafit.tasks.classification import batch_of
-from deltafit.tasks.inference import tokenise_for
+from deltafit.tasks.inference import BATCH_TOKENS, tokenise_for
 from measuring import in_another_process, inference_record, memory
 from roofline import forward_seconds, products_of
 from works import OURS, Work
@@ -47,19 +46,17 @@ _Measured = tuple[float, list[str], int, float | None]  # seconds, labels, peak,
 
 def _ours(work: Work, texts: list[str], folder: Path) -> _Measured:
     saved = load_saved(folder / "run")
-    merge_and_unload(saved.classifier.model)
-    list(deltafit.predict(saved, texts[: work.batch_size], batch_size=work.batch_size))
+    list(deltafit.predict(saved, texts[: work.batch_size]))
     began = time.perf_counter()
-    found = deltafit.predict(saved, texts, batch_size=work.batch_size)
-    said = [prediction.label for prediction in found]
+    said = [prediction.label for prediction in deltafit.predict(saved, texts)]
     seconds, peak = time.perf_counter() - began, memory()
-    return seconds, said, peak, _roofline(work, saved, texts)
+    return seconds, said, peak, _roofline(saved, texts)
 
 
-def _roofline(work: Work, saved: SavedClassifier, texts: list[str]) -> float:
+def _roofline(saved: SavedClassifier, texts: list[str]) -> float:
     rows = tokenise_for(saved.classifier, texts, saved.max_length).input_ids
     lengths = [len(row) for row in rows]
-    passes = [sum(lengths[i] for i in batch) for batch in length_grouped(lengths, work.batch_size)]
+    passes = [sum(lengths[i] for i in batch) for batch in length_grouped(lengths, BATCH_TOKENS)]
     products = products_of(saved.classifier.model, batch_of(saved.classifier, rows[:1]))
     return forward_seconds(products, passes, "float32")
 

@@ -26,9 +26,10 @@ def read_pairs(output: Path, name: str) -> list[Pair]:
     return [read_json(path) for path in paths]
 
 
-def ratios(pairs: Iterable[Pair], side: str) -> list[float]:
+def ratios(pairs: Iterable[Pair], side: str, ours: str = OURS) -> list[float]:
     """Return a side's time for a token divided by deltafit's, pair by pair."""
-    return [pace(pair[side]) / pace(pair[OURS]) for pair in pairs if side in pair]
+    both = (pair for pair in pairs if side in pair and ours in pair)
+    return [pace(pair[side]) / pace(pair[ours]) for pair in both]
 
 
 def pace(run: dict[str, Any]) -> float:

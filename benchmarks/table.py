@@ -14,18 +14,21 @@ from records import (
     roofline_shares,
     typical,
 )
-from works import GROUPED, IN_TURN, LORALIB, MEMORY_BAR, OURS, REDUCED, Work
+from works import (
+    GROUPED,
+    IN_TURN,
+    LORALIB,
+    MEMORY_BAR,
+    OURS,
+    REDUCED,
+    WITHOUT_DROPOUT,
+    Work,
+)
 
 COLUMNS = (
     *("work", "pairs", "deltafit s", "rival s", "against the rival", "bar"),
-    *(
-        "against grouped",
-        "against bf16, grouped",
-        "against loralib",
-        "in turn",
-        "memory",
-        "roofline",
-    ),
+    *("without base dropout", "against grouped", "against bf16, grouped", "against loralib"),
+    *("in turn", "memory", "roofline"),
     *("precision", "last loss", "accuracy"),
 )
 NOTES = (
@@ -34,8 +37,9 @@ NOTES = (
     "with its defaults in float32, with PEFT where the method is LoRA; in prediction transformers' "
     "pipeline on the merged model; with many adapters PEFT's adapter_names, both sides giving each "
     "row the logits it has alone under its adapter. Grouped: the same Trainer with batches of like "
-    "length. loralib: in a plain loop. In turn: deltafit's own runs of the sweep, one after "
-    "another; a sweep's loss and accuracy are those of its runs in the mean. The bars are for a "
+    "length. loralib: in a plain loop. Without base dropout: deltafit with --base-dropout off, "
+    "against the rival with it. In turn: deltafit's own runs of the sweep, one after another; a "
+    "sweep's loss and accuracy are those of its runs in the mean. The bars are for a "
     "machine with bf16 units.",
     "Memory is deltafit's peak above the imports as a share of the rival's (bar: at most "
     f"{MEMORY_BAR}). Roofline is the time of the base's matrix products alone, at the precision of "
@@ -62,6 +66,7 @@ def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:
         *(f"{typical(pairs, side, _seconds):.1f}" for side in both),
         spread(ratios(pairs, rival)),
         f"{work.bar:g}×",
+        spread(ratios(pairs, rival, WITHOUT_DROPOUT)),
         *(spread(ratios(pairs, side)) for side in (GROUPED, REDUCED, LORALIB, IN_TURN)),
         f"{median(memory_shares(pairs, rival)):.2f}",
         f"{median(roofline_shares(pairs)):.0%}",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from measuring import in_another_process, memory
-from works import LORALIB, OURS, WORKS, Work
+from works import LORALIB, OURS, WITHOUT_DROPOUT, WORKS, Work
 
 
 def main() -> None:
@@ -57,8 +57,8 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
         if infer is not None:
             return infer(*arguments)
         floor = memory()
-        train = {OURS: ours.train, LORALIB: plain_loop.train}.get(side, rivals.train)
-        train = sweep.train if work.method == "sweep" else train
+        own = {OURS: ours.train, WITHOUT_DROPOUT: ours.train, LORALIB: plain_loop.train}
+        train = sweep.train if work.method == "sweep" else own.get(side, rivals.train)
         return train(*arguments).record(floor)
 
 

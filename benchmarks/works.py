@@ -6,6 +6,7 @@ WARM_UP = 5  # training steps left out
 HELD_OUT = 300  # rows to judge on
 
 OURS = "deltafit"
+WITHOUT_DROPOUT = "deltafit, base dropout off"
 TRAINER = "Trainer"
 GROUPED = "Trainer, grouped"
 REDUCED = "Trainer, bf16, grouped"
@@ -16,7 +17,7 @@ ADAPTER_NAMES = "PEFT, adapter_names"
 """transformers' Trainer with its defaults in float32, with PEFT where the method is LoRA; the same
 with batches of like length; that in bf16, where the machine has units for it; microsoft's loralib
 in a plain loop; transformers' pipeline on the merged model; PEFT with the name of an adapter for
-every row; deltafit's own runs of a sweep, one after another."""
+every row; deltafit's own runs of a sweep, one after another; deltafit with `--base-dropout off`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Work:
         if self.method == "sweep":
             return OURS, TRAINER, IN_TURN
         further = (REDUCED,) * bf16 + (LORALIB,) * self.loralib
+        if self.method.startswith("lora"):
+            further += (WITHOUT_DROPOUT,)
         return OURS, TRAINER, GROUPED, *further
 
     @property

@@ -8,7 +8,7 @@ import pytest
 import records
 import table
 from deltafit.files import write_json_atomically
-from works import GROUPED, LORALIB, OURS, REDUCED, TRAINER, Work
+from works import GROUPED, LORALIB, OURS, REDUCED, TRAINER, Work, WITHOUT_DROPOUT
 
 WORK = Work("minilm", "sms_spam", "lora:target_modules=query,value", 8, 128, 50, 6)
 MACHINE = {
@@ -62,6 +62,7 @@ def test_a_row_of_the_table() -> None:
         "rival s": "5.0",
         "against the rival": "5.0× (4.0 to 6.0)",
         "bar": "6×",
+        "without base dropout": "–",
         "against grouped": "3.0× (3.0 to 3.0)",
         "against bf16, grouped": "–",
         "against loralib": "–",
@@ -104,5 +105,5 @@ def test_what_was_not_run_is_expected_to_take_as_long_as_the_others(tmp_path: Pa
 
 
 def test_who_takes_part_depends_on_the_machine_and_the_model() -> None:
-    assert WORK.sides(bf16=False) == (OURS, TRAINER, GROUPED)
-    assert WORK.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED)
+    assert WORK.sides(bf16=False) == (OURS, TRAINER, GROUPED, WITHOUT_DROPOUT)
+    assert WORK.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED, WITHOUT_DROPOUT)
