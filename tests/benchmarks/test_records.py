@@ -8,7 +8,7 @@ import pytest
 import records
 import table
 from deltafit.files import write_json_atomically
-from works import GROUPED, LORALIB, OURS, REDUCED, TRAINER, Work, WITHOUT_DROPOUT
+from works import GROUPED, LORALIB, OURS, REDUCED, TRAINER, WITHOUT_DROPOUT, Work
 
 WORK = Work("minilm", "sms_spam", "lora:target_modules=query,value", 8, 128, 50, 6)
 MACHINE = {
