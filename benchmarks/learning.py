@@ -3,7 +3,7 @@
     python benchmarks/learning.py --data DATA [--only PART] [--threads N] [--output FOLDER]
 
 DATA holds ``banking77/{train,test}.csv`` and ``sms_spam/{train,test}.csv``. "padded" is the slow
-path: padded batches, and torch's own dropout. "packed" is the default, and "packed, base dropout
+path: padded batches, torch's own dropout, float32. "packed" is the default, and "packed, base dropout
 off" is ``--base-dropout off``. Every run is kept as JSON in the output folder
 (benchmarks/results/learning), and a call does what is missing, so it can be stopped and continued;
 then the table is printed as Markdown.
@@ -110,7 +110,12 @@ def one(
             folder,
             method=work.method,
             settings=TrainingSettings(
-                **{**vars(work.settings), "seed": seed, "base_dropout": WAYS[way]}
+                **{
+                    **vars(work.settings),
+                    "seed": seed,
+                    "base_dropout": WAYS[way],
+                    "precision": "float32" if way == "padded" else "auto",
+                }
             ),
             reporter=reporter,
         ).metrics
@@ -118,6 +123,7 @@ def one(
     assert metrics["packed"] == (way != "padded")
     return {
         "accuracy": metrics["after"]["test"]["accuracy"],
+        "precision": metrics["precision"],
         "train_loss": metrics["history"][-1]["train_loss"],
         "costs": metrics["costs"],
         "versions": versions(),

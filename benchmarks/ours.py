@@ -53,6 +53,7 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     keep_base = not isinstance(method, Full)
     adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
     settings, clock = settings_of(work, len(rows), side), Clock()
+    began = time.perf_counter()  # finding what is frozen is part of it
     loop = TrainingLoop(
         classifier, rows, None, settings,
         learning_rate=work.learning_rate, folder=folder / "checkpoints",
@@ -60,7 +61,6 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     )  # fmt: skip
     # The rival stops there too, in the middle of an epoch: its schedule is as long.
     loop.total_steps = work.steps
-    began = time.perf_counter()
     loop.run()
     peak, precision = memory(), loop.course.precision or ""
     tokens = tokens_of_steps(rows, settings)[: work.steps]

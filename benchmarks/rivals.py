@@ -50,7 +50,10 @@ def targets_of(method: LoRA) -> list[str]:
 
 
 def restricted(network: nn.Module, method: str) -> nn.Module:
-    """Return the network with everything frozen but what the method trains, by PEFT or by hand."""
+    """Return the network with everything frozen but what the method trains, by PEFT or by hand.
+
+    A pooler is part of the checkpoint, and frozen as deltafit freezes it.
+    """
     parsed = parse_method(method)
     if isinstance(parsed, LoRA):
         config = LoraConfig(
@@ -60,7 +63,7 @@ def restricted(network: nn.Module, method: str) -> nn.Module:
         return get_peft_model(network, config)
     if method != "full":
         for name, parameter in network.named_parameters():
-            above = name.startswith("classifier") or "pooler" in name
+            above = name.startswith("classifier")
             parameter.requires_grad = above or (method == "last-block" and ".layer.5." in name)
     return network
 

@@ -1,5 +1,6 @@
 """Sixteen runs of a sweep over LoRA's rank and α: joined, one after another, and by PEFT."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
         name: JoinedRun(settings, work.learning_rate, folder / name, str(method))
         for name, method in runs.items()
     }
+    began = time.perf_counter()
     loop = JoinedLoop(classifier, rows, None, joined, reporter=clock, accelerator=Accelerator())
     for learner in loop.learners.values():
         learner.total_steps = work.steps  # as the rival's: in the middle of an epoch
@@ -94,5 +96,5 @@ def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
         right.append(float((logits.argmax(1) == labels).mean()))
     return Training(
         clock.moments, tokens, clock.losses, precision,
-        accuracy=mean(right), peak=peak, roofline=roofline,
+        accuracy=mean(right), peak=peak, ahead=clock.began - began, roofline=roofline,
     )  # fmt: skip

@@ -40,7 +40,8 @@ NOTES = (
     "length. loralib: in a plain loop. Without base dropout: deltafit with --base-dropout off, "
     "against the rival with it. In turn: deltafit's own runs of the sweep, one after another; a "
     "sweep's loss and accuracy are those of its runs in the mean. The bars are for a "
-    "machine with bf16 units.",
+    "machine with bf16 units. The steps are too few to learn much: losses that agree show "
+    "that the same work was done, and `benchmarks/learning.py` compares what is learned.",
     "Memory is deltafit's peak above the imports as a share of the rival's (bar: at most "
     f"{MEMORY_BAR}). Roofline is the time of the base's matrix products alone, at the precision of "
     "the run and without padding, as a share of deltafit's time. Precision, loss (the mean of the "

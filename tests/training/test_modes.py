@@ -6,12 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltafit.adapters import adapt
+from deltafit.data import resolve_model
+from deltafit.engine import frozen_products
 from deltafit.errors import UsageError
 from deltafit.methods import Full, LoRA
-from deltafit.tasks.classification import Classifier, batch_of, logits_of
+from deltafit.tasks.classification import (
+    Classifier,
+    HeadSettings,
+    batch_of,
+    load_classifier,
+    logits_of,
+)
 from deltafit.training.settings import TrainingSettings
 from tests.training.test_loop import assert_same, train
-from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples
+from tests.training.tiny_runs import LABELS, adapted, loop_on, save_model, tiny_examples
 
 OFF = TrainingSettings(epochs=1, batch_size=8, weight_decay=0.0, base_dropout="off")
 ARCHITECTURES = ["bert", "distilbert", "modernbert", "gpt2", "opt", "deberta-v2"]
@@ -68,3 +77,19 @@ def test_blocks_that_drop_in_their_own_code_cannot_be_recomputed(tmp_path: Path)
     path = save_model(tmp_path / "model", "opt", dropout=True)
     with pytest.raises(UsageError, match="--base-dropout"):
         loop_on(adapted(path, head="mean"), tmp_path, replace(OFF, gradient_checkpointing=True))
+
+
+def test_full_fine_tuning_in_place_is_recomputed_too(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "model", dropout=True)
+    classifier = load_classifier(resolve_model(path), LABELS, HeadSettings("mean"), seed=0)
+    adapt(classifier.model, Full(), head=classifier.head_parameters, keep_base=False)
+    loop_on(classifier, tmp_path, replace(OFF, gradient_checkpointing=True)).run()
+
+
+def test_frozen_products_are_reduced_where_nothing_drops(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "model", dropout=True)
+    classifier = adapted(path, LoRA(rank=2))
+    loop = loop_on(classifier, tmp_path, replace(OFF, precision="bf16"))
+    loop.modes.train(loop.model)
+    products = frozen_products(classifier.model)
+    assert products and all(product.training for product in products)

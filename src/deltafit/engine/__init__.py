@@ -8,7 +8,7 @@ from deltafit.engine.checking import check_packing
 from deltafit.engine.dropout import bulk_dropout
 from deltafit.engine.frozen import check_products, frozen_products, reduced_products
 from deltafit.engine.layout import CannotPackError
-from deltafit.engine.mixed import mixed
+from deltafit.engine.mixed import check_mixing, mixed
 from deltafit.engine.packing import is_packed, packed
 from deltafit.engine.precision import ProductPrecision, probe_precision
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
@@ -20,6 +20,7 @@ __all__ = [
     "ProductPrecision",
     "StateStore",
     "bulk_dropout",
+    "check_mixing",
     "check_packing",
     "check_products",
     "evaluating",

@@ -20,7 +20,7 @@ from deltafit.errors import DeltafitError
 
 # oneDNN compiles a kernel for every new shape, which costs more than some rows of zeros.
 _ROWS = 128
-# Of the largest state. bf16 has 8 bits: rounding alone comes to about a hundredth.
+# Of the size of a token's state. bf16 has 8 bits: rounding alone comes to about a hundredth.
 _TOLERANCE = 5e-2
 _COPY = "deltafit_copy"
 
@@ -192,10 +192,12 @@ def check_products(
                 found = run()
     finally:
         watch.remove()
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    # By token: the largest state of all may be an outlier, beside which everything is small.
+    sizes = expected.norm(dim=-1).clamp(min=torch.finfo(expected.dtype).tiny)
+    difference = float(((found - expected).norm(dim=-1) / sizes).max())
     if difference <= _TOLERANCE:
         return None
     return (
         f"With its frozen products in bf16, {type(model).__name__} gives other states than in "
-        f"float32 (they differ by {difference:.1g} of the largest)."
+        f"float32 (a token's differs by {difference:.1g} of its size)."
     )

@@ -37,6 +37,7 @@ class Course:
         kept: whether the states of frozen layers are kept; None before it was found out.
         packed: whether the blocks run without padding; None before it was found out.
         precision: float32, bf16 or fp16; None before it was decided.
+        failure: why the run failed, if it did while others went on.
     """
 
     step: int = 0
@@ -53,6 +54,7 @@ class Course:
     kept: bool | None = None
     packed: bool | None = None
     precision: str | None = None
+    failure: str | None = None
 
     def count(self, rows: int, loss: float, seconds: float) -> None:
         """Take a step into account that was applied to ``rows`` rows."""

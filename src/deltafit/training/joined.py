@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from deltafit.adapters import activate, adapter_tensors, keyed_seed
+from deltafit.data import across_lengths
+from deltafit.engine import check_mixing
 from deltafit.errors import TrainingError, UsageError
-from deltafit.tasks.classification import Classifier
+from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.accelerator import seed_generators
 from deltafit.training.checkpoints import Checkpoint
 from deltafit.training.constant import ConstantStates
@@ -27,8 +29,8 @@ from deltafit.training.loop import SECONDS_BETWEEN_CHECKPOINTS
 from deltafit.training.modes import TrainingModes
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.settings import TrainingSettings
-from deltafit.training.sharing import check_shared
-from deltafit.training.validation import unwrap_forward
+from deltafit.training.sharing import check_shared, decided_for_all
+from deltafit.training.validation import plain_forward, unwrap_forward
 
 # Kept with the checkpoints: whoever finishes such a run, its figures are to be read so.
 _NOTE = (
@@ -146,12 +148,18 @@ class JoinedLoop:
                 each run goes on where it stood.
 
         Raises:
+            UsageError: the model cannot run several adapters in one pass, or the runs were begun
+                in ways that cannot be shared.
             Interrupted: the person asked to stop; a checkpoint of every run was written.
         """
         for name, checkpoint in checkpoints.items():
-            self.learners[name].resume(checkpoint)
+            learner = self.learners[name]
+            learner.resume(checkpoint)
+            if learner.course.failure is not None:
+                self._failures[name] = TrainingError(learner.course.failure)
         live = self._live()
         if live:
+            self._check_mixing()
             self._train(live)
         for name, learner in self.learners.items():
             if name not in self._failures:
@@ -198,11 +206,18 @@ class JoinedLoop:
             if name not in self._failures and not learner.finished
         }
 
+    def _check_mixing(self) -> None:
+        rows = across_lengths(self.gradients.train.rows, 2)
+        with plain_forward(self.classifier.model):
+            batch = batch_of(self.classifier, rows)
+            reason = check_mixing(self.classifier.model, batch, list(self.learners))
+        if reason is not None:
+            raise UsageError(f"{reason} Train the runs one after another, without --jointly.")
+
     def _keep_constant(self, live: Mapping[str, Learner]) -> Course:
         """Compute what frozen layers give, once for all; return what was decided for all."""
         courses = [learner.course for learner in live.values()]
-        first = courses[0]
-        shared = Course(kept=first.kept, packed=first.packed, precision=first.precision)
+        shared = decided_for_all(courses)
         self.constant.keep(shared)
         for course in courses:
             course.kept = shared.kept
@@ -229,7 +244,8 @@ class JoinedLoop:
             except TrainingError as error:
                 self._leave(name, error)
         courses = [learner.course for learner in live.values()]
-        speed = sum(c.examples for c in courses) / sum(c.seconds for c in courses)
+        spent = sum(course.seconds for course in courses)
+        speed = sum(course.examples for course in courses) / spent if spent else None
         self.reporter.step(_furthest(live), sum(losses.values()) / len(losses), speed)
 
     def _evaluate(self, live: Mapping[str, Learner]) -> bool:
@@ -245,8 +261,12 @@ class JoinedLoop:
 
     def _leave(self, name: str, error: TrainingError) -> None:
         self._failures[name] = error
-        self.learners[name].optimiser.zero_grad()
-        self.learners[name].reporter.say(error.what)
+        learner = self.learners[name]
+        learner.optimiser.zero_grad()
+        # So that it stays out when the others are resumed, who then go on as they would have.
+        learner.course.failure = error.what
+        learner.save()
+        learner.reporter.say(error.what)
 
     def _release(self) -> None:
         """Leave the model as it came: plain forward, no checkpointing, evaluation mode."""

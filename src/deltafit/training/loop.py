@@ -82,6 +82,8 @@ class TrainingLoop(Learner):
         """
         if checkpoint is not None:
             self.resume(checkpoint)
+            if self.course.failure is not None:
+                raise TrainingError(self.course.failure)
         if self._is_keeping_of_use():
             self.constant.keep(self.course)
         fast = fast_execution(
@@ -89,7 +91,8 @@ class TrainingLoop(Learner):
             self.accelerator,
         )  # fmt: skip
         with fast, stop_requested() as asked:
-            self.gradients.packed = bool(self.course.packed) or self.constant.whole
+            fed = self.constant.whole and bool(self.course.kept)
+            self.gradients.packed = bool(self.course.packed) or fed
             self.reporter.start("training", self.total_steps, self.course.step)
             saved = time.monotonic()
             while not self.finished:

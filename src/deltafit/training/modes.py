@@ -1,10 +1,12 @@
 """Which modules train and which only evaluate: where the pretrained model drops nothing."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
-from deltafit.adapters import disabled, is_adapted
-from deltafit.adapters.structure import repeated_blocks
+from deltafit.adapters import disabled, is_adapted, model_adapters
+from deltafit.adapters.structure import is_matrix, repeated_blocks
 from deltafit.data import across_lengths
 from deltafit.errors import UsageError
 from deltafit.tasks.classification import Classifier, batch_of
@@ -38,6 +40,7 @@ class TrainingModes:
             module
             for module in encoder_of(classifier.model).modules()
             if not is_adapted(module)
+            and not is_matrix(module)  # drops nothing, and may be reduced while it trains
             # transformers recomputes blocks that train, and no others.
             and not (settings.gradient_checkpointing and module in blocks)
         ]
@@ -57,7 +60,12 @@ class TrainingModes:
         self.train(self._model)
         batch = batch_of(classifier, across_lengths(train.rows, 2))
         states = []
-        with torch.no_grad(), torch.random.fork_rng(), disabled(self._model):
+        # An adapter's own dropout is not meant. Without deltas there is none, and in full
+        # fine-tuning no base to return to.
+        state = model_adapters(self._model)
+        deltas = state.active is not None and state.adapters[state.active].targets
+        base = disabled(self._model) if deltas else nullcontext()
+        with torch.no_grad(), torch.random.fork_rng(), base:
             for seed in range(2):
                 torch.manual_seed(seed)
                 states.append(encoder_of(self._model)(**batch).last_hidden_state)

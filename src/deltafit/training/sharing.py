@@ -1,6 +1,9 @@
 """What runs must have in common to be trained jointly."""
 
+from collections.abc import Sequence
+
 from deltafit.errors import UsageError
+from deltafit.training.course import Course
 from deltafit.training.settings import TrainingSettings
 
 # What the shared passes have in common.
@@ -26,3 +29,25 @@ def check_shared(settings: list[TrainingSettings]) -> None:
             "Runs cannot be trained jointly in fp16, whose scale of the loss is one run's own. Use "
             "bf16 or float32, or train them one after another."
         )
+
+
+def decided_for_all(courses: Sequence[Course]) -> Course:
+    """Return a course that holds what was decided for the passes of runs when they were begun.
+
+    Raises:
+        UsageError: they were begun differently, and each goes on only as it began.
+    """
+    shared = Course()
+    for name, words in (
+        ("kept", "keeping the states of frozen layers"),
+        ("packed", "running packed"),
+        ("precision", "the precision"),
+    ):
+        values = {getattr(course, name) for course in courses} - {None}
+        if len(values) > 1:
+            raise UsageError(
+                f"The runs were begun with different decisions on {words}, and each goes on only "
+                "as it began. Resume them one after another, without --jointly."
+            )
+        setattr(shared, name, next(iter(values), None))
+    return shared
