@@ -3,8 +3,8 @@
     python benchmarks/learning.py --data DATA [--only PART] [--threads N] [--output FOLDER]
 
 DATA holds ``banking77/{train,test}.csv`` and ``sms_spam/{train,test}.csv``. "padded" is the slow
-path: padded batches, torch's own dropout, float32. "packed" is the default, and "packed, base dropout
-off" is ``--base-dropout off``. Every run is kept as JSON in the output folder
+path: padded batches, torch's own dropout, float32. "packed" is the default, and "packed, base
+dropout off" is ``--base-dropout off``. Every run is kept as JSON in the output folder
 (benchmarks/results/learning), and a call does what is missing, so it can be stopped and continued;
 then the table is printed as Markdown.
 """

@@ -25,7 +25,8 @@ class Training:
         precision: of the matrix products.
         accuracy: on held-out rows.
         peak: the process's largest memory until the last step, in bytes.
-        ahead: seconds spent before the first step on what the steps need.
+        ahead: seconds spent before the first step: checks, and what is computed once.
+        replaces_work: whether that is work that the steps are spared, and so part of their time.
         roofline: seconds of the base's matrix products alone for the timed steps; None where it
             was not measured.
     """
@@ -37,6 +38,7 @@ class Training:
     accuracy: float = 0.0
     peak: int = 0
     ahead: float = 0.0
+    replaces_work: bool = False
     roofline: float | None = None
 
     def record(self, floor: int) -> dict[str, Any]:
@@ -46,7 +48,10 @@ class Training:
             floor: the process's memory before, in bytes.
         """
         return {
-            "seconds": self.moments[-1] - self.moments[WARM_UP - 1] + self.ahead,
+            "seconds": self.moments[-1]
+            - self.moments[WARM_UP - 1]
+            + (self.ahead if self.replaces_work else 0.0),
+            "ahead": self.ahead,
             "tokens": sum(self.tokens[WARM_UP : len(self.moments)]),
             "losses": self.losses,
             "accuracy": self.accuracy,

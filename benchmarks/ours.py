@@ -74,7 +74,8 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     return Training(
         clock.moments, tokens, clock.losses, precision,
         accuracy=float((logits.argmax(1) == np.array(held_out.labels[:HELD_OUT])).mean()),
-        peak=peak, ahead=clock.began - began, roofline=roofline,
+        peak=peak, ahead=clock.began - began, replaces_work=bool(loop.course.kept),
+        roofline=roofline,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from works import (
 COLUMNS = (
     *("work", "pairs", "deltafit s", "rival s", "against the rival", "bar"),
     *("without base dropout", "against grouped", "against bf16, grouped", "against loralib"),
-    *("in turn", "memory", "roofline"),
+    *("in turn", "ahead s", "memory", "roofline"),
     *("precision", "last loss", "accuracy"),
 )
 NOTES = (
@@ -42,6 +42,9 @@ NOTES = (
     "sweep's loss and accuracy are those of its runs in the mean. The bars are for a "
     "machine with bf16 units. The steps are too few to learn much: losses that agree show "
     "that the same work was done, and `benchmarks/learning.py` compares what is learned.",
+    "Ahead: what deltafit does before its first step, once a run: looking for frozen layers, "
+    "running a batch packed and padded. It is part of the time only where it computes states "
+    "that spare the steps their frozen layers.",
     "Memory is deltafit's peak above the imports as a share of the rival's (bar: at most "
     f"{MEMORY_BAR}). Roofline is the time of the base's matrix products alone, at the precision of "
     "the run and without padding, as a share of deltafit's time. Precision, loss (the mean of the "
@@ -69,6 +72,7 @@ def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:
         f"{work.bar:g}×",
         spread(ratios(pairs, rival, WITHOUT_DROPOUT)),
         *(spread(ratios(pairs, side)) for side in (GROUPED, REDUCED, LORALIB, IN_TURN)),
+        f"{typical(pairs, OURS, _ahead):.1f}" if "ahead" in pairs[0][OURS] else "–",
         f"{median(memory_shares(pairs, rival)):.2f}",
         f"{median(roofline_shares(pairs)):.0%}",
         " / ".join(pairs[0][side]["precision"] for side in both),
@@ -125,6 +129,10 @@ def markdown(rows: list[list[str]], notes: Sequence[str], lines: Sequence[str]) 
 
 def _seconds(run: dict[str, Any]) -> float:
     return float(run["seconds"])
+
+
+def _ahead(run: dict[str, Any]) -> float:
+    return float(run["ahead"])
 
 
 def _accuracy(run: dict[str, Any]) -> float:

@@ -2,8 +2,9 @@
 
     python benchmarks/worker.py WORK SIDE DATA THREADS
 
-prints one JSON object. Timing begins after the warm-up steps and ends with the last step; what
-deltafit computes ahead of its first step is added to its time. Real tokens are counted, as the
+prints one JSON object. Timing begins after the warm-up steps and ends with the last step. The
+states of frozen layers that deltafit computes ahead of its first step are work of the steps, and
+added to their time; its checks, once a run, are told beside it. Real tokens are counted, as the
 sides may meet other rows.
 """
 

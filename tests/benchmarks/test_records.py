@@ -67,6 +67,7 @@ def test_a_row_of_the_table() -> None:
         "against bf16, grouped": "–",
         "against loralib": "–",
         "in turn": "–",
+        "ahead s": "–",
         "memory": "0.50",
         "roofline": "25%",
         "precision": "float32 / float32",

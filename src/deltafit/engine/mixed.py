@@ -78,7 +78,7 @@ def check_mixing(
         with evaluating(model), torch.no_grad():
             with mixed(model, [(adapter, rows) for adapter in pair]):
                 found = _logits(model(**twice))
-            alone = []
+            alone: list[Tensor] = []
             for adapter in reversed(pair):
                 activate(model, adapter)
                 alone.insert(0, _logits(model(**batch)))

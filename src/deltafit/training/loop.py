@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from deltafit.adapters import keyed_seed
+from deltafit.errors import TrainingError
 from deltafit.tasks.classification import Classifier
 from deltafit.training.accelerator import seed_generators
 from deltafit.training.checkpoints import Checkpoint
