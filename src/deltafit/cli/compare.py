@@ -36,7 +36,9 @@ def compare(
     ] = None,
     jointly: Annotated[
         bool,
-        typer.Option("--jointly", help="Train LoRA runs at once, on one shared base model."),
+        typer.Option(
+            "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
+        ),
     ] = False,
     resume: Resume = False,
     data: DataConfig,

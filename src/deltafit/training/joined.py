@@ -1,7 +1,7 @@
 """Several runs trained at once on one shared base model, each as if it were trained alone."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +159,7 @@ class JoinedLoop:
                 self._failures[name] = TrainingError(learner.course.failure)
         live = self._live()
         if live:
-            self._check_mixing()
+            self._check_mixing(list(live))
             self._train(live)
         for name, learner in self.learners.items():
             if name not in self._failures:
@@ -206,11 +206,11 @@ class JoinedLoop:
             if name not in self._failures and not learner.finished
         }
 
-    def _check_mixing(self) -> None:
+    def _check_mixing(self, names: Sequence[str]) -> None:
         rows = across_lengths(self.gradients.train.rows, 2)
         with plain_forward(self.classifier.model):
             batch = batch_of(self.classifier, rows)
-            reason = check_mixing(self.classifier.model, batch, list(self.learners))
+            reason = check_mixing(self.classifier.model, batch, names)
         if reason is not None:
             raise UsageError(f"{reason} Train the runs one after another, without --jointly.")
 
