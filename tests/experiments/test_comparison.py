@@ -26,7 +26,7 @@ from deltafit.training.config import RunConfig
 from deltafit.training.progress import Silent
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data, train
-from tests.training.tiny_runs import save_model, write_table
+from tests.training.tiny_runs import save_model, tables
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
 METHODS = ("head", LoRA("all-linear", rank=2))
@@ -51,10 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("data")
-    return DataConfig(
-        write_table(folder / "train.csv"), write_table(folder / "test.csv", 20, seed=5), "0.2"
-    )
+    return tables(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

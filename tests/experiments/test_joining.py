@@ -14,7 +14,7 @@ from deltafit.methods import LoRA
 from deltafit.training.interruption import Interrupted
 from deltafit.training.settings import DataConfig, TrainingSettings
 from tests.training.test_resume import InterruptAt
-from tests.training.tiny_runs import save_model, write_table
+from tests.training.tiny_runs import save_model, tables
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
 METHODS = ("head", LoRA(rank=2), LoRA("all-linear", rank=3))
@@ -35,10 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("data")
-    return DataConfig(
-        write_table(folder / "train.csv"), write_table(folder / "test.csv", 20, seed=5), "0.2"
-    )
+    return tables(tmp_path_factory.mktemp("data"))
 
 
 class Stopping(InterruptAt):

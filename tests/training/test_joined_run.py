@@ -20,7 +20,7 @@ from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data
 from tests.training.test_resume import InterruptAt
-from tests.training.tiny_runs import save_model, write_table
+from tests.training.tiny_runs import save_model, tables
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
 
@@ -32,10 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("data")
-    return DataConfig(
-        write_table(folder / "train.csv"), write_table(folder / "test.csv", 12, seed=5), "0.2"
-    )
+    return tables(tmp_path_factory.mktemp("data"), held_out=12)
 
 
 @pytest.fixture(scope="module")

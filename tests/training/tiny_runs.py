@@ -19,7 +19,7 @@ from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
 from deltafit.training.loop import Examples, TrainingLoop
 from deltafit.training.progress import Silent
-from deltafit.training.settings import TrainingSettings
+from deltafit.training.settings import DataConfig, TrainingSettings
 from tests.tiny_models import DECODERS, VOCABULARY, tiny_model
 
 LABELS = ("bad", "good", "mixed")
@@ -81,6 +81,12 @@ def write_table(path: Path, count: int = 45, seed: int = 0) -> str:
         writer.writerow(("text", "label"))
         writer.writerows(tiny_texts(count, seed))
     return str(path)
+
+
+def tables(folder: Path, held_out: int = 20) -> DataConfig:
+    """Training and test rows as CSV; a fifth of the former are for validation."""
+    train = write_table(folder / "train.csv")
+    return DataConfig(train, write_table(folder / "test.csv", held_out, seed=5), "0.2")
 
 
 def tiny_examples(count: int = 22, seed: int = 0) -> Examples:

@@ -10,10 +10,11 @@ from deltafit.engine import bulk_dropout, check_packing, packed
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
+from deltafit.training.gradients import disable_gradient_checkpointing
 from deltafit.training.precision import chosen_precision
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
-from deltafit.training.validation import plain_forward
+from deltafit.training.validation import plain_forward, unwrap_forward
 
 _CHECKED = 4  # rows, of lengths from the shortest to the longest
 
@@ -66,3 +67,18 @@ def fast_execution(
             )
         )
         yield
+
+
+def release(classifier: Classifier, settings: TrainingSettings, constant: ConstantStates) -> None:
+    """Leave a trained model as it came: plain forward, no checkpointing, evaluation mode.
+
+    Args:
+        classifier: trained.
+        settings: whether its blocks are recomputed.
+        constant: its states' memory is given back.
+    """
+    constant.release()
+    unwrap_forward(classifier.model)
+    if settings.gradient_checkpointing:
+        disable_gradient_checkpointing(classifier.model)
+    classifier.model.eval()

@@ -17,9 +17,8 @@ from deltafit.training.accelerator import seed_generators
 from deltafit.training.checkpoints import Checkpoint
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
-from deltafit.training.execution import fast_execution
+from deltafit.training.execution import fast_execution, release
 from deltafit.training.gradients import (
-    disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
 from deltafit.training.interruption import Interrupted, stop_requested
@@ -30,7 +29,7 @@ from deltafit.training.modes import TrainingModes
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.sharing import check_shared, decided_for_all
-from deltafit.training.validation import plain_forward, unwrap_forward
+from deltafit.training.validation import plain_forward
 
 # Kept with the checkpoints: whoever finishes such a run, its figures are to be read so.
 _NOTE = (
@@ -164,7 +163,7 @@ class JoinedLoop:
         for name, learner in self.learners.items():
             if name not in self._failures:
                 learner.put_best_back()
-        self._release()
+        release(self.classifier, self.settings, self.constant)
         return self._failures
 
     def _train(self, live: dict[str, Learner]) -> None:
@@ -267,14 +266,6 @@ class JoinedLoop:
         learner.course.failure = error.what
         learner.save()
         learner.reporter.say(error.what)
-
-    def _release(self) -> None:
-        """Leave the model as it came: plain forward, no checkpointing, evaluation mode."""
-        self.constant.release()
-        unwrap_forward(self.classifier.model)
-        if self.settings.gradient_checkpointing:
-            disable_gradient_checkpointing(self.classifier.model)
-        self.classifier.model.eval()
 
 
 def _furthest(learners: Mapping[str, Learner]) -> int:

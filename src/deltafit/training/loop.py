@@ -13,10 +13,9 @@ from deltafit.training.accelerator import seed_generators
 from deltafit.training.checkpoints import Checkpoint
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
-from deltafit.training.execution import fast_execution
+from deltafit.training.execution import fast_execution, release
 from deltafit.training.gradients import (
     StepGradients,
-    disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
 from deltafit.training.interruption import Interrupted, StopRequest, stop_requested
@@ -24,7 +23,6 @@ from deltafit.training.learner import Learner
 from deltafit.training.modes import TrainingModes
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
-from deltafit.training.validation import unwrap_forward
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -110,7 +108,7 @@ class TrainingLoop(Learner):
                         "checkpoint was written."
                     )
         self.put_best_back()
-        self._release()
+        release(self.classifier, self.settings, self.constant)
         return self.course
 
     def _is_keeping_of_use(self) -> bool:
@@ -138,11 +136,3 @@ class TrainingLoop(Learner):
         seed_generators(keyed_seed(self.settings.seed, key), self.accelerator.device)
         loss = self.gradients.accumulate(rows)
         self.apply(rows, loss, time.perf_counter() - began)
-
-    def _release(self) -> None:
-        """Leave the model as it came: plain forward, no checkpointing, evaluation mode."""
-        self.constant.release()
-        unwrap_forward(self.classifier.model)
-        if self.settings.gradient_checkpointing:
-            disable_gradient_checkpointing(self.classifier.model)
-        self.classifier.model.eval()
