@@ -1,20 +1,21 @@
-"""Does speed change what is learned? The same LoRA runs padded, packed, and without base dropout.
+"""Does speed change what is learned? LoRA runs padded, packed, joined, without base dropout.
 
     python benchmarks/learning.py --data DATA [--only PART] [--threads N] [--output FOLDER]
 
 DATA holds ``banking77/{train,test}.csv`` and ``sms_spam/{train,test}.csv``. "padded" is the slow
-path: padded batches, torch's own dropout, float32. "packed" is the default, and "packed, base
-dropout off" is ``--base-dropout off``. Every run is kept as JSON in the output folder
-(benchmarks/results/learning), and a call does what is missing, so it can be stopped and continued;
-then the table is printed as Markdown.
+path: padded batches, torch's own dropout, float32. "packed" is the default; "packed, joined" trains
+the seeds at once on one base, and "packed, base dropout off" is ``--base-dropout off``. Every run
+is kept as JSON in the output folder (benchmarks/results/learning), and a call does what is missing,
+so it can be stopped and continued; then the table is printed as Markdown.
 """
 
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -27,14 +28,20 @@ from deltafit.files import read_json, write_json_atomically
 from deltafit.methods import LoRA
 from deltafit.prediction.folder import versions
 from deltafit.training import execution
+from deltafit.training.config import RunConfig
+from deltafit.training.folders import begun
+from deltafit.training.joined_run import execute_jointly
 from deltafit.training.progress import ConsoleReporter
+from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import BaseDropout, DataConfig, TrainingSettings
-from deltafit.training.train import train
+from deltafit.training.train import load_data, run_content
 
 SEEDS = (0, 1, 2)
+PADDED, JOINED = "padded", "packed, joined"
 WAYS: dict[str, BaseDropout] = {
-    "padded": "configured",
+    PADDED: "configured",
     "packed": "configured",
+    JOINED: "configured",
     "packed, base dropout off": "off",
 }
 
@@ -80,14 +87,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
-    for seed in SEEDS:
-        for name in WORKS:
-            for way in WAYS:
-                path = path_of(options.output, name, way, seed)
-                if options.only in path.stem and not path.is_file():
-                    console.print(path.stem, markup=False)
-                    record = one(name, way, seed, options.data, path.with_suffix(""), console)
-                    write_json_atomically(path, record)
+    for seed, name, way in product(SEEDS, WORKS, WAYS):
+        path = path_of(options.output, name, way, seed)
+        if options.only not in path.stem or path.is_file():
+            continue
+        console.print(path.stem, markup=False)
+        seeds = SEEDS if way == JOINED else (seed,)
+        configs = [config_of(name, way, each, options.data) for each in seeds]
+        results = trained(configs, way, path.with_suffix(""), console)
+        for each, metrics in zip(seeds, results, strict=True):
+            write_json_atomically(path_of(options.output, name, way, each), record_of(metrics))
     show(options.output)
 
 
@@ -96,31 +105,46 @@ def path_of(output: Path, name: str, way: str, seed: int) -> Path:
     return output / f"{name}--{way.replace(', ', '-').replace(' ', '-')}--{seed}.json"
 
 
-def one(
-    name: str, way: str, seed: int, data: Path, folder: Path, console: Console
-) -> dict[str, Any]:
-    """Train once and return what came of it on the test part."""
+def config_of(name: str, way: str, seed: int, data: Path) -> RunConfig:
+    """Return the run of a work, a way and a seed."""
     work = WORKS[name]
+    settings = replace(
+        work.settings,
+        seed=seed,
+        base_dropout=WAYS[way],
+        precision="float32" if way == PADDED else "auto",
+    )
+    rows = DataConfig(str(data / name), validation="none", limit=work.rows)
+    return RunConfig("minilm", rows, work.method, settings=settings)
+
+
+def trained(
+    configs: Sequence[RunConfig], way: str, folder: Path, console: Console
+) -> list[dict[str, Any]]:
+    """Train the runs, at once if there are several, and return their metrics."""
     shutil.rmtree(folder, ignore_errors=True)
     reporter = ConsoleReporter(console)
-    with padded() if way == "padded" else nullcontext(), reporter.shown():
-        metrics = train(
-            "minilm",
-            DataConfig(str(data / name), validation="none", limit=work.rows),
-            folder,
-            method=work.method,
-            settings=TrainingSettings(
-                **{
-                    **vars(work.settings),
-                    "seed": seed,
-                    "base_dropout": WAYS[way],
-                    "precision": "float32" if way == "padded" else "auto",
-                }
-            ),
-            reporter=reporter,
-        ).metrics
+    splits = load_data(configs[0].data)
+    folders = [folder / str(config.settings.seed) for config in configs]
+    with ExitStack() as stack:
+        stack.enter_context(reporter.shown())
+        if way == PADDED:
+            stack.enter_context(padded())
+        for config, each in zip(configs, folders, strict=True):
+            stack.enter_context(begun(each, run_content(config, splits), resume=False))
+        if way == JOINED:
+            outcomes = execute_jointly(configs, splits, folders, reporter=reporter)
+        else:
+            outcomes = [execute(configs[0], splits, folders[0], reporter=reporter)]
     shutil.rmtree(folder)
-    assert metrics["packed"] == (way != "padded")
+    results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
+    assert len(results) == len(configs), outcomes
+    assert all(result.metrics["packed"] == (way != PADDED) for result in results)
+    return [result.metrics for result in results]
+
+
+def record_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a run."""
     return {
         "accuracy": metrics["after"]["test"]["accuracy"],
         "precision": metrics["precision"],
