@@ -28,7 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (peft.LoraConfig(use_dora=True), "sets use_dora to True, a variant"),
         (peft.LoraConfig(bias="lora_only"), "bias is 'lora_only'"),
         (peft.LoraConfig(lora_bias=True), "sets lora_bias to True"),
         (peft.LoraConfig(init_lora_weights="pissa", r=4), "'pissa', which changed the base"),

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from deltafit.methods import (
     method_with,
     parse_method,
 )
+from deltafit.methods.lora_start import Initialisation
 
 # Anything may name a module; these characters mean something in a method's text.
 odd = st.text('ab0.,=+>:"[] \\\n-_') | st.text()
@@ -38,8 +40,10 @@ lora = st.builds(
     rank=rank,
     alpha=positive,
     dropout=st.floats(0, 1, exclude_max=True),
+    learning_rate_ratio=positive,
+    freeze_a=st.booleans(),
     scaling=st.sampled_from(["alpha/r", "alpha", "alpha/sqrt(r)"]),
-    initialisation=st.sampled_from(["kaiming", "gaussian"]),
+    initialisation=st.sampled_from(get_args(Initialisation)),
     rank_pattern=st.lists(st.tuples(module, rank), max_size=2).map(tuple),
     alpha_pattern=st.lists(st.tuples(module, positive), max_size=2).map(tuple),
 )
@@ -82,6 +86,7 @@ def test_the_names_of_methods() -> None:
         "head": "last_layer",
         "last-block": "last_block",
         "lora": "lora",
+        "dora": "dora",
     }
 
 
@@ -112,7 +117,10 @@ def test_lists_and_mappings_are_taken_and_kept_as_tuples() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lroa", "no method 'lroa'; there are full, head, last-block, lora. Did you mean 'lora'?"),
+        (
+            "lroa",
+            "no method 'lroa'; there are full, head, last-block, lora, dora. Did you mean 'lora'?",
+        ),
         ("", "no method ''"),
         ("lora:rnak=4", "no setting 'rnak'; .* Did you mean 'rank'?"),
         ("head:rank=4", "'head' has no setting 'rank'; it has none"),
@@ -131,7 +139,7 @@ def test_lists_and_mappings_are_taken_and_kept_as_tuples() -> None:
         ("lora:dropout=1", "dropout must be at least 0 and below 1; got 1"),
         ("lora:dropout=nan", "dropout must be at least 0 and below 1; got nan"),
         ("lora:scaling=r", r"scaling must be one of alpha/r, alpha, alpha/sqrt\(r\); got 'r'"),
-        ("lora:initialisation=pissa", "initialisation must be one of kaiming, gaussian"),
+        ("lora:initialisation=psisa", "initialisation must be one of kaiming, gaussian"),
         ('lora:target_modules=["a"', "begins as JSON and is none: .* at position 4"),
         ('lora:rank=["a"]', "rank must be a whole number"),
         ("lora:layers=1.5", "layers takes a tuple of block indices"),
@@ -158,7 +166,7 @@ def test_text_that_is_refused(text: str, said: str) -> None:
         {"method": "lora", "rank_pattern": [["query", 1, 2]]},
         {"method": "lora", "alpha_pattern": [[1, 2]]},
         {"method": "last-block", "count": "2"},
-        {"method": "dora"},
+        {"method": "lroa"},
         {},
     ],
 )

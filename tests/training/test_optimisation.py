@@ -60,7 +60,7 @@ def test_groups_keep_head_and_vectors_apart() -> None:
         "head.bias": nn.Parameter(torch.ones(3)),
     }
     settings = TrainingSettings(weight_decay=0.1, head_learning_rate=0.5)
-    optimiser = make_optimiser(parameters, {"head.weight", "head.bias"}, settings, 0.25)
+    optimiser = make_optimiser(parameters, {"head.weight", "head.bias"}, settings, 0.25, {})
     set_rates(optimiser, 0.5)
     found = {
         name: (group["lr"], group["weight_decay"])
@@ -85,6 +85,6 @@ def test_groups_keep_head_and_vectors_apart() -> None:
 
 def test_without_a_rate_of_its_own_the_head_takes_the_common_one() -> None:
     parameters = {"a": nn.Parameter(torch.ones(2, 2)), "head": nn.Parameter(torch.ones(2, 2))}
-    optimiser = make_optimiser(parameters, {"head"}, TrainingSettings(), 0.25)
+    optimiser = make_optimiser(parameters, {"head"}, TrainingSettings(), 0.25, {})
     assert [group["lr"] for group in optimiser.param_groups] == [0.25]
     assert math.isclose(optimiser.param_groups[0]["weight_decay"], 0.01)

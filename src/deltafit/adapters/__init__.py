@@ -10,7 +10,9 @@ from deltafit.adapters.model import (
     base_parameters,
     disabled,
     model_adapters,
+    rate_factors,
     remove_adapter,
+    trained_tensors,
 )
 from deltafit.adapters.saving import (
     StoredAdapter,
@@ -40,10 +42,12 @@ __all__ = [
     "merge_and_unload",
     "merged",
     "model_adapters",
+    "rate_factors",
     "read_adapter",
     "remove_adapter",
     "save_adapter",
     "select_targets",
+    "trained_tensors",
     "unmerge",
     "view_of",
 ]

@@ -41,6 +41,15 @@ class LayerState:
             name: getattr(self.view.module, name)[adapter] for name in self.tensor_names[adapter]
         }
 
+    def frozen(self, adapter: str) -> tuple[str, ...]:
+        """Return which of an adapter's tensors here are kept as they started."""
+        frozen = self.methods[adapter].frozen_tensors(self.view)
+        return tuple(name for name in self.tensor_names[adapter] if name in frozen)
+
+    def kept_tensors(self, adapter: str) -> dict[str, Tensor]:
+        """Return an adapter's tensors here as they are saved."""
+        return self.methods[adapter].kept_tensors(self.view, self.tensors(adapter))
+
     def deltas(self, adapter: str) -> dict[str, Tensor]:
         """Return ``{parameter name: Δ}`` in the layer's view."""
         return self.methods[adapter].deltas(self.view, self.tensors(adapter))

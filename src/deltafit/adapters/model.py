@@ -26,7 +26,8 @@ class Adapter:
         method: what was trained.
         targets: names of the modules that carry the method's tensors.
         replaced: parameter name → the adapter's own parameter, in place of the base's.
-        requires_grad: which of its tensors did when it was last active; at first all do.
+        requires_grad: which of its tensors did when it was last active; at first all that
+            are trained.
         labels: what stands aside: its own label names while it is inactive, else the base's.
     """
 
@@ -85,6 +86,28 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return tensors | adapter.replaced
 
 
+def trained_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Return those of ``adapter_tensors`` that the method trains."""
+    frozen = {
+        f"{target}.{tensor_name}"
+        for target in model_adapters(model).adapters[name].targets
+        for tensor_name in layer_state(model.get_submodule(target)).frozen(name)
+    }
+    return {n: tensor for n, tensor in adapter_tensors(model, name).items() if n not in frozen}
+
+
+def rate_factors(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Return what learning rates are multiplied by, for adapters' tensors where it is not 1."""
+    states = [layer_state(module) for module in model.modules() if is_adapted(module)]
+    return {
+        state.tensors(adapter)[tensor_name]: factor
+        for state in states
+        for adapter, method in state.methods.items()
+        for tensor_name, factor in method.rate_factors(state.view).items()
+        if factor != 1
+    }
+
+
 def register(
     model: nn.Module, name: str, adapter: Adapter, base: Mapping[str, nn.Parameter]
 ) -> None:
@@ -130,8 +153,9 @@ def activate(model: nn.Module, name: str | None) -> None:
     _place(model, adapter, adapter.replaced)
     for layer in _layers(model, adapter):
         layer.active = name
+    trained = trained_tensors(model, name)
     for tensor_name, tensor in adapter_tensors(model, name).items():
-        tensor.requires_grad_(adapter.requires_grad.get(tensor_name, True))
+        tensor.requires_grad_(adapter.requires_grad.get(tensor_name, tensor_name in trained))
     state.active = name
 
 

@@ -15,10 +15,11 @@ from deltafit.adapters.structure import within
 from deltafit.adapters.tied import first_names
 from deltafit.adapters.views import Conv1DView
 from deltafit.errors import DeltafitError
-from deltafit.methods import LoRA
+from deltafit.methods import DoRA, LoRA
+from deltafit.methods.dora import MAGNITUDE
 
 PREFIX = "base_model.model."
-_LAYER_KEY = re.compile(r"(.+)\.(?:(lora_A|lora_B)\.weight|lora_embedding_(A|B))")
+_LAYER_KEY = re.compile(rf"(.+)\.(?:(lora_A|lora_B)\.weight|({MAGNITUDE})|lora_embedding_(A|B))")
 
 
 def to_peft_tensors(
@@ -29,7 +30,7 @@ def to_peft_tensors(
     result = {}
     for name, tensor in tensors.items():
         module_name, _, leaf = name.rpartition(".")
-        if module_name not in lookup:
+        if module_name not in lookup or leaf == MAGNITUDE:
             key = name
         elif lookup[module_name]:
             key = f"{module_name}.{leaf.replace('lora_', 'lora_embedding_')}"
@@ -52,7 +53,12 @@ def our_name(key: str) -> str:
     """Return our name for a tensor of PEFT's: ``<module>.lora_A``, or a parameter's own name."""
     name = key.removeprefix(PREFIX)
     match = _LAYER_KEY.fullmatch(name)
-    return f"{match[1]}.{match[2] or f'lora_{match[3]}'}" if match else name
+    return f"{match[1]}.{match[2] or match[3] or f'lora_{match[4]}'}" if match else name
+
+
+def is_of_layer(key: str) -> bool:
+    """Return whether a tensor of PEFT's belongs to an adapted layer, and is no whole parameter."""
+    return _LAYER_KEY.fullmatch(key.removeprefix(PREFIX)) is not None
 
 
 def to_peft_config(
@@ -92,6 +98,7 @@ def to_peft_config(
         "rank_pattern": ranks,
         "alpha_pattern": other_alphas,
         "modules_to_save": whole_modules(model, replaced),
+        "use_dora": isinstance(method, DoRA),
         "use_rslora": method.scaling == "alpha/sqrt(r)",
         "fan_in_fan_out": any(
             isinstance(view_of(model.get_submodule(target)), Conv1DView) for target in targets

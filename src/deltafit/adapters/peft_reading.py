@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from deltafit.adapters.peft_format import PREFIX, our_name
+from deltafit.adapters.peft_format import is_of_layer, our_name
 from deltafit.errors import DeltafitError
-from deltafit.methods import LoRA
+from deltafit.methods import DoRA, LoRA
+from deltafit.methods.dora import MAGNITUDE
 
 Value = TypeVar("Value", int, float)
 _BASE_KEY = re.compile(r"(.+)\.base_layer(\.weight|\.bias)")
@@ -20,13 +21,14 @@ _UNDERSTOOD = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type",
-    "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+    "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora",
+    "use_rslora",
 }  # fmt: skip
 # Starting points that change the frozen weights, so that the base is no longer the base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Settings with which the adapter computes something other than W·x + s·B·A·x.
 _OTHER_FORMULA = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens",
+    "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens",
     "layer_replication", "target_parameters", "trainable_token_indices", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
@@ -62,38 +64,43 @@ def from_peft(
     """
     _check_config(config, folder)
     _check_numbers(config, folder)
-    named = {key.removeprefix(PREFIX): our_name(key) for key in tensors}
     ours = {our_name(key): tensor for key, tensor in tensors.items()}
     base = {}
     replaced = []
-    for name in (name for name, our in named.items() if name == our):
+    hidden = () if config.get("use_dora") else (MAGNITUDE,)
+    layers = {
+        our_name(key): tensor
+        for key, tensor in tensors.items()
+        if is_of_layer(key) and not key.endswith(hidden)
+    }
+    for name in [name for name in ours if name not in layers]:
         if stored_base := _BASE_KEY.fullmatch(name):
             base[stored_base[1] + stored_base[2]] = ours.pop(name)
         elif any(segment.startswith("lora_") for segment in name.split(".")):
             raise DeltafitError(
                 f"{folder}: the tensor {name!r} belongs to a variant of LoRA that cannot be loaded "
-                "here (such as DoRA, or a bias of B)."
+                "here (such as one with a bias of B)."
             )
         else:
             replaced.append(name)
-    layers = {our: ours[our] for name, our in named.items() if name != our}
     method = _method(config, _ranks(layers, folder))
     return PeftAdapter(method, ours, tuple(replaced), base, _notes(config))
 
 
 def _ranks(layers: Mapping[str, Tensor], folder: Path) -> dict[str, int]:
     """Return the rank of each adapted module, by its full name."""
-    for name, tensor in layers.items():
+    factors = {name: t for name, t in layers.items() if not name.endswith(f".{MAGNITUDE}")}
+    for name, tensor in factors.items():
         if tensor.ndim != 2:
             raise DeltafitError(
                 f"{folder}: the tensor {name!r} has shape {list(tensor.shape)}; only adapters of "
                 "linear layers and embeddings, which are matrices, can be loaded here."
             )
-    if not layers:
+    if not factors:
         raise DeltafitError(f"{folder} holds no tensor of LoRA, so there is no adapter to load.")
     return {
         name.rpartition(".")[0]: tensor.shape[0 if name.endswith("lora_A") else 1]
-        for name, tensor in layers.items()
+        for name, tensor in factors.items()
     }
 
 
@@ -101,7 +108,7 @@ def _method(config: Mapping[str, Any], ranks: Mapping[str, int]) -> LoRA:
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
     by_pattern = config.get("alpha_pattern") or {}
     alphas = {module: _by_pattern(by_pattern, module, alpha) for module in ranks}
-    return LoRA(
+    return (DoRA if config.get("use_dora") else LoRA)(
         rank=rank,
         alpha=alpha,
         dropout=config.get("lora_dropout", 0.0),

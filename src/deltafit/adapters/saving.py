@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from deltafit.adapters.injection import adapt
+from deltafit.adapters.layers import layer_state
 from deltafit.adapters.model import (
     activate,
     adapter_tensors,
@@ -20,13 +21,14 @@ from deltafit.adapters.model import (
     disabled,
     model_adapters,
     remove_adapter,
+    trained_tensors,
 )
 from deltafit.adapters.peft_format import our_name, tied_copies, to_peft_config, to_peft_tensors
 from deltafit.adapters.peft_reading import from_peft
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
-from deltafit.methods import LoRA, Method, method_from_dict
+from deltafit.methods import DeltaMethod, LoRA, Method, method_from_dict
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -82,15 +84,15 @@ def save_adapter(
         raise DeltafitError(f"The adapter {name!r} is merged; unmerge the model before saving it.")
     adapter = state.adapters[name]
     replaced = tuple(adapter.replaced)
-    tensors: dict[str, Tensor] = dict(adapter_tensors(model, name))
+    method, tensors = _as_kept(model, name)
     config = None
-    if isinstance(adapter.method, LoRA):  # made first: it may be refused
+    if isinstance(method, LoRA):  # made first: it may be refused
         config = to_peft_config(
-            model, adapter.method, adapter.targets, replaced,
+            model, method, adapter.targets, replaced,
             base_name=base_name, task_type=task_type,
         )  # fmt: skip
         tensors |= tied_copies(model, tensors)
-    metadata = {"method": adapter.method.to_dict(), "replaced": replaced}
+    metadata = {"method": method.to_dict(), "replaced": replaced}
     write_tensors_atomically(
         folder / TENSORS_FILE,
         to_peft_tensors(model, tensors, adapter.targets),
@@ -101,6 +103,19 @@ def save_adapter(
         write_json_atomically(folder / CONFIG_FILE, config)
     else:
         (folder / CONFIG_FILE).unlink(missing_ok=True)  # of an adapter saved here before
+
+
+def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
+    """Return the method that an adapter is saved by, and its tensors by that method's names."""
+    adapter = model_adapters(model).adapters[name]
+    if not isinstance(adapter.method, DeltaMethod):
+        return adapter.method, dict(adapter.replaced)
+    tensors = {
+        f"{target}.{leaf}": tensor.contiguous()
+        for target in adapter.targets
+        for leaf, tensor in layer_state(model.get_submodule(target)).kept_tensors(name).items()
+    }
+    return adapter.method.kept(), tensors | adapter.replaced
 
 
 def read_adapter(folder: str | Path) -> StoredAdapter:
@@ -169,7 +184,7 @@ def load_adapter(
         remove_adapter(model, name)
         activate(model, active)
         raise
-    for tensor in adapter_tensors(model, name).values():
+    for tensor in trained_tensors(model, name).values():
         tensor.requires_grad_(trainable)
 
 

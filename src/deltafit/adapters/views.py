@@ -47,6 +47,12 @@ class ModuleView(Layer):
         return self.to_parameter(self._weight)
 
     @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # read only, as ``training``
+        """The module's bias, ``[outputs]``, if it has one."""
+        bias = getattr(self.module, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+    @property
     def _weight(self) -> Tensor:
         weight = self.module.weight
         assert isinstance(weight, Tensor)

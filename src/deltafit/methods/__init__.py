@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts
+from deltafit.methods.dora import DoRA
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
 from deltafit.methods.last_blocks import LastBlocks
@@ -12,7 +13,7 @@ from deltafit.methods.parsing import parse_method as _parse_method
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
-    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA)
+    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA)
 }
 
 
@@ -46,6 +47,7 @@ def method_from_dict(content: dict[str, object]) -> Method:
 __all__ = [
     "METHODS",
     "DeltaMethod",
+    "DoRA",
     "Full",
     "Head",
     "LastBlocks",

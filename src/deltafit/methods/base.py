@@ -27,6 +27,10 @@ class Layer(Protocol):
     outputs: int
     lookup: bool
     training: bool
+    bias: Tensor | None
+
+    def view(self) -> Tensor:
+        """Return the base's weight, in the view's shape."""
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
@@ -135,6 +139,22 @@ class DeltaMethod(Method):
             generator_for: gives the random generator of one tensor by its name, so that the
                 values depend on the seed and the name alone, not on the order of construction.
         """
+
+    def frozen_tensors(self, layer: Layer) -> tuple[str, ...]:
+        """Return the names of tensors in ``layer`` that stay as they started."""
+        return ()
+
+    def rate_factors(self, layer: Layer) -> dict[str, float]:
+        """Return what the learning rate is multiplied by, for tensors where it is not 1."""
+        return {}
+
+    def kept(self) -> "DeltaMethod":
+        """Return the method by which a trained adapter is saved: how it started is history."""
+        return self
+
+    def kept_tensors(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of ``layer`` as ``kept`` has them, with the same Δ."""
+        return dict(tensors)
 
     @abstractmethod
     def deltas(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

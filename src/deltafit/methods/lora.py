@@ -6,15 +6,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, check_pattern
+from deltafit.methods.lora_start import (
+    FROM_WEIGHT,
+    Initialisation,
+    factors_of_weight,
+    random_factor,
+)
 
 Value = TypeVar("Value", int, float)
 Scaling = Literal["alpha/r", "alpha", "alpha/sqrt(r)"]
-Initialisation = Literal["kaiming", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,14 @@ class LoRA(DeltaMethod):
             (Kalajdzievski, arXiv:2312.03732).
         initialisation: ``"kaiming"``, uniform within ±1/√inputs (√5 as the slope gives that bound,
             as in torch's own linear layers; B of an embedding has ``rank`` inputs), or
-            ``"gaussian"`` with standard deviation 1/√rank.
+            ``"gaussian"`` with standard deviation 1/√rank; or ``"orthogonal"``, orthonormal along
+            the rank. ``"pissa"`` and ``"olora"`` start both in the weight (``lora_start`` has the
+            formulas) and take s·B₀·A₀ off again, so that the base stays the base; such an adapter
+            is saved as plain LoRA of twice the rank.
+        learning_rate_ratio: the rate of B as a multiple of A's (LoRA+: Hayou et al.,
+            arXiv:2402.12354; 16 there); of A for a lookup, whose A starts at zero.
+        freeze_a: train B alone and keep A (of a lookup: A alone and keep B) as it started
+            (LoRA-FA: Zhang et al., arXiv:2308.03303).
         rank_pattern: module name (whole segments at its end) → rank, in place of ``rank``; the
             first that matches counts.
         alpha_pattern: the same for ``alpha``.
@@ -55,6 +67,8 @@ class LoRA(DeltaMethod):
     dropout: float = 0.0
     scaling: Scaling = "alpha/r"
     initialisation: Initialisation = "kaiming"
+    learning_rate_ratio: float = 1.0
+    freeze_a: bool = False
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
 
@@ -69,6 +83,11 @@ class LoRA(DeltaMethod):
                 raise UsageError(f"alpha must be a finite number above 0; got {alpha!r}.")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1; got {self.dropout!r}.")
+        ratio = self.learning_rate_ratio
+        if not _is_number(ratio) or not 0 < ratio < math.inf:
+            raise UsageError(f"learning_rate_ratio must be a number above 0; got {ratio!r}.")
+        if not isinstance(self.freeze_a, bool):
+            raise UsageError(f"freeze_a must be true or false; got {self.freeze_a!r}.")
         for name, value, choices in (
             ("scaling", self.scaling, get_args(Scaling)),
             ("initialisation", self.initialisation, get_args(Initialisation)),
@@ -97,36 +116,78 @@ class LoRA(DeltaMethod):
         )
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
-        """Return ``lora_A`` ``[rank, inputs]`` and ``lora_B`` ``[outputs, rank]``; one is zero."""
+        """Return ``lora_A`` ``[rank, inputs]`` and ``lora_B`` ``[outputs, rank]``; one is zero.
+
+        Started from the weight, none is, and ``lora_A_start`` and ``lora_B_start`` are the same.
+
+        Raises:
+            DeltafitError: the rank is too large to start from the weight.
+        """
+        if self.initialisation in FROM_WEIGHT:
+            right, left = factors_of_weight(self.initialisation, layer, self.rank, self.factor)
+            started = {"lora_A_start": right.clone(), "lora_B_start": left.clone()}
+            return {"lora_A": right, "lora_B": left, **started}
         shapes = {"lora_A": (self.rank, layer.inputs), "lora_B": (layer.outputs, self.rank)}
         random = "lora_B" if layer.lookup else "lora_A"
         return {
             name: (
-                self._random(shape, generator_for(name))
+                random_factor(self.initialisation, shape, self.rank, generator_for(name))
                 if name == random
                 else torch.zeros(shape, dtype=torch.float64)
             )
             for name, shape in shapes.items()
         }
 
+    def frozen_tensors(self, layer: Layer) -> tuple[str, ...]:
+        """Return the starting values, and the factor that ``freeze_a`` keeps."""
+        kept = "lora_B" if layer.lookup else "lora_A"
+        return ("lora_A_start", "lora_B_start", *(kept,) * self.freeze_a)
+
+    def rate_factors(self, layer: Layer) -> dict[str, float]:
+        """Return the ratio for the factor that starts at zero."""
+        return {"lora_A" if layer.lookup else "lora_B": self.learning_rate_ratio}
+
     def deltas(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return ``{"weight": s·B·A}``."""
-        return {"weight": self.factor * layer.outer(tensors["lora_B"], tensors["lora_A"])}
+        """Return ``{"weight": s·B·A}``, less what it started with."""
+        right, left = factors_of(tensors)
+        return {"weight": self.factor * layer.outer(left, right)}
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return ``y + s·B·(A·dropout(x))`` in y's dtype, never forming Δ."""
+        right, left = factors_of(tensors)
         if not layer.lookup:
-            x = functional.dropout(
-                x.to(tensors["lora_A"].dtype), self.dropout, training=layer.training
-            )
-        return layer.add_low_rank(y, x, tensors["lora_A"], tensors["lora_B"], self.factor)
+            x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
+        return layer.add_low_rank(y, x, right, left, self.factor)
 
-    def _random(self, shape: tuple[int, int], generator: Generator) -> Tensor:
-        values = torch.empty(shape, dtype=torch.float64)
-        if self.initialisation == "gaussian":
-            return values.normal_(0, 1 / math.sqrt(self.rank), generator=generator)
-        bound = 1 / math.sqrt(shape[1])
-        return values.uniform_(-bound, bound, generator=generator)
+    def kept(self) -> "LoRA":
+        """Return the method itself, or plain LoRA of twice the rank if it started in the weight."""
+        if self.initialisation not in FROM_WEIGHT:
+            return self
+        growth = {"alpha/r": 2.0, "alpha": 1.0, "alpha/sqrt(r)": math.sqrt(2)}[self.scaling]
+        return replace(
+            self,
+            initialisation="kaiming",
+            rank=2 * self.rank,
+            alpha=growth * self.alpha,
+            rank_pattern=tuple((name, 2 * rank) for name, rank in self.rank_pattern),
+            alpha_pattern=tuple((name, growth * alpha) for name, alpha in self.alpha_pattern),
+        )
+
+    def kept_tensors(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return A over A₀, and B beside -B₀, where there are such."""
+        right, left = factors_of(tensors)
+        return {"lora_A": right, "lora_B": left}
+
+
+def factors_of(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the right and the left factor of Δ/s: A and B, or ``[A; A₀]`` and ``[B, -B₀]``."""
+    right, left = tensors["lora_A"], tensors["lora_B"]
+    if "lora_A_start" not in tensors:
+        return right, left
+    return (
+        torch.cat((right, tensors["lora_A_start"])),
+        torch.cat((left, -tensors["lora_B_start"]), 1),
+    )
 
 
 def _is_number(value: object) -> bool:

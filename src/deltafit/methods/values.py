@@ -60,6 +60,10 @@ def read(text: str, kind: Any, where: str) -> Any:
         item = get_args(kind)[0]
         parts = filter(None, re.split(r"[+,]", text))
         return tuple(_read_item(part.strip(), item, where) for part in parts)
+    return _read_bool(text, where) if kind is bool else _read_number(text, where)
+
+
+def _read_number(text: str, where: str) -> float:
     try:
         return int(text)
     except ValueError:
@@ -69,6 +73,12 @@ def read(text: str, kind: Any, where: str) -> Any:
     except ValueError:
         hint = " Further settings are written setting=value." if "," in text else ""
         raise UsageError(f"{where} takes a number; got {text!r}.{hint}") from None
+
+
+def _read_bool(text: str, where: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise UsageError(f"{where} takes true or false; got {text!r}.")
+    return text.lower() == "true"
 
 
 def _end_of_json(text: str) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deltafit.adapters import adapter_tensors, base_parameters, model_adapters
+from deltafit.adapters import base_parameters, model_adapters, trained_tensors
 from deltafit.adapters.inspection import (
     MOMENTS,
     VALUE_BYTES,
@@ -58,7 +58,7 @@ def costs_of(
     """
     state = model_adapters(classifier.model)
     assert state.active is not None
-    trainable = sum(t.numel() for t in adapter_tensors(classifier.model, state.active).values())
+    trainable = sum(t.numel() for t in trained_tensors(classifier.model, state.active).values())
     replaced = state.adapters[state.active].replaced
     base = base_parameters(classifier.model)
     total = sum(p.numel() for p in base.values()) + trainable

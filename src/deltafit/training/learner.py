@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from deltafit.adapters import rate_factors
 from deltafit.data import class_weights, epoch_order
 from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier
@@ -76,7 +77,8 @@ class Learner:
         self._order_of_epoch: tuple[int, list[int]] = (-1, [])
         head = set(classifier.head_parameters)
         self.watchdog = GradientWatchdog(tuple(self.trainable), head)
-        optimiser = make_optimiser(self.trainable, head, settings, learning_rate)
+        factors = rate_factors(classifier.model)
+        optimiser = make_optimiser(self.trainable, head, settings, learning_rate, factors)
         self.optimiser = accelerator.prepare(optimiser)
         weights = (
             class_weights(train.labels, len(classifier.label_names))

@@ -14,6 +14,7 @@ def make_optimiser(
     head: Collection[str],
     settings: TrainingSettings,
     learning_rate: float,
+    factors: Mapping[nn.Parameter, float],
 ) -> torch.optim.AdamW:
     """Return AdamW with the head's learning rate apart, and no weight decay on vectors.
 
@@ -22,11 +23,12 @@ def make_optimiser(
         head: the names among them that make up the head.
         settings: the weight decay and the head's rate.
         learning_rate: the rate of everything but the head.
+        factors: what the rate of a parameter is multiplied by, where it is not 1.
     """
     head_rate = settings.head_learning_rate or learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        rate = head_rate if name in head else learning_rate
+        rate = head_rate if name in head else learning_rate * factors.get(parameter, 1.0)
         decay = settings.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     on_cpu = all(parameter.device.type == "cpu" for parameter in trainable.values())
