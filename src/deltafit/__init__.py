@@ -39,11 +39,11 @@ _HOMES = {
 __all__ = [
     "ConsoleReporter",
     "DataConfig",
+    "DoRA",
     "Full",
     "Head",
     "HeadConfig",
     "LastBlocks",
-    "DoRA",
     "LoRA",
     "TrainingSettings",
     "compare",
