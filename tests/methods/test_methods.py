@@ -87,6 +87,7 @@ def test_the_names_of_methods() -> None:
         "last-block": "last_block",
         "lora": "lora",
         "dora": "dora",
+        "adalora": "adalora",
     }
 
 
@@ -119,7 +120,7 @@ def test_lists_and_mappings_are_taken_and_kept_as_tuples() -> None:
     [
         (
             "lroa",
-            "no method 'lroa'; there are full, head, last-block, lora, dora. Did you mean 'lora'?",
+            r"no method 'lroa'; there are full, head, .*lora, .*\. Did you mean 'lora'\?",
         ),
         ("", "no method ''"),
         ("lora:rnak=4", "no setting 'rnak'; .* Did you mean 'rank'?"),

@@ -273,5 +273,5 @@ def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path: Path) -> No
     for step in (1, 2):
         for name in (".tmpq1iyp", ".step-00000001.x.part", ".step-00000001.x.old"):
             (tmp_path / name).touch()
-        save_checkpoint(tmp_path, step, parameters, optimiser, {})
+        save_checkpoint(tmp_path, step, parameters, optimiser, {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]

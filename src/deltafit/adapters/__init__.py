@@ -12,6 +12,7 @@ from deltafit.adapters.model import (
     model_adapters,
     rate_factors,
     remove_adapter,
+    step_hook,
     trained_tensors,
 )
 from deltafit.adapters.saving import (
@@ -47,6 +48,7 @@ __all__ = [
     "remove_adapter",
     "save_adapter",
     "select_targets",
+    "step_hook",
     "trained_tensors",
     "unmerge",
     "view_of",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from deltafit.adapters.peft_adalora import as_lora
 from deltafit.adapters.peft_format import is_of_layer, our_name
 from deltafit.errors import DeltafitError
 from deltafit.methods import DoRA, LoRA
@@ -62,6 +63,8 @@ def from_peft(
         DeltafitError: it is not LoRA, changes its base at the start, or holds a setting or tensor
             that has no place here; the sentence names it.
     """
+    if isinstance(config, dict) and config.get("peft_type") == "ADALORA":
+        config, tensors = as_lora(config, tensors, folder)
     _check_config(config, folder)
     _check_numbers(config, folder)
     ours = {our_name(key): tensor for key, tensor in tensors.items()}
@@ -142,7 +145,8 @@ def _check_config(config: Any, folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise DeltafitError(
-            f"{folder}/adapter_config.json: peft_type is {kind!r}; only LORA can be loaded here."
+            f"{folder}/adapter_config.json: peft_type is {kind!r}; only LORA and ADALORA can be "
+            "loaded here."
         )
     variant = next((key for key in _OTHER_FORMULA if config.get(key)), None)
     if variant is not None:

@@ -115,7 +115,8 @@ def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
         for target in adapter.targets
         for leaf, tensor in layer_state(model.get_submodule(target)).kept_tensors(name).items()
     }
-    return adapter.method.kept(), tensors | adapter.replaced
+    layers = {t: layer_state(model.get_submodule(t)).tensors(name) for t in adapter.targets}
+    return adapter.method.kept(layers), tensors | adapter.replaced
 
 
 def read_adapter(folder: str | Path) -> StoredAdapter:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts
+from deltafit.methods.adalora import AdaLoRA
+from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts, StepHook
 from deltafit.methods.dora import DoRA
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
@@ -13,7 +14,7 @@ from deltafit.methods.parsing import parse_method as _parse_method
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
-    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA)
+    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA)
 }
 
 
@@ -46,6 +47,7 @@ def method_from_dict(content: dict[str, object]) -> Method:
 
 __all__ = [
     "METHODS",
+    "AdaLoRA",
     "DeltaMethod",
     "DoRA",
     "Full",
@@ -55,6 +57,7 @@ __all__ = [
     "LoRA",
     "Method",
     "ModelParts",
+    "StepHook",
     "method_from_dict",
     "method_with",
     "parse_method",

@@ -6,7 +6,7 @@ are data: printable, hashable, saved as JSON.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
@@ -58,6 +58,26 @@ class ModelParts(Protocol):
 
 
 GeneratorFor = Callable[[str], Generator]
+Tensors = Mapping[str, Tensor]
+"""A method's tensors in one layer, by its names for them."""
+
+
+class StepHook(ABC):
+    """What a method adds to the training steps of one run.
+
+    Attributes:
+        state: what decides how it goes on, changed in place; checkpoints keep it.
+    """
+
+    state: dict[str, Tensor]
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """Return what is added to a step's loss."""
+
+    @abstractmethod
+    def after_step(self, step: int) -> None:
+        """Change the tensors behind the optimiser's step, 1 the first; gradients still stand."""
 
 
 @dataclass(frozen=True)
@@ -148,19 +168,32 @@ class DeltaMethod(Method):
         """Return what the learning rate is multiplied by, for tensors where it is not 1."""
         return {}
 
-    def kept(self) -> "DeltaMethod":
-        """Return the method by which a trained adapter is saved: how it started is history."""
+    def step_hook(self, layers: Sequence[Tensors], total_steps: int) -> StepHook | None:
+        """Return what the method adds to training steps, if anything.
+
+        Args:
+            layers: its tensors in each layer.
+            total_steps: optimiser steps of the whole run.
+        """
+        return None
+
+    def kept(self, layers: Mapping[str, Tensors]) -> "DeltaMethod":
+        """Return the method by which a trained adapter is saved: how it was found is history.
+
+        Args:
+            layers: module name → its tensors there.
+        """
         return self
 
-    def kept_tensors(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return the tensors of ``layer`` as ``kept`` has them, with the same Δ."""
         return dict(tensors)
 
     @abstractmethod
-    def deltas(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{parameter name: Δ}``, each Δ in the layer's view."""
 
-    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return the adapted output, given the base layer's input ``x`` and output ``y``.
 
         The fallback computes the layer again with its deltas: slow, and right for every method.

@@ -1,6 +1,5 @@
 """Weight-decomposed low-rank adaptation: Liu et al., "DoRA", 2024 (arXiv:2402.09353), section 4."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltafit.methods.base import GeneratorFor, Layer
+from deltafit.methods.base import GeneratorFor, Layer, Tensors
 from deltafit.methods.lora import LoRA, factors_of
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -34,7 +33,7 @@ class DoRA(LoRA):
         norms = _rows(layer).detach().cpu().double().norm(dim=1)
         return {**super().initialise(layer, generator_for), MAGNITUDE: norms}
 
-    def deltas(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{"weight": m/‖W + s·B·A‖ · (W + s·B·A) - W}``."""
         weight = layer.view()
         turned = weight + super().deltas(layer, tensors)["weight"]
@@ -42,7 +41,7 @@ class DoRA(LoRA):
         share = _share(tensors[MAGNITUDE], turned.detach().norm(dim=inputs_at))
         return {"weight": share.unsqueeze(inputs_at) * turned - weight}
 
-    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return the layer's output with W' in y's dtype, never forming it."""
         right, left = factors_of(tensors)
         share = _share(tensors[MAGNITUDE], _norms(_rows(layer), right, left, self.factor))
@@ -55,7 +54,7 @@ class DoRA(LoRA):
             x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
         return layer.add_low_rank(base, x, right, share.unsqueeze(1) * left, self.factor)
 
-    def kept_tensors(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return LoRA's as they are saved, and the magnitudes."""
         return {**super().kept_tensors(layer, tensors), MAGNITUDE: tensors[MAGNITUDE]}
 

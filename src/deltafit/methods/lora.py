@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, check_pattern
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors, check_pattern
 from deltafit.methods.lora_start import (
     FROM_WEIGHT,
     Initialisation,
@@ -147,19 +147,19 @@ class LoRA(DeltaMethod):
         """Return the ratio for the factor that starts at zero."""
         return {"lora_A" if layer.lookup else "lora_B": self.learning_rate_ratio}
 
-    def deltas(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{"weight": s·B·A}``, less what it started with."""
         right, left = factors_of(tensors)
         return {"weight": self.factor * layer.outer(left, right)}
 
-    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return ``y + s·B·(A·dropout(x))`` in y's dtype, never forming Δ."""
         right, left = factors_of(tensors)
         if not layer.lookup:
             x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
         return layer.add_low_rank(y, x, right, left, self.factor)
 
-    def kept(self) -> "LoRA":
+    def kept(self, layers: Mapping[str, Tensors]) -> "LoRA":
         """Return the method itself, or plain LoRA of twice the rank if it started in the weight."""
         if self.initialisation not in FROM_WEIGHT:
             return self
@@ -173,13 +173,13 @@ class LoRA(DeltaMethod):
             alpha_pattern=tuple((name, growth * alpha) for name, alpha in self.alpha_pattern),
         )
 
-    def kept_tensors(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return A over A₀, and B beside -B₀, where there are such."""
         right, left = factors_of(tensors)
         return {"lora_A": right, "lora_B": left}
 
 
-def factors_of(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def factors_of(tensors: Tensors) -> tuple[Tensor, Tensor]:
     """Return the right and the left factor of Δ/s: A and B, or ``[A; A₀]`` and ``[B, -B₀]``."""
     right, left = tensors["lora_A"], tensors["lora_B"]
     if "lora_A_start" not in tensors:

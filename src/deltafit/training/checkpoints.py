@@ -39,6 +39,7 @@ def save_checkpoint(
     trainable: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
     state: Mapping[str, Any],
+    of_method: Mapping[str, Tensor],
 ) -> None:
     """Write a checkpoint, then drop the older ones.
 
@@ -48,12 +49,14 @@ def save_checkpoint(
         trainable: parameter name → parameter.
         optimiser: its state is stored under the parameters' names.
         state: JSON values: position, history, best figure.
+        of_method: what the method remembers besides its parameters.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trainable.items():
         tensors[f"parameter/{name}"] = parameter
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value)
+    tensors |= {f"method/{name}": tensor for name, tensor in of_method.items()}
     with write_folder_atomically(folder / f"step-{step:08d}") as temporary:
         write_tensors_atomically(temporary / "tensors.safetensors", tensors)
         write_json_atomically(temporary / "state.json", {"step": step, **state})
@@ -89,20 +92,23 @@ def restore(
     checkpoint: Checkpoint,
     trainable: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
+    of_method: Mapping[str, Tensor],
 ) -> None:
-    """Put a checkpoint's values into the parameters and the optimiser.
+    """Put a checkpoint's values into the parameters, the optimiser and what the method remembers.
 
     Raises:
         DeltafitError: the checkpoint is of another model or method.
     """
     tensors = checkpoint.tensors
-    missing = [name for name in trainable if f"parameter/{name}" not in tensors]
+    wanted = {f"parameter/{name}": parameter.data for name, parameter in trainable.items()}
+    wanted |= {f"method/{name}": tensor for name, tensor in of_method.items()}
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         raise DeltafitError(
             f"The checkpoint has no tensor {missing[0]!r}: it is of another model or method."
         )
-    for name, parameter in trainable.items():
-        parameter.data.copy_(tensors[f"parameter/{name}"])
+    for name, tensor in wanted.items():
+        tensor.copy_(tensors[name])
     for key, value in tensors.items():
         kind, _, rest = key.partition("/")
         if kind == "optimiser":

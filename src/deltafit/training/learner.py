@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deltafit.adapters import rate_factors
+from deltafit.adapters import model_adapters, rate_factors, step_hook
 from deltafit.data import class_weights, epoch_order
 from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier
@@ -89,6 +89,8 @@ class Learner:
         self.rows_per_step = settings.batch_size * settings.accumulation
         self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
         self.total_steps = settings.epochs * self.steps_per_epoch
+        active = model_adapters(classifier.model).active
+        self.hook = step_hook(classifier.model, active, self.total_steps) if active else None
 
     @property
     def finished(self) -> bool:
@@ -120,6 +122,7 @@ class Learner:
         began, course = time.perf_counter(), self.course
         if not math.isfinite(loss):
             raise self._diverged(course.step + 1, "loss", loss)
+        self._penalise()
         norm = self._clip()
         if math.isfinite(norm):
             # A text of one token gives attention nothing to choose from, and so no gradient.
@@ -129,6 +132,8 @@ class Learner:
             raise self._diverged(course.step + 1, "gradient's norm", norm)
         # else fp16's scale was too high: the scaler leaves this step out and lowers it.
         self.optimiser.step()
+        if self.hook is not None:
+            self.hook.after_step(course.step + 1)
         self.optimiser.zero_grad()
         course.count(len(rows), loss, seconds + time.perf_counter() - began)
         if course.running_loss > self._largest_loss():
@@ -180,12 +185,16 @@ class Learner:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         save_checkpoint(
-            self.folder, self.course.step, self.trainable, self.optimiser.optimizer, state
-        )
+            self.folder, self.course.step, self.trainable, self.optimiser.optimizer, state,
+            self.hook.state if self.hook is not None else {},
+        )  # fmt: skip
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        restore(checkpoint, self.trainable, self.optimiser.optimizer)
+        restore(
+            checkpoint, self.trainable, self.optimiser.optimizer,
+            self.hook.state if self.hook is not None else {},
+        )  # fmt: skip
         self.course = Course(**checkpoint.state["course"])
         self.watchdog.restore(checkpoint.state["watchdog"])
         if self.accelerator.scaler is not None:
@@ -201,6 +210,17 @@ class Learner:
             order = epoch_order(len(self.train), self.settings.seed, epoch)
             self._order_of_epoch = (epoch, order)
         return self._order_of_epoch[1]
+
+    def _penalise(self) -> None:
+        """Add the gradient of the method's own penalty, the same in every process."""
+        if self.hook is None:
+            return
+        parameters = list(self.trainable.values())
+        gradients = torch.autograd.grad(self.hook.penalty(), parameters, allow_unused=True)
+        scaler = self.accelerator.scaler
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad.add_(gradient, alpha=1.0 if scaler is None else scaler.get_scale())
 
     def _clip(self) -> float:
         limit = self.settings.clip if self.settings.clip is not None else math.inf

@@ -1,0 +1,165 @@
+"""Adaptive budget allocation: Zhang et al., "AdaLoRA", 2023 (arXiv:2303.10512), section 3."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltafit.errors import UsageError
+from deltafit.methods.allocation import RankAllocator
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors
+from deltafit.methods.lora import LoRA
+
+_SETTINGS = ("target_modules", "layers", "trained_modules")
+
+
+@dataclass(frozen=True)
+class AdaLoRA(DeltaMethod):
+    """Δ = s·P·Λ·Q with s = α/initial_rank, whose ranks move to where they are needed.
+
+    P of ``[outputs, initial_rank]`` and Q of ``[initial_rank, inputs]`` are held near orthonormal
+    by a penalty, so that Λ, a diagonal, ranks the triplets (P's column, λ, Q's row). Training
+    starts with ``initial_rank`` triplets a layer; after ``warmup`` of its steps the least important
+    of all layers are taken out (their λ set to zero) along a cubic, down to ``rank`` a layer on
+    average, and for the last ``final`` of its steps the choice stands. A layer may lose all. What
+    is saved is LoRA with each layer's own rank: the same Δ, without what was taken out.
+
+    Args:
+        rank: average rank in the end; at most ``initial_rank``.
+        initial_rank: rank of every layer in the beginning.
+        alpha: α in the scaling.
+        dropout: probability of dropping an element of the adapter's input, in [0, 1); none of a
+            lookup's.
+        warmup: share of all steps before the first triplet goes.
+        final: share of all steps after the last one went.
+        interval: steps between two choices.
+        sensitivity: β₁, of the moving average of importance |w·∂loss/∂w|.
+        uncertainty: β₂, of the moving average of its deviation.
+        orthogonality: γ, the penalty's weight. The penalty is the mean over matrices of
+            ‖PᵀP - I‖ and ‖QQᵀ - I‖, as the authors' code has it.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    command_line_name: ClassVar[str] = "adalora"
+    result_name: ClassVar[str] = "adalora"
+    default_learning_rate: ClassVar[float] = 2e-3
+
+    rank: int = 8
+    initial_rank: int = 12
+    alpha: float = 16
+    dropout: float = 0.0
+    warmup: float = 0.1
+    final: float = 0.4
+    interval: int = 1
+    sensitivity: float = 0.85
+    uncertainty: float = 0.85
+    orthogonality: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "initial_rank", "interval"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1; got {value!r}.")
+        if self.rank > self.initial_rank:
+            raise UsageError(
+                f"rank, the average in the end, must be at most initial_rank; got {self.rank} and "
+                f"{self.initial_rank}."
+            )
+        if not _is_number(self.alpha) or not 0 < self.alpha < math.inf:
+            raise UsageError(f"alpha must be a finite number above 0; got {self.alpha!r}.")
+        if not _is_number(self.orthogonality) or not 0 <= self.orthogonality < math.inf:
+            raise UsageError(f"orthogonality must be at least 0; got {self.orthogonality!r}.")
+        for name in ("dropout", "warmup", "final", "sensitivity", "uncertainty"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise UsageError(f"{name} must be at least 0 and below 1; got {value!r}.")
+        if self.warmup + self.final > 1:
+            raise UsageError(
+                f"warmup and final are shares of one training; {self.warmup} and {self.final} are "
+                "more than all of it."
+            )
+
+    @property
+    def factor(self) -> float:
+        """The scaling s of Δ = s·P·Λ·Q."""
+        return self.alpha / self.initial_rank
+
+    def for_module(self, module_name: str) -> "AdaLoRA":
+        """Return the method itself: it has no patterns."""
+        return self
+
+    def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
+        """Return Q, Λ and P: ``lora_A``, ``lora_E`` ``[initial_rank, 1]``, ``lora_B``; Λ is 0."""
+        shapes = {
+            "lora_A": (self.initial_rank, layer.inputs),
+            "lora_B": (layer.outputs, self.initial_rank),
+        }
+        random = {
+            name: torch.empty(shape, dtype=torch.float64).normal_(
+                0, 0.02, generator=generator_for(name)
+            )
+            for name, shape in shapes.items()
+        }
+        return random | {"lora_E": torch.zeros(self.initial_rank, 1, dtype=torch.float64)}
+
+    def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
+        """Return ``{"weight": s·P·Λ·Q}``."""
+        right = tensors["lora_E"] * tensors["lora_A"]
+        return {"weight": self.factor * layer.outer(tensors["lora_B"], right)}
+
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
+        """Return ``y + s·P·(Λ·(Q·dropout(x)))`` in y's dtype, never forming Δ."""
+        right = tensors["lora_E"] * tensors["lora_A"]
+        if not layer.lookup:
+            x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
+        return layer.add_low_rank(y, x, right, tensors["lora_B"], self.factor)
+
+    def step_hook(self, layers: Sequence[Tensors], total_steps: int) -> StepHook:
+        """Return what penalises and allocates."""
+        return RankAllocator(
+            layers,
+            start=round(self.warmup * total_steps),
+            end=round((1 - self.final) * total_steps),
+            kept=self.rank * len(layers),
+            interval=self.interval,
+            sensitivity=self.sensitivity,
+            uncertainty=self.uncertainty,
+            orthogonality=self.orthogonality,
+        )
+
+    def kept(self, layers: Mapping[str, Tensors]) -> LoRA:
+        """Return LoRA with the rank that each layer has left, at least 1."""
+        ranks = {name: max(1, len(_left(tensors))) for name, tensors in layers.items()}
+        # Longest first: one name may be the end of another.
+        pattern = sorted(ranks.items(), key=lambda item: -len(item[0]))
+        return LoRA(
+            **{name: getattr(self, name) for name in _SETTINGS},
+            rank=self.rank,
+            alpha=self.factor,
+            scaling="alpha",
+            dropout=self.dropout,
+            rank_pattern=tuple(pattern),
+        )
+
+    def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
+        """Return Λ·Q and P of the triplets that are left; of a layer that lost all, one zero."""
+        left = _left(tensors)
+        left = left if len(left) else torch.zeros(1, dtype=torch.int64, device=left.device)
+        right = tensors["lora_E"] * tensors["lora_A"]
+        return {"lora_A": right[left], "lora_B": tensors["lora_B"][:, left]}
+
+
+def _left(tensors: Tensors) -> Tensor:
+    """Return the indices of the triplets whose λ is not zero."""
+    return tensors["lora_E"].detach().flatten().nonzero().flatten()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
