@@ -8,10 +8,11 @@ import numpy as np
 from accelerate import Accelerator
 
 from deltafit.adapters import adapt
-from deltafit.data import epoch_order, length_grouped, resolve_model
+from deltafit.data import epoch_order, resolve_model
 from deltafit.methods import Full, parse_method
 from deltafit.tasks.classification import Classifier, HeadSettings, batch_of, load_classifier
-from deltafit.tasks.inference import BATCH_TOKENS, compute_logits, tokenise_for
+from deltafit.tasks.inference import compute_logits, tokenise_for
+from deltafit.training.constant import constant_batches
 from deltafit.training.course import Examples
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.progress import Silent
@@ -113,6 +114,4 @@ def tokens_of_steps(rows: Examples, settings: TrainingSettings) -> list[int]:
 def _tokens_of_kept(rows: Examples, settings: TrainingSettings) -> list[int]:
     """Return the real tokens of every pass in which constant states are computed."""
     lengths = [len(row) for row in rows.rows]
-    tokens = min(BATCH_TOKENS, settings.batch_size * settings.max_length)  # as the loop does
-    batches = length_grouped(lengths, tokens)
-    return [sum(lengths[row] for row in batch) for batch in batches]
+    return [sum(lengths[row] for row in batch) for batch in constant_batches(lengths, settings)]

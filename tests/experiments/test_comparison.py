@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from deltafit.errors import DeltafitError, UsageError
+from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.comparison import Comparison, compare, folder_name
 from deltafit.experiments.report import verdict
 from deltafit.experiments.statistics import paired_over_seeds
@@ -24,6 +24,7 @@ from deltafit.files import read_json, read_tensors, write_tensors_atomically
 from deltafit.methods import Full, Head, LoRA
 from deltafit.training.config import RunConfig
 from deltafit.training.progress import Silent
+from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data, train
 from tests.training.tiny_runs import save_model, tables
@@ -315,6 +316,31 @@ def test_a_method_that_diverges_is_a_row_that_says_so(
     words["methods"] = ["full"]
     seeds = compare(model, data, tmp_path / "out", **words, seeds=[0, 1], resume=True)
     assert seeds.rows[3]["failure"].startswith("with seed 0 diverged")
+
+
+def test_a_seed_that_diverges_leaves_the_row_to_the_others(
+    model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(config: RunConfig, *args: Any, **named: Any) -> RunResult:
+        if config.settings.seed == 0:
+            raise TrainingError("diverged at step 2 of 9: the loss became nan. Lower --lr.")
+        return execute(config, *args, **named)
+
+    words: dict[str, Any] = {"methods": ["head"], "settings": SETTINGS}
+    with monkeypatch.context() as patched:
+        patched.setattr("deltafit.experiments.comparison.execute", diverging)
+        result = compare(model, data, tmp_path / "some", **words, seeds=[0, 1, 3])
+    rest = compare(model, data, tmp_path / "rest", **words, seeds=[1, 3])
+    row, expected = result.rows[3], rest.rows[3]
+    for key in ("after", "before", "interval", "macro_f1", "difference", "seeds", "failure"):
+        assert row[key] == expected[key], key
+    assert (row["seeds"], row["failed_seeds"], expected["failed_seeds"]) == (2, 1, 0)
+    assert row["notes"][0].startswith("with seed 0 diverged at step 2 of 9")
+    assert "head failed with 1 of 3 seeds, which its figures leave out." in result.verdict
+    assert "failed with" not in rest.verdict
+    shown = (tmp_path / "some" / "report.md").read_text()
+    assert "head (2 of 3 seeds)" in shown and row["notes"][0] in shown
+    assert "Confusion of head, seed 1" in shown
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from deltafit.adapters import adapt, adapter_tensors
 from deltafit.data import resolve_model
+from deltafit.engine import StateStores
 from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
 from deltafit.training.checkpoints import Checkpoint
@@ -65,6 +66,7 @@ def joined_loop(
     head: str = "architecture",
     validation: Examples | None = None,
     reporter: Reporter | None = None,
+    states: StateStores | None = None,
 ) -> JoinedLoop:
     """A loop of several runs on one model."""
     classifiers = {
@@ -93,7 +95,7 @@ def joined_loop(
     }
     return JoinedLoop(
         shared, tiny_examples(), validation, runs,
-        reporter=reporter or Silent(), accelerator=Accelerator(),
+        reporter=reporter or Silent(), accelerator=Accelerator(), states=states,
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltafit.engine import StateStores, states
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
-from deltafit.training import constant
 from deltafit.training.settings import TrainingSettings
 from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples, trained_values
 
@@ -16,14 +16,17 @@ TOP = LoRA("all-linear", rank=2, layers=(-1,))
 
 def train(
     folder: Path, method: Method, settings: TrainingSettings = SETTINGS, architecture: str = "bert"
-) -> tuple[dict[str, torch.Tensor], list[float], int]:
-    """Return what was trained, its losses, and the bytes of the states that were kept."""
+) -> tuple[dict[str, torch.Tensor], list[float], tuple[int, int]]:
+    """Return what was trained, its losses, and the bytes kept in memory and in a file."""
     model = save_model(folder / "model", architecture, dropout=True)
     classifier = adapted(model, method)
-    loop = loop_on(classifier, folder, settings, validation=tiny_examples(6, seed=3))
+    kept = StateStores()
+    validation = tiny_examples(6, seed=3)
+    loop = loop_on(classifier, folder, settings, validation=validation, states=kept)
     loop.run()
     losses = [entry[key] for entry in loop.course.history for key in ("train_loss", "loss")]
-    return trained_values(classifier), losses, loop.constant.kept_bytes
+    sizes = kept.bytes_held(in_memory=True), kept.bytes_held(in_memory=False)
+    return trained_values(classifier), losses, sizes
 
 
 @pytest.mark.parametrize(
@@ -45,16 +48,16 @@ def test_kept_in_memory_in_a_file_or_not_at_all(
     method: Method,
     settings: TrainingSettings,
 ) -> None:
-    kept, losses, size = train(tmp_path / "kept", method, settings, architecture)
+    kept, losses, sizes = train(tmp_path / "kept", method, settings, architecture)
     tokens = sum(map(len, tiny_examples().rows))
-    assert size == 4 * 32 * tokens
-    monkeypatch.setattr(constant, "MEMORY_LIMIT", 0)
-    mapped, _, size = train(tmp_path / "mapped", method, settings, architecture)
-    assert size == 4 * 32 * tokens
+    assert sizes == (4 * 32 * tokens, 0)
+    monkeypatch.setattr(states, "MEMORY_LIMIT", 0)
+    mapped, _, sizes = train(tmp_path / "mapped", method, settings, architecture)
+    assert sizes == (0, 4 * 32 * tokens)
     assert all(torch.equal(kept[name], mapped[name]) for name in kept)
-    monkeypatch.setattr(constant, "_SHARE", 0)
-    _, expected, size = train(tmp_path / "anew", method, settings, architecture)
-    assert size == 0
+    monkeypatch.setattr(states, "_SHARE", 0)
+    _, expected, sizes = train(tmp_path / "anew", method, settings, architecture)
+    assert sizes == (0, 0)
     # Not the parameters: Adam makes whole steps of rounding where a gradient should be zero (a
     # key's bias), and the loss does not depend on those.
     assert losses == pytest.approx(expected, rel=1e-4)
@@ -68,4 +71,4 @@ def test_kept_in_memory_in_a_file_or_not_at_all(
 def test_nothing_is_kept_where_it_is_of_no_use(
     tmp_path: Path, method: Method, settings: TrainingSettings
 ) -> None:
-    assert train(tmp_path, method, settings)[2] == 0
+    assert train(tmp_path, method, settings)[2] == (0, 0)

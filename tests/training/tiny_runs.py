@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from deltafit.adapters import adapt
 from deltafit.data import resolve_model
+from deltafit.engine import StateStores
 from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
 from deltafit.training.loop import Examples, TrainingLoop
@@ -117,6 +118,7 @@ def loop_on(
     validation: Examples | None = None,
     accelerator: Accelerator | None = None,
     learning_rate: float = 1e-2,
+    states: StateStores | None = None,
 ) -> TrainingLoop:
     """A loop on tiny rows."""
     return TrainingLoop(
@@ -128,6 +130,7 @@ def loop_on(
         folder=folder / "checkpoints",
         reporter=Silent(),
         accelerator=accelerator or Accelerator(),
+        states=states,
     )
 
 

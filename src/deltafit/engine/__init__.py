@@ -12,13 +12,15 @@ from deltafit.engine.mixed import check_mixing, mixed
 from deltafit.engine.packing import is_packed, packed
 from deltafit.engine.precision import ProductPrecision, probe_precision
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
-from deltafit.engine.states import StateStore
+from deltafit.engine.states import MEMORY_LIMIT, StateStore, StateStores
 
 __all__ = [
+    "MEMORY_LIMIT",
     "CannotPackError",
     "FrozenPrefix",
     "ProductPrecision",
     "StateStore",
+    "StateStores",
     "bulk_dropout",
     "check_mixing",
     "check_packing",

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deltafit.adapters.structure import BlockStack, main_stack, within
 from deltafit.engine.calls import evaluating, first_of, replaced_forward
+from deltafit.engine.digest import model_digest
 from deltafit.errors import DeltafitError
 
 _TOLERANCE = 1e-4  # of a tensor's largest value; feeding is another order of sums at most
@@ -37,6 +38,8 @@ class FrozenPrefix:
         nothing: what the last block returns behind its hidden states, each None, if it returns a
             tuple; None if it returns the states alone.
         whole: whether there are no blocks behind it.
+        behind: names of modules that run behind the boundary alone: the other blocks, and whatever
+            is trained outside the blocks.
     """
 
     def __init__(
@@ -46,9 +49,14 @@ class FrozenPrefix:
         embeddings: tuple[nn.Module, ...],
         nothing: tuple[None, ...] | None,
         whole: bool,
+        behind: tuple[str, ...],
     ) -> None:
         self.model, self.blocks, self.embeddings, self.whole = model, blocks, embeddings, whole
-        self._nothing = nothing
+        self._nothing, self._behind = nothing, behind
+
+    def digest(self) -> bytes:
+        """Return what decides the states of a batch besides the batch, as a short value."""
+        return model_digest(self.model, self._behind) + len(self.blocks).to_bytes(4, "big")
 
     def states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what leaves the prefix, ``[batch, length, width]``, without dropout or autocast.
@@ -170,10 +178,12 @@ def _checked(
     fitting = {names[m] for m, shape in expected.shapes.items() if shape == states.shape}
     inputs = [n for n in fitting - after if _beside_blocks(n, stack)]
     outermost = [n for n in inputs if not any(within(n, m) and n != m for m in inputs)]
+    behind = (*stack.blocks[count:], *above)
     # What a model does with its embeddings besides handing them on shows in the results.
     for left_out in dict.fromkeys((tuple(outermost), ())):
         embeddings = tuple(map(model.get_submodule, left_out))
-        prefix = FrozenPrefix(model, blocks, embeddings, nothing, count == stack.length)
+        whole = count == stack.length
+        prefix = FrozenPrefix(model, blocks, embeddings, nothing, whole, behind)
         with prefix.fed(_without_padding(states, batch)):
             fed = _Watched(model, blocks[-1], batch, readers)
         if len(fed.results) == len(expected.results) and all(

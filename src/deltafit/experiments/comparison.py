@@ -88,7 +88,8 @@ def compare(
             others than before; all else must be the same.
         reporter: told how the work goes; silent by default.
 
-    A method whose training fails by itself (it diverges) is a row that says so; the others go on.
+    A run whose training fails by itself (it diverges) is left out of its method's row, which says
+    so; a method of which all runs fail is a row of that alone. The others go on.
 
     Raises:
         DeltafitError: the input cannot be used.
@@ -142,25 +143,27 @@ def _compare(
     facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
     before: dict[int, dict[str, Any]] = {}
     for method in dict.fromkeys(config.method for config in configs):
-        finished = []
-        try:
-            for config in (config for config in configs if config.method == method):
-                run = folders[config]
-                outcome = joined.get(config)
+        finished: dict[int, tuple[Path, dict[str, Any]]] = {}
+        failed: list[str] = []
+        for config in (config for config in configs if config.method == method):
+            run, seed, outcome = folders[config], config.settings.seed, joined.get(config)
+            try:
                 if isinstance(outcome, TrainingError):
                     raise outcome
                 metrics = outcome or _run(config, splits, run, features, reporter, resume, before)
-                before[config.settings.seed] = metrics["before"]
-                finished.append((run, metrics))
-        except TrainingError as error:
-            seed = f"with seed {config.settings.seed} " if len(seeds) > 1 else ""
-            reporter.say(f"{method} {seed}{error.what}")
-            candidates.append(Failure(str(method), method.result_name, seed + error.what))
+            except TrainingError as error:
+                failed.append(f"with seed {seed} {error.what}" if len(seeds) > 1 else error.what)
+                reporter.say(f"{method} {failed[-1]}")
+                continue
+            before[seed] = metrics["before"]
+            finished[seed] = run, metrics
+        if not finished:
+            candidates.append(Failure(str(method), method.result_name, failed[0]))
             continue
-        candidates.append(candidate_of(method, finished, judged, splits))
+        candidates.append(candidate_of(method, [*finished.values()], judged, splits, failed))
         # One run stands for the method: a mean of curves is none.
-        name = f"{method}, seed {seeds[0]}" if len(seeds) > 1 else str(method)
-        metrics = finished[0][1]
+        seed, (_, metrics) = next(iter(finished.items()))
+        name = f"{method}, seed {seed}" if len(seeds) > 1 else str(method)
         histories[name] = loss_history(metrics)
         figures[name] = metrics["after"][judged]
         precisions[name] = metrics["precision"]

@@ -38,13 +38,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Failure:
-    """A method that cannot be judged, because a run of it failed.
+    """A method that cannot be judged, because all runs of it failed.
 
     Attributes:
         name: of the method, as its row shows it.
         result_name: the method's name in result files.
-        sentence: what happened, without its subject, and what to do: "diverged at step 40: loss
-            nan. Lower --lr."
+        sentence: what happened to the first, without its subject, and what to do: "diverged at
+            step 40: loss nan. Lower --lr."
     """
 
     name: str
@@ -125,13 +125,14 @@ def _row(
         "interval": mean_accuracy_interval(correct),
         "macro_f1": float(np.mean([figures["macro_f1"] for figures in metrics])),
         "seeds": len(metrics),
+        "failed_seeds": 0,
         "notes": list(notes),
     }
 
 
 def failed_row(name: str, result_name: str, failure: str) -> Row:
     """Return the row of a method that cannot be judged, and says why; see `Failure`."""
-    unknown = ("count", "after", "interval", "macro_f1", "seeds")
+    unknown = ("count", "after", "interval", "macro_f1", "seeds", "failed_seeds")
     return {
         **dict.fromkeys((*_COSTS, *unknown, "difference", "against_baseline")),
         "name": name,
@@ -144,9 +145,20 @@ def failed_row(name: str, result_name: str, failure: str) -> Row:
 
 
 def candidate_of(
-    method: Method, runs: Sequence[tuple[Path, dict[str, Any]]], judged: str, splits: Splits
+    method: Method,
+    runs: Sequence[tuple[Path, dict[str, Any]]],
+    judged: str,
+    splits: Splits,
+    failed: Sequence[str] = (),
 ) -> Candidate:
     """Return the row of a method from its finished runs, one a seed.
+
+    Args:
+        method: of the runs.
+        runs: folder and metrics of each.
+        judged: the part.
+        splits: the texts.
+        failed: a sentence for each run that failed, such as "with seed 3 diverged at step 40".
 
     Raises:
         DeltafitError: a run's stored predictions are not of these splits.
@@ -154,6 +166,7 @@ def candidate_of(
     after = [metrics["after"][judged] for _, metrics in runs]
     costs = [metrics["costs"] for _, metrics in runs]
     notes = list(dict.fromkeys(note for _, metrics in runs for note in metrics["notes"]))
+    notes += [f"{sentence} It is not in the figures." for sentence in failed]
     if judged == "validation":
         notes.append("judged on the validation rows, which also chose its checkpoint")
     correct = _correct(runs, judged, splits)
@@ -162,6 +175,7 @@ def candidate_of(
     # A run that took no measurable time has no speed.
     speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
     row |= {
+        "failed_seeds": len(failed),
         "before": float(np.mean([metrics["before"][judged]["accuracy"] for _, metrics in runs])),
         "trainable": costs[0]["trainable_parameters"],
         "total": costs[0]["total_parameters"],

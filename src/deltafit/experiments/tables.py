@@ -5,8 +5,9 @@ A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``res
 ``after``, ``interval`` (its 95 %, ``[low, high]``), ``macro_f1``, ``seconds``,
 ``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``, ``difference`` (the fields of a
 `PairedComparison` with the best row; None for that row itself), ``against_baseline`` (of a run: the
-best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), ``seeds``,
-``notes`` and ``failure``. Whatever a row lacks is shown as a dash.
+best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), ``seeds``
+(of which the figures are), ``failed_seeds`` (how many are left out), ``notes`` and ``failure``.
+Whatever a row lacks is shown as a dash.
 
 ``failure`` is None, or says of a method that cannot be judged what happened, without its subject,
 and what to do: "diverged at step 40: loss nan. Lower --lr.". Such a row has no figures and no
@@ -39,7 +40,9 @@ def comparison_table(rows: Sequence[Row], width: int | None = None) -> Table:
     console = get_console()
     available = width or console.width
     options = console.options.update(max_width=10_000)
-    nameless = [{**row, "name": "", "seeds": 1} for row in rows]  # names fold, figures do not
+    nameless = [
+        {**row, "name": "", "seeds": 1, "failed_seeds": 0} for row in rows
+    ]  # names fold, figures do not
     for layout in (_one_line_table, _stacked_table):
         # The maximum: rich's minimum would let figures fold, which their columns do not do.
         if Measurement.get(console, options, layout(nameless)).maximum <= available:
@@ -101,7 +104,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
 
 
 _PLAIN_BEFORE_INTERVAL = (
-    *("name", "kind", "result_name", "seeds", "trainable", "total"),
+    *("name", "kind", "result_name", "seeds", "failed_seeds", "trainable", "total"),
     *("metric_name", "count", "before", "after"),
 )
 _PLAIN_AFTER_INTERVAL = (
@@ -189,9 +192,11 @@ def _cells(row: Row) -> dict[str, str]:
     """Return every figure of a row as it is shown, in the order of the full table."""
     metric, share, interval = row["metric_name"], _share(row), row.get("interval")
     seeds, speed = row.get("seeds") or 1, row.get("examples_per_second")
+    failed = row.get("failed_seeds") or 0
+    among = f" ({seeds}{f' of {seeds + failed}' if failed else ''} seeds)"
     bounds = [format_metric(value, metric) for value in interval or ()]
     return {
-        "method": row["name"] + (f" ({seeds} seeds)" if seeds > 1 else ""),
+        "method": row["name"] + (among if seeds + failed > 1 else ""),
         "trainable": format_count(row.get("trainable")),
         "share": NOTHING if share is None else f"{100 * share:.{0 if share == 1 else 2}f} %",
         "before": format_metric(row.get("before"), metric),

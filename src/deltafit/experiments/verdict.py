@@ -27,6 +27,7 @@ def verdict(rows: Sequence[Row]) -> str:
         return "Nothing was compared."
     judged = [row for row in rows if not row.get("failure")]
     sentences = _of_judged(judged) if judged else ["There is nothing to judge: every run failed."]
+    sentences += [_without_seeds(row) for row in judged if row.get("failed_seeds")]
     return " ".join([*sentences, *(_failed(row) for row in rows if row.get("failure"))])
 
 
@@ -45,6 +46,11 @@ def _failed(row: Row) -> str:
     # Up to the reason and the advice, which stand with the row's remarks.
     what = re.split(r"[:.](?:\s|$)", row["failure"], maxsplit=1)[0]
     return f"{row['name']} {what} and is not judged."
+
+
+def _without_seeds(row: Row) -> str:
+    failed, seeds = row["failed_seeds"], row["seeds"] + row["failed_seeds"]
+    return f"{row['name']} failed with {failed} of {seeds} seeds, which its figures leave out."
 
 
 def _undecided(majority: Row, best: Row, tied: Sequence[Row]) -> list[str]:

@@ -1,16 +1,18 @@
 """What a frozen prefix gives for each training row, computed once and fed to every epoch."""
 
-import shutil
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
-import psutil
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from deltafit.data import across_lengths, length_grouped
-from deltafit.engine import FrozenPrefix, StateStore, find_prefix
+from deltafit.engine import FrozenPrefix, StateStore, StateStores, find_prefix
 from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.tasks.inference import BATCH_TOKENS
@@ -19,9 +21,17 @@ from deltafit.training.progress import Counted, Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
 
-# Never more than this share of what is free, in memory or on the disk.
-_SHARE = 0.25
-MEMORY_LIMIT = 1 << 30  # bytes
+
+def constant_batches(lengths: Sequence[int], settings: TrainingSettings) -> list[list[int]]:
+    """Return the rows of each pass in which constant states are computed.
+
+    They are always the same, so that the states do not depend on where a run was resumed.
+
+    Args:
+        lengths: tokens of each row.
+        settings: batch size and maximum length, which no pass goes beyond.
+    """
+    return length_grouped(lengths, min(BATCH_TOKENS, settings.batch_size * settings.max_length))
 
 
 class ConstantStates:
@@ -34,12 +44,14 @@ class ConstantStates:
         classifier: adapted, on its device.
         train: the rows to learn from.
         trained: names of the trained parameters.
-        settings: batch size and maximum length, which no pass goes beyond.
+        settings: batch size and maximum length; see ``constant_batches``.
         folder: for states that are too many for memory.
         reporter: told how computing them goes.
+        shared: of the runs of one command, which find there what an earlier one computed; None
+            for a run by itself, whose states go with it.
 
     Attributes:
-        kept_bytes: what the kept states take; 0 where none are kept.
+        others_bytes: what the kept states of other runs held in memory to the end of this one.
     """
 
     def __init__(
@@ -50,16 +62,19 @@ class ConstantStates:
         settings: TrainingSettings,
         folder: Path,
         reporter: Reporter,
+        shared: StateStores | None = None,
     ) -> None:
         self._classifier, self._train = classifier, train
-        self._folder, self._reporter = folder, reporter
-        self._batch_tokens = min(BATCH_TOKENS, settings.batch_size * settings.max_length)
+        self._folder, self._reporter, self._shared = folder, reporter, shared
+        self._batches = constant_batches([len(row) for row in train.rows], settings)
         self._store: StateStore | None = None
-        self.kept_bytes = 0
+        self.others_bytes = 0
         with plain_forward(classifier.model):
             self._prefix: FrozenPrefix | None = find_prefix(
                 classifier.model, trained, batch_of(classifier, across_lengths(train.rows, 2))
             )
+        if shared is not None and self._prefix is None:
+            shared.clear()  # training through all blocks is what needs memory most
 
     @property
     def whole(self) -> bool:
@@ -72,39 +87,66 @@ class ConstantStates:
         return () if self._prefix is None else self._prefix.blocks
 
     def keep(self, course: Course) -> None:
-        """Compute the states of all rows, if there is a prefix and room for them.
+        """Compute or find the states of all rows, if there is a prefix and room for them.
 
-        The decision and the time it took are kept in ``course``: a resumed run does as it did.
+        The decision and the time that computing takes are kept in ``course``: a resumed run does
+        as it did, and a run that finds its states is told what they cost the one that had none.
 
         Raises:
             DeltafitError: the run kept its states, and there is no room for them any more.
         """
         if self._prefix is None or course.kept is False:
             return
-        began = time.perf_counter()
-        first, course.kept = course.kept is None, self._compute()
+        began, first = time.perf_counter(), course.kept is None
+        self._store = self._found() if self._shared is not None else self._computed(StateStores())
+        course.kept = self._store is not None
         if first:
-            course.seconds += time.perf_counter() - began
+            spent = time.perf_counter() - began
+            course.seconds += spent if self._store is None else self._store.seconds
         elif not course.kept:
             raise DeltafitError(
                 "The run kept what its frozen layers give, and goes on bit for bit only so. Free "
                 f"memory or disk space at {self._folder}, and resume it again."
             )
 
-    def _compute(self) -> bool:
+    def _found(self) -> StateStore | None:
+        """Return the shared store of the states, computed if no run has done so yet."""
+        assert self._shared is not None
+        key = self._key()
+        store = self._shared.find(key)
+        if store is None and (store := self._computed(self._shared)) is not None:
+            self._shared.keep(key, store)
+        return store
+
+    def _key(self) -> bytes:
+        """Return a digest of everything that decides a bit of the states."""
         assert self._prefix is not None
+        classifier, rows = self._classifier, self._train.rows
+        device = next(classifier.model.parameters()).device
+        how = (str(device), torch.get_num_threads(), classifier.pad_token_id, classifier.positions)
+        digest = blake2b(self._prefix.digest(), digest_size=32)
+        digest.update(json.dumps([how, self._batches]).encode())
+        for row in rows:
+            digest.update(np.array([len(row), *row], dtype=np.int64).data)
+        return digest.digest()
+
+    def _computed(self, stores: StateStores) -> StateStore | None:
+        """Return a new store with the states of all rows; say why if there is no room for it."""
+        assert self._prefix is not None
+        began, store = time.perf_counter(), None
         lengths = [len(row) for row in self._train.rows]
         advance = Counted(self._reporter, "frozen layers", len(lengths))
         with plain_forward(self._classifier.model):
-            # Always the same batches: the states do not depend on where a run was resumed.
-            for rows in length_grouped(lengths, self._batch_tokens):
+            for rows in self._batches:
                 states = self._prefix.states(self._batch(rows))
-                if self._store is None and not self._opened(lengths, states.shape[-1]):
-                    return False
-                assert self._store is not None
-                self._store.put(rows, states)
+                store = store or self._opened(stores, lengths, states.shape[-1])
+                if store is None:
+                    return None
+                store.put(rows, states)
                 advance(len(rows))
-        return True
+        assert store is not None
+        store.seconds = time.perf_counter() - began
+        return store
 
     @contextmanager
     def fed(self, rows: list[int]) -> Iterator[None]:
@@ -122,26 +164,23 @@ class ConstantStates:
             yield
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, as far as no later run may need the states."""
+        if self._shared is not None:
+            self.others_bytes = self._shared.bytes_held(in_memory=True, besides=self._store)
         self._store = None
 
-    def _opened(self, lengths: list[int], width: int) -> bool:
-        """Make the store; say why there is none if there is no room."""
-        limit = min(MEMORY_LIMIT, int(_SHARE * psutil.virtual_memory().available))
-        size = 4 * width * sum(lengths)
+    def _opened(self, stores: StateStores, lengths: Sequence[int], width: int) -> StateStore | None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if size <= limit or size <= _SHARE * shutil.disk_usage(self._folder).free:
-                self._store = StateStore(lengths, width, memory_limit=limit, folder=self._folder)
-                self.kept_bytes = self._store.bytes
-                return True
+            store = stores.opened(lengths, width, self._folder)
         except OSError:  # a quota, or another process was quicker
-            pass
-        self._reporter.say(
-            f"There is no room to keep what the frozen layers give ({size / 1e9:.1f} GB), so it is "
-            "computed anew in every epoch."
-        )
-        return False
+            store = None
+        if store is None:
+            size = 4 * width * sum(lengths)
+            self._reporter.say(
+                f"There is no room to keep what the frozen layers give ({size / 1e9:.1f} GB), so "
+                "it is computed anew in every epoch."
+            )
+        return store
 
     def _batch(self, rows: list[int]) -> dict[str, Tensor]:
         return batch_of(self._classifier, [self._train.rows[row] for row in rows])

@@ -26,14 +26,13 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.data import epoch_order
-from deltafit.engine import frozen_products
+from deltafit.engine import MEMORY_LIMIT, frozen_products
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_stack
 from deltafit.methods import Full, Method
 from deltafit.tasks.classification import Classifier
 from deltafit.training.accelerator import mixed_precision_of
 from deltafit.training.config import RunConfig
-from deltafit.training.constant import MEMORY_LIMIT
 from deltafit.training.course import Course
 from deltafit.training.memory import PeakMemory
 from deltafit.training.passes import cut_passes

@@ -1,4 +1,4 @@
-"""Frozen features of a data set, computed once and shared by probes and baselines."""
+"""What runs on the same texts share: frozen features, and what frozen layers gave."""
 
 import time
 from functools import cached_property
@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from deltafit.data import ModelSource, Splits, resolve_model
+from deltafit.engine import StateStores
 from deltafit.tasks.classification import HeadSettings, load_classifier
 from deltafit.tasks.inference import compute_features, tokenise_for
 from deltafit.tasks.pooling import POOLINGS, Pooling
@@ -29,12 +30,15 @@ class FrozenFeatures:
 
     Attributes:
         seconds: what computing the features has taken; 0 before.
+        states: of frozen layers for the training rows, of the runs so far. Features are not made
+            from them: a baseline would get for nothing what a run has paid for, and how it rounds
+            would depend on what ran before it.
     """
 
     def __init__(self, model: str, splits: Splits, max_length: int, reporter: Reporter) -> None:
         self.source: ModelSource = resolve_model(model)
         self.splits, self.max_length, self.reporter = splits, max_length, reporter
-        self.seconds = 0.0
+        self.seconds, self.states = 0.0, StateStores()
         self._probes: dict[Pooling, Probe] = {}
 
     @cached_property

@@ -10,7 +10,7 @@ from torch import nn
 
 from deltafit.adapters import activate, adapter_tensors, keyed_seed
 from deltafit.data import across_lengths
-from deltafit.engine import check_mixing
+from deltafit.engine import StateStores, check_mixing
 from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.accelerator import seed_generators
@@ -18,9 +18,7 @@ from deltafit.training.checkpoints import Checkpoint
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
 from deltafit.training.execution import fast_execution, release
-from deltafit.training.gradients import (
-    enable_gradient_checkpointing,
-)
+from deltafit.training.gradients import enable_gradient_checkpointing
 from deltafit.training.interruption import Interrupted, stop_requested
 from deltafit.training.joined_gradients import JoinedGradients
 from deltafit.training.learner import Learner
@@ -70,6 +68,7 @@ class JoinedLoop:
         runs: by the names of their adapters.
         reporter: told how the work goes.
         accelerator: devices and precision; of one process.
+        states: of frozen layers, shared with other runs; see `ConstantStates`.
 
     Attributes:
         learners: of the runs, by name. Checkpoints name tensors as `TrainingLoop` does, so that
@@ -88,6 +87,7 @@ class JoinedLoop:
         *,
         reporter: Reporter,
         accelerator: Accelerator,
+        states: StateStores | None = None,
     ) -> None:
         check_shared([run.settings for run in runs.values()])
         if accelerator.num_processes > 1:
@@ -111,23 +111,30 @@ class JoinedLoop:
         self.model = accelerator.prepare(model)
         train = next(iter(self.learners.values())).train
         self.modes = TrainingModes(classifier, self.settings, train)
-        self.constant = self._constant(runs)
+        self.constant = self._constant(runs, states)
         self.gradients = JoinedGradients(
             self.model, classifier, self.learners, accelerator, self.constant
         )
         self._failures: dict[str, TrainingError] = {}
 
-    def _constant(self, runs: Mapping[str, JoinedRun]) -> ConstantStates:
+    def _constant(
+        self, runs: Mapping[str, JoinedRun], states: StateStores | None
+    ) -> ConstantStates:
         """Return what frozen layers give for all runs.
 
         Raises:
             UsageError: the runs differ in which layers those are, and so in what drops nothing.
         """
         first: ConstantStates | None = None
+        seen: set[tuple[str, ...]] = set()
         for name, learner in self.learners.items():
+            trained = tuple(learner.trainable)
+            if trained in seen:
+                continue  # another seed or rate, or another rank
+            seen.add(trained)
             constant = ConstantStates(
-                self.classifier, learner.train, tuple(learner.trainable),
-                learner.settings, learner.folder, self.reporter,
+                self.classifier, learner.train, trained,
+                learner.settings, learner.folder, self.reporter, states,
             )  # fmt: skip
             first = first or constant
             if constant.blocks != first.blocks:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from deltafit.adapters import activate, adapt, check_fits
 from deltafit.adapters.structure import repeated_blocks
 from deltafit.data import Splits, resolve_model
+from deltafit.engine import StateStores
 from deltafit.errors import TrainingError, UsageError
 from deltafit.files import write_json_atomically
 from deltafit.methods import DeltaMethod
@@ -66,11 +67,12 @@ def execute_jointly(
     _check(configs)
     gc.collect()  # as in ``execute``: what has finished would count as memory of these runs
     first = configs[0]
+    states = features.states if features is not None else None
     features = features or FrozenFeatures(first.model, splits, first.settings.max_length, reporter)
     mixed = mixed_precision_of(first.settings.precision, first.method)
     with started_accelerator(mixed, folders[0], (), {}) as accelerator:
         outcomes = _run(
-            configs, splits, folders, reporter, accelerator, features, resume, before or {}
+            configs, splits, folders, reporter, accelerator, features, states, resume, before or {}
         )
         accelerator.free_memory()  # of the trained model: the proofs load its base once more
         for folder, outcome in zip(folders, outcomes, strict=True):
@@ -138,6 +140,7 @@ def _run(
     reporter: Reporter,
     accelerator: Accelerator,
     features: FrozenFeatures,
+    states: StateStores | None,
     resume: bool,
     before: Mapping[int, dict[str, Any]],
 ) -> list[dict[str, Any] | TrainingError]:
@@ -161,7 +164,7 @@ def _run(
                 )
                 for name, config, folder in zip(names, configs, folders, strict=True)
             },
-            reporter=reporter, accelerator=accelerator,
+            reporter=reporter, accelerator=accelerator, states=states,
         )  # fmt: skip
         failures = loop.run(checkpoints)
     outcomes: list[dict[str, Any] | TrainingError] = []
@@ -172,7 +175,8 @@ def _run(
         activate(run.classifier.model, name)
         metrics = write_results(
             config, run, splits, folder, reporter, accelerator,
-            before=before[config.settings.seed], course=loop.learners[name].course, peak=peak,
+            before=before[config.settings.seed], course=loop.learners[name].course,
+            peak=peak.without(loop.constant.others_bytes),
         )  # fmt: skip
         outcomes.append({**metrics, "joined": len(configs), "expected_memory": None})
     return outcomes

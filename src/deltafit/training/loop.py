@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from deltafit.adapters import keyed_seed
+from deltafit.engine import StateStores
 from deltafit.errors import TrainingError
 from deltafit.tasks.classification import Classifier
 from deltafit.training.accelerator import seed_generators
@@ -39,6 +40,7 @@ class TrainingLoop(Learner):
         folder: for checkpoints.
         reporter: told how the work goes.
         accelerator: devices, precision and trackers.
+        states: of frozen layers, shared with other runs; see `ConstantStates`.
 
     Raises:
         UsageError: the settings need validation rows, or what the model does not offer.
@@ -55,6 +57,7 @@ class TrainingLoop(Learner):
         folder: Path,
         reporter: Reporter,
         accelerator: Accelerator,
+        states: StateStores | None = None,
     ) -> None:
         model = classifier.model.to(accelerator.device)
         super().__init__(
@@ -67,7 +70,9 @@ class TrainingLoop(Learner):
         self.model = accelerator.prepare(model)
         self.modes = TrainingModes(classifier, settings, train)
         trained = tuple(self.trainable)
-        self.constant = ConstantStates(classifier, train, trained, settings, folder, reporter)
+        self.constant = ConstantStates(
+            classifier, train, trained, settings, folder, reporter, states
+        )
         self.gradients = StepGradients(
             self.model, classifier, train, settings, self.class_weights, accelerator, self.constant
         )

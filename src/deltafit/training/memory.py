@@ -26,6 +26,10 @@ class PeakMemory:
     process: int = 0
     gpu: int = 0
 
+    def without(self, others_bytes: int) -> "PeakMemory":
+        """Return the peak of a process that had not kept so many bytes for others all along."""
+        return PeakMemory(max(0, self.process - others_bytes), self.gpu)
+
 
 @contextmanager
 def measured_memory() -> Iterator[PeakMemory]:

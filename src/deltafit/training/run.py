@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from deltafit.adapters import adapt
 from deltafit.data import Splits
+from deltafit.engine import StateStores
 from deltafit.files import write_json_atomically
 from deltafit.methods import DeltaMethod
 from deltafit.prediction.folder import prove_saved
@@ -70,12 +71,16 @@ def execute(
     """
     # A run that has finished lives on in reference cycles, and would count as memory of this one.
     gc.collect()
+    # A run by itself gives the states of frozen layers back as soon as it is trained.
+    states = features.states if features is not None else None
     features = features or FrozenFeatures(
         config.model, splits, config.settings.max_length, reporter
     )
     mixed = mixed_precision_of(config.settings.precision, config.method)
     with started_accelerator(mixed, folder, trackers, config.to_dict()) as accelerator:
-        metrics = _run(config, splits, folder, reporter, accelerator, features, resume, before)
+        metrics = _run(
+            config, splits, folder, reporter, accelerator, features, states, resume, before
+        )
         accelerator.free_memory()  # of the trained model: the proof loads its base once more
         if accelerator.is_main_process:
             prove_saved(folder / "adapter")
@@ -92,6 +97,7 @@ def _run(
     reporter: Reporter,
     accelerator: Accelerator,
     features: FrozenFeatures,
+    states: StateStores | None,
     resume: bool,
     before: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -105,7 +111,9 @@ def _run(
     checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     decided = checkpoint.state["course"]["precision"] if checkpoint else None
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows, decided)
-    course, peak = _train(config, run, folder, reporter, accelerator, checkpoint)
+    if states is not None:  # what earlier runs left is none of this one's
+        foretold["process_before"] -= states.bytes_held(in_memory=True)
+    course, peak = _train(config, run, folder, reporter, accelerator, checkpoint, states)
     metrics = write_results(
         config, run, splits, folder, reporter, accelerator,
         before=before, course=course, peak=peak,
@@ -131,9 +139,10 @@ def _train(
     reporter: Reporter,
     accelerator: Accelerator,
     checkpoint: Checkpoint | None,
+    states: StateStores | None,
 ) -> tuple[Course, PeakMemory]:
     with measured_memory() as peak:
-        course = TrainingLoop(
+        loop = TrainingLoop(
             run.classifier,
             run.examples["train"],
             run.examples.get("validation"),
@@ -142,5 +151,7 @@ def _train(
             folder=folder / "checkpoints",
             reporter=reporter,
             accelerator=accelerator,
-        ).run(checkpoint)
-    return course, peak
+            states=states,
+        )
+        course = loop.run(checkpoint)
+    return course, peak.without(loop.constant.others_bytes)
