@@ -17,7 +17,7 @@ import torch
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import read_tensors
 from deltafit.methods import Full, LastBlocks, LoRA, Method
-from deltafit.training.checkpoints import save_checkpoint
+from deltafit.training.checkpoints import Checkpoint, restore, save_checkpoint
 from deltafit.training.interruption import Interrupted, stop_requested
 from deltafit.training.progress import Silent
 from deltafit.training.run import RunResult
@@ -275,3 +275,22 @@ def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path: Path) -> No
             (tmp_path / name).touch()
         save_checkpoint(tmp_path, step, parameters, optimiser, {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_a_parameter_that_lies_in_memory_by_columns_goes_on_as_it_would() -> None:
+    def stepped(parameter: torch.nn.Parameter, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        parameter.grad = torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(seed)
+        ).as_strided_(parameter.shape, parameter.stride())
+        optimiser.step()
+
+    one, other = (torch.nn.Parameter(torch.ones(5, 3).T) for _ in range(2))
+    first, second = (torch.optim.AdamW([p], lr=0.1, fused=True) for p in (one, other))
+    stepped(one, first, 0)
+    tensors = {"parameter/w": one.detach().contiguous()} | {
+        f"optimiser/{key}/w": value.contiguous() for key, value in first.state[one].items()
+    }
+    restore(Checkpoint(tensors, {}), {"w": other}, second, {})
+    for parameter, optimiser in ((one, first), (other, second)):
+        stepped(parameter, optimiser, 1)
+    assert torch.equal(one, other)

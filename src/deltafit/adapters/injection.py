@@ -273,4 +273,4 @@ def _layer(
     if own:
         raise DeltafitError(f"{name} has a {own[0]} already: another library has adapted it.")
     device, dtype = next(module.parameters()).device, adapter_dtype(module)
-    return resolved, {n: t.to(device=device, dtype=dtype) for n, t in tensors.items()}
+    return resolved, {n: t.to(device=device, dtype=dtype).contiguous() for n, t in tensors.items()}

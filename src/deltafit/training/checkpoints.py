@@ -114,9 +114,12 @@ def restore(
         if kind == "optimiser":
             entry, _, name = rest.partition("/")
             parameter = trainable[name]
-            # AdamW keeps its step count on the CPU whatever the parameter's device.
-            device = "cpu" if entry == "step" else parameter.device
-            optimiser.state[parameter][entry] = value.to(device)
+            # AdamW keeps its step count on the CPU whatever the parameter's device. Its fused
+            # kernel takes for granted that the rest lies in memory as the parameter does.
+            place = torch.empty((), dtype=value.dtype) if entry == "step" else parameter.detach()
+            optimiser.state[parameter][entry] = torch.empty_like(place, dtype=value.dtype).copy_(
+                value
+            )
 
 
 def save_best(folder: Path, trainable: Mapping[str, nn.Parameter]) -> None:
