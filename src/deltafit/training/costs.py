@@ -34,6 +34,7 @@ from deltafit.tasks.classification import Classifier
 from deltafit.training.accelerator import mixed_precision_of
 from deltafit.training.config import RunConfig
 from deltafit.training.course import Course
+from deltafit.training.execution import wants_packing
 from deltafit.training.memory import PeakMemory
 from deltafit.training.passes import cut_passes
 from deltafit.training.precision import planned_precision
@@ -136,7 +137,7 @@ def expected_memory(
             blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
         return sum(blocks) * tokens, (size * largest + (matrices if blocks else 0)) * tokens
 
-    shapes = _pass_shapes([len(row) for row in rows], settings, packed=_may_pack(model))
+    shapes = _pass_shapes([len(row) for row in rows], settings, packed=_may_pack(model, settings))
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
@@ -176,13 +177,13 @@ def _kept_values(
     return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
 
 
-def _may_pack(model: nn.Module) -> bool:
+def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
     """Return whether training will probably run packed; see ``fast_execution``."""
     try:
         find_stack(model)
     except CannotPackError:
         return False
-    return next(model.parameters()).device.type == "cpu"
+    return wants_packing(model, settings.packing)
 
 
 def _pass_shapes(

@@ -11,6 +11,7 @@ from deltafit.errors import UsageError
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+Packing = Literal["auto", "on", "off"]
 BaseDropout = Literal["configured", "off"]
 ClassWeights = Literal["none", "balanced"]
 HeadChoice = Literal["architecture", "cls", "mean", "last", "auto"]
@@ -40,6 +41,8 @@ class TrainingSettings:
         precision: auto, float32, bf16 or fp16 (CUDA only). On a CPU bf16 is for the products with
             frozen weights, and auto measures whether it is faster; elsewhere, and in full
             fine-tuning, bf16 and fp16 are mixed precision, and auto is float32.
+        packing: run training without padding: auto does on a CPU (no GPU was measured), on does on
+            any device, and both only where one batch shows that the model gives the same so.
         max_length: tokens a text is cut to.
         evaluate_every: optimiser steps between evaluations; None evaluates after each epoch.
         metric: which validation figure picks the best checkpoint.
@@ -64,6 +67,7 @@ class TrainingSettings:
     clip: float | None = 1.0
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
+    packing: Packing = "auto"
     max_length: int = 256
     evaluate_every: int | None = None
     metric: str = "accuracy"
@@ -84,7 +88,7 @@ class TrainingSettings:
         for name in ("warmup", "label_smoothing"):
             _check_share(name, getattr(self, name))
         hints = get_type_hints(type(self))
-        for name in ("schedule", "precision", "class_weights", "base_dropout"):
+        for name in ("schedule", "precision", "packing", "class_weights", "base_dropout"):
             choices = get_args(hints[name])
             if getattr(self, name) not in choices:
                 raise UsageError(
