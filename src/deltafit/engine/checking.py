@@ -1,6 +1,7 @@
-"""Whether a model gives the same packed as padded: one batch both ways."""
+"""Whether a model gives the same packed, or in its first tokens alone: one batch both ways."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from deltafit.engine.attention import PACKED
 from deltafit.engine.calls import evaluating
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_layout, find_stack, packed
+from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 
 # Of a tensor's largest value, in float32. Rounding stays far below (2e-5 in the gradients of all of
 # SmolLM2's 30 layers); mistakes in positions, masks or the order of rows lie far above.
@@ -44,14 +46,15 @@ def check_packing(
         raise ValueError("check_packing needs a padded run: call it outside packed(model).")
     found: list[bool] = []
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        expected, slopes = _run(model, owner, batch, gradients)
+        tokens = batch["attention_mask"].bool()
+        expected = _run(model, owner, batch, tokens, gradients)
         watch = model.get_submodule(stack.blocks[-1]).register_forward_pre_hook(
             lambda block, args, kwargs: found.append(find_layout(args, kwargs) is not None),
             with_kwargs=True,
         )
         try:
             with packed(model):
-                results, packed_slopes = _run(model, owner, batch, gradients)
+                results = _run(model, owner, batch, tokens, gradients)
         except CannotPackError as error:
             return str(error)
         except Exception as error:  # what blocks unknown here do with a sheet can end in any
@@ -60,25 +63,78 @@ def check_packing(
             watch.remove()
     if not found or not all(found):
         return f"{type(owner).__name__} ran a batch padded that was to be packed."
+    differing = _first_difference(expected, results)
+    if differing is None:
+        return None
+    return f"{type(owner).__name__} does not give the same packed as padded: {differing}."
+
+
+def find_reading(
+    model: nn.Module, batch: Mapping[str, Tensor], *, gradients: bool = True
+) -> KeysAndValues | None:
+    """Return what ``first_tokens`` takes if the model gives the same in it, and else None.
+
+    One batch runs padded and so, without dropout. Compared are the states of the first tokens, the
+    output, and the gradients of the trainable parameters. All other states are NaN, which spoils
+    the output of a head that reads them, be its weights zero. Nothing is changed, as in
+    ``check_packing``.
+
+    Args:
+        model: a classifier that ``check_packing`` has nothing against; outside of ``packed``.
+        batch: its keywords; best with rows of several lengths.
+        gradients: False compares what comes of the forward pass alone.
+    """
+    _, owner = find_stack(model)
+    first = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+    first[:, 0] = True
+    if model is owner or first.all():  # it gives all states; or nothing shows what is read of more
+        return None
+    others: list[Tensor] = []
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        try:
+            layers = find_keys_and_values(model, batch)
+            expected = _run(model, owner, batch, first, gradients)
+            with packed(model), first_tokens(model, layers), ExitStack() as restore:
+                watch = owner.register_forward_hook(
+                    lambda module, args, output: others.append(output[0][~first])
+                )
+                restore.callback(watch.remove)
+                results = _run(model, owner, batch, first, gradients)
+        except Exception:  # what blocks unknown here do with few tokens can end in any
+            return None
+    narrowed = all(bool(states.isnan().all()) for states in others)
+    return layers if narrowed and _first_difference(expected, results) is None else None
+
+
+_Results = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _first_difference(expected: _Results, found: _Results) -> str | None:
+    """Return a clause on the first result that differs beyond rounding, if there is one."""
+    outputs, slopes = expected
     largest = max((float(g.abs().max()) for g in slopes.values()), default=0.0)
-    floors = dict.fromkeys(expected, 0.0) | dict.fromkeys(slopes, _LEAST_GRADIENT * largest)
-    results |= packed_slopes
-    for name, value in (expected | slopes).items():
+    floors = dict.fromkeys(outputs, 0.0) | dict.fromkeys(slopes, _LEAST_GRADIENT * largest)
+    results = found[0] | found[1]
+    for name, value in (outputs | slopes).items():
         # What has no gradient at all differs too.
         result = results.get(name, torch.full_like(value, torch.nan))
         difference = _difference(value, result, floors[name])
         if not difference <= _TOLERANCE:  # so that NaN is found
-            return (
-                f"{type(owner).__name__} does not give the same packed as padded: {name} differs "
-                f"by {difference:.1g} of its size."
-            )
+            return f"{name} differs by {difference:.1g} of its size"
     return None
 
 
 def _run(
-    model: nn.Module, owner: PreTrainedModel, batch: Mapping[str, Tensor], backward: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the outputs by what they are, and the gradients by their parameters' names."""
+    model: nn.Module,
+    owner: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    tokens: Tensor,
+    backward: bool,
+) -> _Results:
+    """Return the outputs by what they are, and the gradients by their parameters' names.
+
+    Of the states, those of ``tokens`` count, bool ``[rows, length]``.
+    """
     states: list[Tensor] = []
     hook = owner.register_forward_hook(lambda module, args, output: states.append(output[0]))
     with torch.set_grad_enabled(backward):
@@ -87,7 +143,7 @@ def _run(
         finally:
             hook.remove()
         # A head that starts at zero shows nothing of the states, nor sends gradients to them.
-        outputs = {"the states of its tokens": states[-1][batch["attention_mask"].bool()]}
+        outputs = {"the states of its tokens": states[-1][tokens]}
         if model is not owner:
             outputs["its output"] = output if isinstance(output, Tensor) else output[0]
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and backward}
