@@ -115,17 +115,18 @@ def packed_attention(
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     if takes(query, value, attention_mask, dropout):
         return variable_length_attention(q, k, v, attention_mask, scale)[None], None
-    repeats = query.shape[1] // key.shape[1]
+    key, value, groups = attention_mask.attended(key, value)
+    k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (key, value))
+    repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))
-    groups = attention_mask.groups
+    queries = attention_mask.groups
     if dropout and query.device.type == "cpu":
-        return explicit_attention(q, k, v, groups, scaling=scale, dropout=dropout)[None], None
-    sizes = [group.tokens for group in groups]
-    outputs = [
-        _fused_attention(*parts, scaling=scale, dropout=dropout)
-        for parts in zip(groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-    ]
+        explicit = explicit_attention(q, k, v, queries, groups, scaling=scale, dropout=dropout)
+        return explicit[None], None
+    own, sizes = ([group.tokens for group in each] for each in (queries, groups))
+    parts = zip(queries, groups, q.split(own), k.split(sizes), v.split(sizes), strict=True)
+    outputs = [_fused_attention(*part, scaling=scale, dropout=dropout) for part in parts]
     return torch.cat(outputs)[None], None
 
 
@@ -145,15 +146,23 @@ def _refuse_unknown(
 
 
 def _fused_attention(
-    group: Group, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropout: float
+    queries: Group,
+    group: Group,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
     """Return the attention of one group by torch's kernel; ``[tokens, heads, width]`` each."""
-    q, k, v = (group.padded(tensor).transpose(1, 2) for tensor in (query, key, value))
+    q = queries.padded(query).transpose(1, 2)
+    k, v = (group.padded(tensor).transpose(1, 2) for tensor in (key, value))
     seen = None if group.seen is None else group.seen.to(q.device)
     output = functional.scaled_dot_product_attention(
         q, k, v, seen, dropout, is_causal=group.causal and seen is None, scale=scaling
     )
-    return group.unpadded(output.transpose(1, 2))
+    return queries.unpadded(output.transpose(1, 2))
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -1,7 +1,7 @@
-"""Whether a model gives the same packed as padded: one batch both ways."""
+"""Whether a model gives the same packed, or in its first tokens alone: one batch both ways."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from deltafit.engine.attention import PACKED
 from deltafit.engine.calls import evaluating
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_layout, find_stack, packed
+from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 
 # Of a tensor's largest value, in float32. Rounding stays far below (2e-5 in the gradients of all of
 # SmolLM2's 30 layers); mistakes in positions, masks or the order of rows lie far above.
@@ -68,6 +69,43 @@ def check_packing(
     if reason is None:
         return None
     return f"{type(owner).__name__} does not give the same packed as padded: {reason}."
+
+
+def find_reading(
+    model: nn.Module, batch: Mapping[str, Tensor], *, gradients: bool = True
+) -> KeysAndValues | None:
+    """Return what ``first_tokens`` takes if the model gives the same in it, and else None.
+
+    One batch runs padded and so, without dropout. Compared are the states of the first tokens, the
+    output, and the gradients of the trainable parameters. All other states are NaN, which spoils
+    the output of a head that reads them, be its weights zero. Nothing is changed, as in
+    ``check_packing``.
+
+    Args:
+        model: a classifier that ``check_packing`` has nothing against; outside of ``packed``.
+        batch: its keywords; best with rows of several lengths.
+        gradients: False compares what comes of the forward pass alone.
+    """
+    _, owner = find_stack(model)
+    first = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+    first[:, 0] = True
+    if model is owner or first.all():  # it gives all states; or nothing shows what is read of more
+        return None
+    others: list[Tensor] = []
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        try:
+            layers = find_keys_and_values(model, batch)
+            expected = _run(model, owner, batch, gradients, tokens=first)
+            with packed(model), first_tokens(model, layers), ExitStack() as restore:
+                watch = owner.register_forward_hook(
+                    lambda module, args, output: others.append(output[0][~first])
+                )
+                restore.callback(watch.remove)
+                results = _run(model, owner, batch, gradients, tokens=first)
+        except Exception:  # what blocks unknown here do with few tokens can end in any
+            return None
+    narrowed = all(bool(states.isnan().all()) for states in others)
+    return layers if narrowed and _first_difference(expected, results) is None else None
 
 
 Results = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -153,8 +191,13 @@ def _run(
     batch: Mapping[str, Tensor],
     backward: bool,
     mixed: torch.dtype | None = None,
+    tokens: Tensor | None = None,
 ) -> Results:
-    """Return the outputs by what they are, and the gradients by their parameters' names."""
+    """Return the outputs by what they are, and the gradients by their parameters' names.
+
+    Of the states, those of ``tokens`` count, bool ``[rows, length]``; by default all but padding.
+    """
+    tokens = batch["attention_mask"].bool() if tokens is None else tokens
     states: list[Tensor] = []
     hook = owner.register_forward_hook(lambda module, args, output: states.append(output[0]))
     with torch.set_grad_enabled(backward):
@@ -164,7 +207,7 @@ def _run(
         finally:
             hook.remove()
         # A head that starts at zero shows nothing of the states, nor sends gradients to them.
-        outputs = {"the states of its tokens": states[-1][batch["attention_mask"].bool()]}
+        outputs = {"the states of its tokens": states[-1][tokens]}
         if model is not owner:
             outputs["its output"] = output if isinstance(output, Tensor) else output[0]
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and backward}

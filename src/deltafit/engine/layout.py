@@ -56,6 +56,20 @@ class Layout:
         starts = list(accumulate(sizes, initial=0))
         return torch.tensor(starts, dtype=torch.int32, device=self.places.device)
 
+    @property
+    def sheets(self) -> "tuple[Layout, ...]":
+        """The layouts of what a block computes of the sheet: its own alone."""
+        return (self,)
+
+    def attended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
+        """Return keys, values and groups of what the sheet's tokens attend to: of themselves.
+
+        Args:
+            key: what a block's attention made of the sheet, ``[1, heads, tokens, width]``.
+            value: the same.
+        """
+        return key, value, self.groups
+
     def pack(self, padded: Tensor) -> Tensor:
         """Return ``[rows, length, ...]`` as ``[1, tokens, ...]``; one row may stand for all.
 

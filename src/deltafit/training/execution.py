@@ -8,7 +8,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from deltafit.data import across_lengths
-from deltafit.engine import bulk_dropout, check_packing, packed
+from deltafit.engine import (
+    bulk_dropout,
+    check_packing,
+    find_keys_and_values,
+    find_reading,
+    first_tokens,
+    packed,
+)
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
@@ -34,8 +41,9 @@ def fast_execution(
 ) -> Iterator[None]:
     """Run the model's blocks on packed tokens within the block, if it gives the same so.
 
-    One batch goes both ways, forward and backward. What was found out is kept in ``course``, so
-    that a resumed run is executed as it began.
+    The last one runs for first tokens alone, if the head reads no others. One batch goes both
+    ways, forward and backward. What was found out is kept in ``course``, so that a resumed run is
+    executed as it began.
 
     Args:
         classifier: adapted; its model on the device it trains on.
@@ -56,6 +64,9 @@ def fast_execution(
             with plain_forward(model):
                 reason = check_packing(model, batch_of(classifier, rows), mixed=mixed)
         course.packed = worth and reason is None
+        if course.packed:
+            with plain_forward(model):
+                course.first_tokens = find_reading(model, batch_of(classifier, rows)) is not None
         if reason is not None:
             reporter.say(f"{reason} It runs padded, which is slower.")
     with ExitStack() as stack:
@@ -68,6 +79,10 @@ def fast_execution(
                 classifier, rows, settings.precision, course, constant, reporter, accelerator
             )
         )
+        if course.first_tokens:  # behind the check of precision, which looks at all states
+            with plain_forward(model):
+                layers = find_keys_and_values(model, batch_of(classifier, rows))
+            stack.enter_context(first_tokens(model, layers))
         yield
 
 
