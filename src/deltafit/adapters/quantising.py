@@ -37,6 +37,10 @@ def quantise(model: nn.Module, kind: Quantisation) -> None:
         layer.__class__ = QUANTISED[kind]
         assert isinstance(layer, QuantisedLinear)
         layer.quantise()
+    # Tensors of a checkpoint lie in its mapped file, which stays in memory whole while one does.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def quantisable(model: nn.Module) -> tuple[str, ...]:
