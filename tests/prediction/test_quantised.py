@@ -1,5 +1,6 @@
 """A classifier on a quantised base: saved, loaded onto the same, proven, and merged in float32."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from tests.prediction.test_folder import FACTS, MAX_LENGTH, logits
 from tests.prediction.test_tampering import change_json
 from tests.tiny_models import tiny_model
 from tests.training.tiny_runs import LABELS, save_model, tiny_examples, tiny_texts
+
+MAPS = Path("/proc/self/maps")
 
 kinds = pytest.mark.parametrize("kind", QUANTISED)
 
@@ -81,6 +84,17 @@ def test_prediction_leaves_quantised_weights_unmerged(tmp_path: Path, kind: str)
     assert sum(map(len, rows)) > 2048, "enough to merge for"
     compute_logits_merged(classifier, rows)
     assert set(merging) == {torch.int8}
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the system does not tell what is mapped")
+@kinds
+def test_the_checkpoints_file_is_let_go(tmp_path: Path, kind: str) -> None:
+    """A tensor that still lay in it would keep all of it in memory."""
+    saved(tmp_path, kind)
+    gc.collect()
+    held = load_saved(tmp_path / "adapter").classifier
+    gc.collect()
+    assert str(tmp_path / "base") not in MAPS.read_text() and held.model is not None
 
 
 def test_other_weights_than_it_was_trained_on_are_refused(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ def quantise(model: nn.Module, kind: Quantisation) -> None:
     """Store the weights of the linear layers in the repeated blocks in few bits, in place.
 
     They are frozen from then on. Embeddings, norms, biases, the head, GPT-2's ``Conv1D`` and
-    layers with a forward of their own stay as they are. Layer by layer, so that no more memory is
-    needed than the model takes as it is.
+    layers with a forward of their own keep their values. It goes layer by layer, so that beside
+    the checkpoint's mapped file, which the system can drop, only one layer is there twice.
 
     Args:
         model: with its values loaded, and no adapter on it.
