@@ -12,6 +12,14 @@ from deltafit.adapters.model import (
     model_adapters,
     remove_adapter,
 )
+from deltafit.adapters.quantising import (
+    QUANTISED,
+    base_sizes,
+    dequantise,
+    quantisable,
+    quantisation_of,
+    quantise,
+)
 from deltafit.adapters.saving import (
     StoredAdapter,
     fill_adapter,
@@ -22,13 +30,16 @@ from deltafit.adapters.saving import (
 from deltafit.adapters.targets import select_targets
 
 __all__ = [
+    "QUANTISED",
     "Adapter",
     "StoredAdapter",
     "activate",
     "adapt",
     "adapter_tensors",
     "base_parameters",
+    "base_sizes",
     "check_fits",
+    "dequantise",
     "disabled",
     "fill_adapter",
     "generator_for",
@@ -40,6 +51,9 @@ __all__ = [
     "merge_and_unload",
     "merged",
     "model_adapters",
+    "quantisable",
+    "quantisation_of",
+    "quantise",
     "read_adapter",
     "remove_adapter",
     "save_adapter",

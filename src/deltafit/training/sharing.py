@@ -9,7 +9,7 @@ from deltafit.training.settings import TrainingSettings
 # What the shared passes have in common.
 SHARED = (
     "batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision",
-    "packing", "base_dropout",
+    "packing", "base_dropout", "base_weights",
 )  # fmt: skip
 
 
