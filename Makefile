@@ -1,6 +1,6 @@
 # Everything a person or CI does here. Each target builds what it needs, starting from Python and pip:
 #   make demo   make test   make lint   make bench   make quality   make learning   make speed
-#   make clean
+#   make compiling   make profiling   make clean
 # Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), DATA (a folder
 # with the benchmark's data sets), DEMO_REPORT (where the demo writes).
 
@@ -23,13 +23,14 @@ REQUIREMENTS := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint unit slow bench quality learning speed clean
+.PHONY: help demo test lint unit slow bench quality learning speed compiling profiling clean
 
 help:
 	@echo "make demo     fine-tune the packaged MiniLM on real reviews four ways and compare (minutes)"
 	@echo "make test     lint, then every test"
 	@echo "make lint     ruff, mypy and the import contracts"
 	@echo "make bench    every benchmark; make quality, learning or speed: one of them (DATA=folder)"
+	@echo "make compiling  does torch.compile pay? make profiling: where a step's time goes (DATA=folder)"
 	@echo "make clean    remove the environment, caches and the demo's report"
 
 $(VENV_STAMP):
@@ -84,6 +85,13 @@ learning: $(DEV_STAMP)
 
 speed: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(if $(DATA),--data '$(DATA)')
+
+# What is below keeps nothing, so it is no part of `bench`.
+compiling: $(DEV_STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/compiling.py $(if $(DATA),--data '$(DATA)')
+
+profiling: $(DEV_STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/profiling.py $(if $(DATA),--data '$(DATA)')
 
 clean:
 	rm -rf '$(VENV)' '$(DEMO_REPORT)' build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

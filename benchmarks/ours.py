@@ -23,21 +23,21 @@ from works import HELD_OUT, OURS, WARM_UP, WITHOUT_DROPOUT, Work
 
 
 class Clock(Silent):
-    """Notes when training began, when each step ended, and its loss.
+    """Notes when the loop was made, when training began, when each step ended, and its loss."""
 
-    Args:
-        work: what the loop calls training.
-    """
-
-    def __init__(self, work: str = "training") -> None:
-        self.work, self.began = work, 0.0
+    def __init__(self) -> None:
+        self.made = self.began = 0.0
         self.moments: list[float] = []
         self.losses: list[float] = []
 
     def start(self, what: str, total: int | None, done: int) -> None:
         """Note when training itself begins."""
-        if what == self.work:
+        if what.startswith("training"):  # a sweep's is "training 16 runs"
+            self.begin()
             self.began = time.perf_counter()
+
+    def begin(self) -> None:
+        """Do what is to be done right before the first step."""
 
     def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
         """Note the moment and the loss."""
@@ -48,21 +48,10 @@ class Clock(Silent):
 
 def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
     """Train a work with the loop, with the rival's optimiser and schedule."""
-    classifier, parts = loaded(work, model, splits)
-    rows, held_out = parts["train"], parts["validation"]
-    method = parse_method(work.method)
-    keep_base = not isinstance(method, Full)
-    adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
-    settings, clock = settings_of(work, len(rows), side), Clock()
-    began = time.perf_counter()  # finding what is frozen is part of it
-    loop = TrainingLoop(
-        classifier, rows, None, settings,
-        learning_rate=work.learning_rate, folder=folder / "checkpoints",
-        reporter=clock, accelerator=Accelerator(),
-    )  # fmt: skip
-    # The rival stops there too, in the middle of an epoch: its schedule is as long.
-    loop.total_steps = work.steps
+    clock = Clock()
+    loop, held_out = loop_of(work, side, model, splits, folder, clock)
     loop.run()
+    rows, settings, classifier = loop.train, loop.settings, loop.classifier
     peak, precision = memory(), loop.course.precision or ""
     tokens = tokens_of_steps(rows, settings)[: work.steps]
     # Right after the run and in its process, so that the machine is in the same mood.
@@ -75,9 +64,28 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     return Training(
         clock.moments, tokens, clock.losses, precision,
         accuracy=float((logits.argmax(1) == np.array(held_out.labels[:HELD_OUT])).mean()),
-        peak=peak, ahead=clock.began - began, replaces_work=bool(loop.course.kept),
+        peak=peak, ahead=clock.began - clock.made, replaces_work=bool(loop.course.kept),
         roofline=roofline,
     )  # fmt: skip
+
+
+def loop_of(
+    work: Work, side: str, model: str, splits: Any, folder: Path, clock: Clock
+) -> tuple[TrainingLoop, Examples]:
+    """Return a work's loop, which stops after its steps, and the rows to judge on."""
+    classifier, parts = loaded(work, model, splits)
+    rows, method = parts["train"], parse_method(work.method)
+    keep_base = not isinstance(method, Full)
+    adapt(classifier.model, method, head=classifier.head_parameters, keep_base=keep_base)
+    clock.made = time.perf_counter()  # finding what is frozen is part of what comes ahead
+    loop = TrainingLoop(
+        classifier, rows, None, settings_of(work, len(rows), side),
+        learning_rate=work.learning_rate, folder=folder / "checkpoints",
+        reporter=clock, accelerator=Accelerator(),
+    )  # fmt: skip
+    # The rival stops there too, in the middle of an epoch: its schedule is as long.
+    loop.total_steps = work.steps
+    return loop, parts["validation"]
 
 
 def settings_of(work: Work, rows: int, side: str = OURS) -> TrainingSettings:

@@ -119,8 +119,27 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers' class is un
 
 def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
     """Train a work by the Trainer: with its defaults, or grouped by length, or so in bf16."""
+    clock = Clock()
+    trainer, collator = trainer_of(work, side, model, splits, folder, clock)
+    trainer.train()
+    peak, tokens = memory(), list(collator.tokens)
+    held_out = rows_of(collator.tokenizer, splits.validation, work.max_length)[:HELD_OUT]
+    return Training(
+        moments=clock.moments,
+        tokens=tokens,
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        precision="bf16" if side == REDUCED else "float32",
+        accuracy=float(np.mean(correct(trainer, held_out))),
+        peak=peak,
+    )
+
+
+def trainer_of(
+    work: Work, side: str, model: str, splits: Any, folder: Path, clock: TrainerCallback
+) -> tuple[Trainer, Counting]:
+    """Return a work's Trainer, which tells the clock of its steps, and what pads its batches."""
     tokenizer, network = load(model, len(splits.train.label_names))
-    clock, collator = Clock(), Counting(tokenizer)
+    collator = Counting(tokenizer)
     grouped = side in (GROUPED, REDUCED)
     trainer = make_trainer(
         restricted(network, work.method), rows_of(tokenizer, splits.train, work.max_length),
@@ -130,17 +149,7 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
         bf16=side == REDUCED,
         train_sampling_strategy="group_by_length" if grouped else "random",
     )  # fmt: skip
-    trainer.train()
-    peak, tokens = memory(), list(collator.tokens)
-    held_out = rows_of(tokenizer, splits.validation, work.max_length)[:HELD_OUT]
-    return Training(
-        moments=clock.moments,
-        tokens=tokens,
-        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        precision="bf16" if side == REDUCED else "float32",
-        accuracy=float(np.mean(correct(trainer, held_out))),
-        peak=peak,
-    )
+    return trainer, collator
 
 
 def correct(trainer: Trainer, rows: list[dict[str, Any]]) -> np.ndarray:

@@ -16,6 +16,7 @@ from deltafit.adapters import activate, adapt
 from deltafit.methods import LoRA
 from deltafit.tasks.classification import batch_of
 from deltafit.tasks.inference import compute_logits
+from deltafit.training.course import Examples
 from deltafit.training.joined import JoinedLoop, JoinedRun
 from measuring import Training, memory
 from roofline import products_of, training_seconds
@@ -61,9 +62,38 @@ def combined(runs: Sequence[Training]) -> Training:
 
 
 def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
+    clock = ours.Clock()
+    loop, held_out = loop_of(work, model, splits, folder, clock)
+    failures = loop.run({})
+    if failures:
+        raise RuntimeError(f"Runs failed: {failures}")
+    classifier, rows = loop.classifier, loop.gradients.train
+    first = loop.learners["run0"]
+    peak, precision = memory(), first.course.precision or ""
+    # Every run has the same seed, and so the same rows in every step.
+    each = ours.tokens_of_steps(rows, first.settings)[: work.steps]
+    tokens = [len(METHODS) * count for count in each]
+    roofline = training_seconds(
+        products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
+        tokens[WARM_UP:], precision,
+    )  # fmt: skip
+    labels, right = np.array(held_out.labels[:HELD_OUT]), []
+    for name in loop.learners:
+        activate(classifier.model, name)
+        logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
+        right.append(float((logits.argmax(1) == labels).mean()))
+    return Training(
+        clock.moments, tokens, clock.losses, precision,
+        accuracy=mean(right), peak=peak, ahead=clock.began - clock.made, roofline=roofline,
+    )  # fmt: skip
+
+
+def loop_of(
+    work: Work, model: str, splits: Any, folder: Path, clock: ours.Clock
+) -> tuple[JoinedLoop, Examples]:
+    """Return the loop of all runs of the sweep, and the rows to judge on."""
     classifier, parts = ours.loaded(work, model, splits)
-    rows, held_out = parts["train"], parts["validation"]
-    settings, clock = ours.settings_of(work, len(rows)), ours.Clock("training 16 runs")
+    settings = ours.settings_of(work, len(parts["train"]))
     head = {n: classifier.model.get_parameter(n).detach() for n in classifier.head_parameters}
     runs = {f"run{number}": method for number, method in enumerate(METHODS)}
     for name, method in runs.items():
@@ -75,26 +105,10 @@ def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
         name: JoinedRun(settings, work.learning_rate, folder / name, str(method))
         for name, method in runs.items()
     }
-    began = time.perf_counter()
-    loop = JoinedLoop(classifier, rows, None, joined, reporter=clock, accelerator=Accelerator())
+    clock.made = time.perf_counter()
+    loop = JoinedLoop(
+        classifier, parts["train"], None, joined, reporter=clock, accelerator=Accelerator()
+    )
     for learner in loop.learners.values():
         learner.total_steps = work.steps  # as the rival's: in the middle of an epoch
-    failures = loop.run({})
-    if failures:
-        raise RuntimeError(f"Runs failed: {failures}")
-    peak, precision = memory(), loop.learners["run0"].course.precision or ""
-    # Every run has the same seed, and so the same rows in every step.
-    tokens = [len(METHODS) * count for count in ours.tokens_of_steps(rows, settings)[: work.steps]]
-    roofline = training_seconds(
-        products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
-        tokens[WARM_UP:], precision,
-    )  # fmt: skip
-    labels, right = np.array(held_out.labels[:HELD_OUT]), []
-    for name in runs:
-        activate(classifier.model, name)
-        logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
-        right.append(float((logits.argmax(1) == labels).mean()))
-    return Training(
-        clock.moments, tokens, clock.losses, precision,
-        accuracy=mean(right), peak=peak, ahead=clock.began - began, roofline=roofline,
-    )  # fmt: skip
+    return loop, parts["validation"]

@@ -1,8 +1,9 @@
-"""Packed models under torch.compile, and in two processes."""
+"""Packed models under torch.compile, and in two processes; last blocks for first tokens too."""
 
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from deltafit.adapters import adapt
-from deltafit.engine import packed
+from deltafit.engine import find_reading, first_tokens, packed
 from deltafit.files import read_tensors, write_tensors_atomically
 from deltafit.methods import LoRA
 from tests.adapters.adapted import head_of, randomise
@@ -59,22 +60,30 @@ def go(file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, model = dist.get_rank(), adapted()
-    with packed(model), shapes_in_blocks(model) as shapes:
+    layers = find_reading(model, BATCHES[0]) if len(sys.argv) > 2 else None
+    reading = nullcontext() if layers is None else first_tokens(model, layers)
+    last = model.bert.encoder.layer[-1].intermediate.dense
+    shapes: list[tuple[int, int]] = []
+    last.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[:2]))
+    with packed(model), reading:
         trained = steps(DistributedDataParallel(model), slice(rank, None, 2))
     lengths = [int(batch["attention_mask"][rank::2].sum()) for batch in BATCHES]
-    assert shapes == [(1, tokens) for tokens in lengths]
+    assert shapes == [(1, 2 if len(sys.argv) > 2 else tokens) for tokens in lengths]
     if rank == 0:
         write_tensors_atomically(Path(file), trained)
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reading", [(), ("reading",)], ids=["whole", "first tokens"])
+def test_two_processes_step_as_one_with_the_whole_batch(
+    tmp_path: Path, reading: tuple[str, ...]
+) -> None:
     script, file = tmp_path / "script.py", tmp_path / "trained.safetensors"
     script.write_text(SCRIPT)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(script), str(file)),
+        *(str(script), str(file), *reading),
     ]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -103,5 +112,20 @@ def test_a_compiled_model_gives_the_same_packed(backend: str, count: int) -> Non
     with packed(model), shapes_in_blocks(model) as shapes:
         found = [outputs_and_gradients(model, batch) for batch in batches]
     assert shapes == [(1, int(batch["attention_mask"].sum())) for batch in batches]
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_for_first_tokens() -> None:
+    model = adapted()
+    del model.bert.encoder.layer[1:]
+    expected = [outputs_and_gradients(model, batch) for batch in BATCHES]
+    layers = find_reading(model, BATCHES[0])
+    assert layers is not None
+    torch.compiler.reset()
+    model.compile(backend="eager")
+    with packed(model), first_tokens(model, layers):
+        found = [outputs_and_gradients(model, batch) for batch in BATCHES]
     for one, other in zip(found, expected, strict=True):
         assert_same(one, other)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from deltafit.data import resolve_model
 from deltafit.engine import is_packed, packed
@@ -60,7 +61,8 @@ def test_logits_are_those_of_each_text_alone(tmp_path: Path, architecture: str) 
     assert (again == found).all() and not is_packed(classifier.model)
     assert all(rows * length <= TOKENS for rows, length in shapes)
     padded = any(rows > 1 for rows, _ in shapes)
-    real = sum(rows * length for rows, length in shapes) == sum(map(len, ROWS))
+    needed = LONGEST if classifier.reads else sum(map(len, ROWS))
+    real = sum(rows * length for rows, length in shapes) == needed
     assert (real, padded) == ((True, False) if classifier.packs else (False, True))
 
 
@@ -134,3 +136,34 @@ def test_mixed_precision_is_near_and_not_the_same(tmp_path: Path) -> None:
     assert mixed.dtype == exact.dtype
     difference = abs(mixed - exact).max() / abs(exact).max()
     assert 1e-4 < difference < 0.1
+
+
+@pytest.mark.parametrize(
+    ("head", "reads"), [("architecture", True), ("cls", True), ("mean", False)]
+)
+def test_the_last_block_runs_for_what_the_head_reads(
+    tmp_path: Path, head: str, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = loaded(tmp_path, head=head)
+    nn.init.normal_(classifier.model.classifier.weight)  # a pooled one starts at zero
+    expected = compute_logits_alone(classifier, ROWS)
+    with shapes_in_blocks(classifier.model) as shapes:
+        compute_logits(classifier, ROWS, batch_tokens=10_000)
+    assert (classifier.reads is not None) is reads
+    assert shapes[-1] == (1, LONGEST if reads else sum(map(len, ROWS)))
+    # Features want all states, in the same passes.
+    with shapes_in_blocks(classifier.model) as shapes:
+        compute_features(classifier, ROWS, batch_tokens=10_000)
+    assert shapes == [(1, sum(map(len, ROWS)))]
+    # Without padding it pays for many rows, and there is nothing else to gain by packing.
+    monkeypatch.setattr(execution, "_MANY", 8)
+    even = [row[:9] for row in ROWS if len(row) >= 9]
+    for rows, shape in ((even, (1, len(even))), (even[:7], (7, 9))):
+        with shapes_in_blocks(classifier.model) as shapes:
+            compute_logits(classifier, rows, batch_tokens=10_000)
+        assert shapes == [shape if reads else (len(rows), 9)]
+    with shapes_in_blocks(classifier.model) as shapes:
+        compute_features(classifier, even, batch_tokens=10_000)
+    assert shapes == [(len(even), 9)]
+    found = compute_logits(classifier, ROWS, batch_tokens=TOKENS)
+    assert abs(found - expected).max() < 1e-5 * max(1.0, abs(expected).max())

@@ -52,10 +52,6 @@ def assert_close(found: Values, expected: Values, tolerance: float = 1e-5) -> No
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance, msg=name)
 
 
-def run_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltafit.training.execution.check_packing", lambda *_: "Not here.")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "head", "packed", "budget", "checkpointing"),
@@ -79,10 +75,12 @@ def test_every_run_comes_out_as_alone(
     checkpointing: bool,
 ) -> None:
     monkeypatch.setattr("deltafit.training.joined_gradients.TOKENS_OF_A_PASS", budget)
-    if not packed:
-        run_padded(monkeypatch)
+    packing = "on" if packed else "off"
     plans = {
-        name: replace(plan, settings=replace(plan.settings, gradient_checkpointing=checkpointing))
+        name: replace(
+            plan,
+            settings=replace(plan.settings, gradient_checkpointing=checkpointing, packing=packing),
+        )
         for name, plan in PLANS.items()
     }
     loop = joined_loop(models[model], tmp_path / "joined", plans, head=head)
@@ -133,11 +131,10 @@ def test_as_few_passes_as_the_budget_allows(
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_run_that_diverges_leaves_and_the_others_go_on(
-    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+    models: dict[str, str], tmp_path: Path, packed: bool
 ) -> None:
-    if not packed:
-        run_padded(monkeypatch)
-    settings = replace(SETTINGS, epochs=2, clip=None, warmup=0.0)
+    packing = "on" if packed else "off"
+    settings = replace(SETTINGS, epochs=2, clip=None, warmup=0.0, packing=packing)
     plans = {"wild": Plan(settings, rate=1e20), "calm": Plan(replace(settings, seed=1))}
     loop = joined_loop(models["bert"], tmp_path / "joined", plans)
     failures = loop.run({})

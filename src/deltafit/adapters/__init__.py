@@ -15,6 +15,14 @@ from deltafit.adapters.model import (
     step_hook,
     trained_tensors,
 )
+from deltafit.adapters.quantising import (
+    QUANTISED,
+    base_sizes,
+    dequantise,
+    quantisable,
+    quantisation_of,
+    quantise,
+)
 from deltafit.adapters.saving import (
     StoredAdapter,
     fill_adapter,
@@ -25,13 +33,16 @@ from deltafit.adapters.saving import (
 from deltafit.adapters.targets import select_targets
 
 __all__ = [
+    "QUANTISED",
     "Adapter",
     "StoredAdapter",
     "activate",
     "adapt",
     "adapter_tensors",
     "base_parameters",
+    "base_sizes",
     "check_fits",
+    "dequantise",
     "disabled",
     "fill_adapter",
     "generator_for",
@@ -43,6 +54,9 @@ __all__ = [
     "merge_and_unload",
     "merged",
     "model_adapters",
+    "quantisable",
+    "quantisation_of",
+    "quantise",
     "rate_factors",
     "read_adapter",
     "remove_adapter",

@@ -162,6 +162,7 @@ def _replaced_names(model: nn.Module, method: Method, head: Sequence[str]) -> tu
     _refuse_unknown(model, sorted(wanted - set(first)))
     chosen = {first[name] for name in wanted}
     replaced = tuple(name for name in dict.fromkeys(first.values()) if name in chosen)
+    _refuse_quantised(model, replaced)
     _refuse_running_statistics(model, replaced)
     return replaced
 
@@ -177,6 +178,15 @@ def _refuse_unknown(model: nn.Module, unknown: Sequence[str]) -> None:
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise DeltafitError(f"The model has no parameter {unknown[0]!r}{more}.")
+
+
+def _refuse_quantised(model: nn.Module, replaced: Sequence[str]) -> None:
+    quantised = [name for name in replaced if not model.get_parameter(name).is_floating_point()]
+    if quantised:
+        raise DeltafitError(
+            f"{quantised[0]!r} is quantised, and what is stored in few bits cannot be trained "
+            "itself. Train an adapter or the head, or leave the base weights in float32."
+        )
 
 
 def _refuse_running_statistics(model: nn.Module, replaced: Sequence[str]) -> None:

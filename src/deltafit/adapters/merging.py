@@ -9,6 +9,7 @@ from torch import nn
 
 from deltafit.adapters.layers import layer_state
 from deltafit.adapters.model import forget_adapters, model_adapters, moved_like
+from deltafit.adapters.quantising import dequantise
 from deltafit.errors import DeltafitError
 
 
@@ -16,8 +17,8 @@ def merge(model: nn.Module) -> None:
     """Add the active adapter's Δ to the weights, so that the model runs at the base's speed.
 
     The sums are taken in float32 or better. The original parameters are kept aside: subtracting Δ
-    again would not give their bits back. A weight tied to another is untied, since only this
-    module's use of it was adapted.
+    again would not give their bits back. A quantised weight gives way to a dense one. A weight tied
+    to another is untied, since only this module's use of it was adapted.
 
     Raises:
         DeltafitError: no adapter is active, it is merged already, or a weight is no parameter any
@@ -94,7 +95,8 @@ def merged(model: nn.Module) -> Iterator[None]:
 def merge_and_unload(model: nn.Module) -> None:
     """Merge the active adapter for good: the model is plain again and knows nothing of adapters.
 
-    Every other adapter is dropped. Where a tied weight was untied, the configuration of a
+    Every other adapter is dropped, and quantised layers become dense, with the rounded values that
+    they computed with. Where a tied weight was untied, the configuration of a
     transformers model says so, or loading it again would tie the two.
     """
     state = model_adapters(model)
@@ -106,3 +108,4 @@ def merge_and_unload(model: nn.Module) -> None:
     if untied and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False
     forget_adapters(model)
+    dequantise(model)

@@ -258,8 +258,10 @@ def _place(model: nn.Module, adapter: Adapter, parameters: Mapping[str, nn.Param
 
 def moved_like(parameter: nn.Parameter, present: nn.Parameter) -> nn.Parameter:
     """Return ``parameter``, moved and converted as the model was while it stood aside."""
-    if (parameter.device, parameter.dtype) != (present.device, present.dtype):
-        parameter.data = parameter.data.to(present)
+    # A quantised weight stays one, though a dense merged one stands in its place.
+    dtype = present.dtype if parameter.is_floating_point() else parameter.dtype
+    if (parameter.device, parameter.dtype) != (present.device, dtype):
+        parameter.data = parameter.data.to(present.device, dtype)
         parameter.grad = None  # of the device and dtype before
     return parameter
 

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
 
+from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.errors import DeltafitError
 from deltafit.methods import Layer
 
@@ -44,7 +45,7 @@ class ModuleView(Layer):
 
     def view(self) -> Tensor:
         """Return the weight in the view's layout. Transposing is its own inverse."""
-        return self.to_parameter(self._weight)
+        return self.to_parameter(self.parameter("weight"))
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]  # read only, as ``training``
@@ -52,11 +53,11 @@ class ModuleView(Layer):
         bias = getattr(self.module, "bias", None)
         return bias if isinstance(bias, Tensor) else None
 
-    @property
-    def _weight(self) -> Tensor:
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+    def parameter(self, name: str) -> Tensor:
+        """Return a parameter as the module computes with it."""
+        parameter = getattr(self.module, name)
+        assert isinstance(parameter, Tensor)
+        return parameter
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``left @ right``, ``[outputs, inputs]``."""
@@ -86,7 +87,7 @@ class ModuleView(Layer):
         """
         result = {}
         for name, delta in deltas.items():
-            base = getattr(self.module, name)
+            base = self.parameter(name)
             wide = torch.promote_types(base.dtype, delta.dtype)
             change = self.to_parameter(delta) if name == "weight" else delta
             result[name] = (base.to(wide) + change.to(wide)).to(base.dtype)
@@ -112,12 +113,25 @@ class LinearView(ModuleView):
         return view
 
 
+class QuantisedView(LinearView):
+    """A quantised linear layer: the weight is the dequantised one, and so is what Δ is added to."""
+
+    def __init__(self, module: QuantisedLinear) -> None:
+        super().__init__(module)
+        self.plain = type(module).forward is QuantisedLinear.forward
+        self._layer = module
+
+    def parameter(self, name: str) -> Tensor:
+        """Return a parameter as the module computes with it, the weight dequantised."""
+        return self._layer.dense() if name == "weight" else super().parameter(name)
+
+
 class Conv1DView(ModuleView):
     """transformers' ``Conv1D`` (GPT-2): the weight is stored transposed, ``[inputs, outputs]``."""
 
     def __init__(self, module: nn.Module, plain: bool) -> None:
         super().__init__(module, plain)
-        self.inputs, self.outputs = self._weight.shape
+        self.inputs, self.outputs = self.parameter("weight").shape
 
     def to_parameter(self, view: Tensor) -> Tensor:
         """Return ``view`` transposed."""
@@ -169,6 +183,8 @@ def new_view(module: nn.Module) -> ModuleView:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor):
         _check_weight(module, weight)
+    if isinstance(module, QuantisedLinear):
+        return QuantisedView(module)
     if isinstance(module, nn.Linear):
         return LinearView(module)
     if isinstance(module, nn.Embedding):
@@ -187,10 +203,11 @@ def _check_weight(module: nn.Module, weight: Tensor) -> None:
         raise DeltafitError(
             f"A {kind} has no shape before its first call. Run the model once, then adapt it."
         )
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() and not isinstance(module, QuantisedLinear):
         raise DeltafitError(
             f"A {kind} with a quantised weight ({weight.dtype}) cannot be adapted. Load the model "
-            "in float32 or bfloat16."
+            "in float32 or bfloat16; deltafit.adapters.quantise then stores its weights in few "
+            "bits."
         )
     if module._parameters.get("weight") is not weight:
         raise DeltafitError(

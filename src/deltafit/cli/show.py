@@ -143,6 +143,13 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
 
 def show_merge(console: Console, report: "MergeReport") -> None:
     """Print where the checkpoint is and what merging changed."""
+    if report.quantised is not None:
+        say(
+            console,
+            f"The adapter was trained on base weights in {report.quantised}, and merged into those "
+            "in float32. The checkpoint therefore does not predict what the adapter does; evaluate "
+            "it before you rely on it.",
+        )
     say(
         console,
         f"Wrote {report.folder}. On the canary sentences the largest change of a logit is "

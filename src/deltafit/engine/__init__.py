@@ -4,7 +4,7 @@ And with other rounding, where that is asked for or measured: frozen products in
 """
 
 from deltafit.engine.calls import evaluating
-from deltafit.engine.checking import check_packing
+from deltafit.engine.checking import check_packing, find_reading
 from deltafit.engine.dropout import bulk_dropout
 from deltafit.engine.frozen import check_products, frozen_products, reduced_products
 from deltafit.engine.layout import CannotPackError
@@ -12,12 +12,14 @@ from deltafit.engine.mixed import check_mixing, mixed
 from deltafit.engine.packing import is_packed, packed
 from deltafit.engine.precision import ProductPrecision, probe_precision
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
+from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 from deltafit.engine.states import MEMORY_LIMIT, StateStore, StateStores
 
 __all__ = [
     "MEMORY_LIMIT",
     "CannotPackError",
     "FrozenPrefix",
+    "KeysAndValues",
     "ProductPrecision",
     "StateStore",
     "StateStores",
@@ -26,7 +28,10 @@ __all__ = [
     "check_packing",
     "check_products",
     "evaluating",
+    "find_keys_and_values",
     "find_prefix",
+    "find_reading",
+    "first_tokens",
     "frozen_products",
     "is_packed",
     "mixed",

@@ -11,7 +11,8 @@ from transformers.masking_utils import sdpa_mask
 
 from deltafit.engine.explicit import explicit_attention
 from deltafit.engine.groups import Group
-from deltafit.engine.layout import CannotPackError, Layout, layout_of
+from deltafit.engine.layout import CannotPackError, Layout, Window, band, layout_of
+from deltafit.engine.variable_length import takes, variable_length_attention
 
 PACKED = "deltafit_packed"
 """The name by which transformers finds this attention."""
@@ -56,11 +57,24 @@ def packed_mask(
     # window aside that the batch may not fill.
     causal = bool(options.get("allow_is_causal_skip", True))
     plain = causal or bool(options.get("allow_is_bidirectional_skip", False))
-    mask = None
-    if not plain or (local_size is not None and q_length >= local_size):
-        mask = dense(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-    layout = layout_of(attention_mask.bool(), causal=causal and mask is None, mask=mask)
+    mask = window = None
+    written_out = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    if plain and local_size is not None and q_length >= local_size:
+        # Nothing but the place in a row decides, so one row without padding shows it.
+        window = _window_of(
+            sdpa_mask(1, q_length, kv_length, local_size=local_size, **{**options, **written_out}),
+            (local_size - 1, 0) if causal else (local_size, local_size),
+        )
+    if not plain or (local_size is not None and q_length >= local_size and window is None):
+        mask = dense(**written_out)
+    causal = causal and window is None and mask is None
+    layout = layout_of(attention_mask.bool(), causal=causal, window=window, mask=mask)
     return dense() if layout is None else layout
+
+
+def _window_of(seen: Tensor, window: Window) -> Window | None:
+    """Return the window if it is what a row sees; chunks, whose size has the same name, are not."""
+    return window if torch.equal(seen, band(seen.shape[-1], window, seen.device)) else None
 
 
 def packed_attention(
@@ -97,19 +111,22 @@ def packed_attention(
         )
         return output, None
     _refuse_unknown(module, options, (query, key, value), attention_mask.tokens)
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
-    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    groups = attention_mask.groups
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    if takes(query, value, attention_mask, dropout):
+        return variable_length_attention(q, k, v, attention_mask, scale)[None], None
+    key, value, groups = attention_mask.attended(key, value)
+    k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (key, value))
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))
+    queries = attention_mask.groups
     if dropout and query.device.type == "cpu":
-        return explicit_attention(q, k, v, groups, scaling=scale, dropout=dropout)[None], None
-    sizes = [group.tokens for group in groups]
-    outputs = [
-        _fused_attention(*parts, scaling=scale, dropout=dropout)
-        for parts in zip(groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-    ]
+        explicit = explicit_attention(q, k, v, queries, groups, scaling=scale, dropout=dropout)
+        return explicit[None], None
+    own, sizes = ([group.tokens for group in each] for each in (queries, groups))
+    parts = zip(queries, groups, q.split(own), k.split(sizes), v.split(sizes), strict=True)
+    outputs = [_fused_attention(*part, scaling=scale, dropout=dropout) for part in parts]
     return torch.cat(outputs)[None], None
 
 
@@ -129,15 +146,23 @@ def _refuse_unknown(
 
 
 def _fused_attention(
-    group: Group, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropout: float
+    queries: Group,
+    group: Group,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
     """Return the attention of one group by torch's kernel; ``[tokens, heads, width]`` each."""
-    q, k, v = (group.padded(tensor).transpose(1, 2) for tensor in (query, key, value))
+    q = queries.padded(query).transpose(1, 2)
+    k, v = (group.padded(tensor).transpose(1, 2) for tensor in (key, value))
     seen = None if group.seen is None else group.seen.to(q.device)
     output = functional.scaled_dot_product_attention(
         q, k, v, seen, dropout, is_causal=group.causal and seen is None, scale=scaling
     )
-    return group.unpadded(output.transpose(1, 2))
+    return queries.unpadded(output.transpose(1, 2))
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -1,6 +1,8 @@
-"""Whether a model gives the same packed as padded: one batch both ways."""
+"""Whether a model gives the same packed, or in its first tokens alone: one batch both ways."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from deltafit.engine.attention import PACKED
 from deltafit.engine.calls import evaluating
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_layout, find_stack, packed
+from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 
 # Of a tensor's largest value, in float32. Rounding stays far below (2e-5 in the gradients of all of
 # SmolLM2's 30 layers); mistakes in positions, masks or the order of rows lie far above.
@@ -17,10 +20,16 @@ _TOLERANCE = 1e-4
 # A gradient that is zero but for rounding (that of a key's bias) is judged by this much of the
 # largest gradient instead of by itself.
 _LEAST_GRADIENT = 1e-2
+# In mixed precision: how much farther from float32 packed may be than padded, besides one rounding.
+_STRAYING = 2.0
 
 
 def check_packing(
-    model: nn.Module, batch: Mapping[str, Tensor], *, gradients: bool = True
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    gradients: bool = True,
+    mixed: torch.dtype | None = None,
 ) -> str | None:
     """Return None if the model may run in ``packed``, and else why not, in a sentence.
 
@@ -32,6 +41,9 @@ def check_packing(
         model: as for ``packed``; in float32 and without mixed precision.
         batch: its keywords, ``attention_mask`` among them; best with rows of several lengths.
         gradients: False compares what comes of the forward pass alone.
+        mixed: the dtype of the mixed precision that the model will run in, if any. Other kernels
+            may run in it, so the batch goes both ways in it too, and packed it may stray from
+            float32 about as far as padded.
 
     Raises:
         ValueError: the model is in ``packed`` already, so that there is no padded run.
@@ -42,52 +54,160 @@ def check_packing(
         return str(error)
     if owner.config._attn_implementation == PACKED:
         raise ValueError("check_packing needs a padded run: call it outside packed(model).")
-    found: list[bool] = []
+    last = model.get_submodule(stack.blocks[-1])
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        expected, slopes = _run(model, owner, batch, gradients)
-        watch = model.get_submodule(stack.blocks[-1]).register_forward_pre_hook(
-            lambda block, args, kwargs: found.append(find_layout(args, kwargs) is not None),
-            with_kwargs=True,
-        )
+        exact = _run(model, owner, batch, gradients)
         try:
-            with packed(model):
-                results, packed_slopes = _run(model, owner, batch, gradients)
+            found = _run_packed(model, owner, last, batch, gradients)
+            reason = _first_difference(exact, found)
+            if reason is None and mixed is not None:
+                padded = _run(model, owner, batch, gradients, mixed)
+                found = _run_packed(model, owner, last, batch, gradients, mixed)
+                reason = _first_straying(exact, padded, found, mixed)
         except CannotPackError as error:
             return str(error)
-        except Exception as error:  # what blocks unknown here do with a sheet can end in any
-            return f"{type(owner).__name__} fails when run packed: {error}"
-        finally:
-            watch.remove()
+    if reason is None:
+        return None
+    return f"{type(owner).__name__} does not give the same packed as padded: {reason}."
+
+
+def find_reading(
+    model: nn.Module, batch: Mapping[str, Tensor], *, gradients: bool = True
+) -> KeysAndValues | None:
+    """Return what ``first_tokens`` takes if the model gives the same in it, and else None.
+
+    One batch runs padded and so, without dropout. Compared are the states of the first tokens, the
+    output, and the gradients of the trainable parameters. All other states are NaN, which spoils
+    the output of a head that reads them, be its weights zero. Nothing is changed, as in
+    ``check_packing``.
+
+    Args:
+        model: a classifier that ``check_packing`` has nothing against; outside of ``packed``.
+        batch: its keywords; best with rows of several lengths.
+        gradients: False compares what comes of the forward pass alone.
+    """
+    _, owner = find_stack(model)
+    first = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+    first[:, 0] = True
+    if model is owner or first.all():  # it gives all states; or nothing shows what is read of more
+        return None
+    others: list[Tensor] = []
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        try:
+            layers = find_keys_and_values(model, batch)
+            expected = _run(model, owner, batch, gradients, tokens=first)
+            with packed(model), first_tokens(model, layers), ExitStack() as restore:
+                watch = owner.register_forward_hook(
+                    lambda module, args, output: others.append(output[0][~first])
+                )
+                restore.callback(watch.remove)
+                results = _run(model, owner, batch, gradients, tokens=first)
+        except Exception:  # what blocks unknown here do with few tokens can end in any
+            return None
+    narrowed = all(bool(states.isnan().all()) for states in others)
+    return layers if narrowed and _first_difference(expected, results) is None else None
+
+
+Results = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Outputs by what they are, and gradients by what they are of."""
+
+
+def _run_packed(
+    model: nn.Module,
+    owner: PreTrainedModel,
+    last: nn.Module,
+    batch: Mapping[str, Tensor],
+    backward: bool,
+    mixed: torch.dtype | None = None,
+) -> Results:
+    """Run packed; raise a CannotPackError where that fails, or the last block ran padded."""
+    found: list[bool] = []
+    watch = last.register_forward_pre_hook(
+        lambda block, args, kwargs: found.append(find_layout(args, kwargs) is not None),
+        with_kwargs=True,
+    )
+    kind = type(owner).__name__
+    try:
+        with packed(model):
+            results = _run(model, owner, batch, backward, mixed)
+    except CannotPackError:
+        raise
+    except Exception as error:  # what blocks unknown here do with a sheet can end in any
+        raise CannotPackError(f"{kind} fails when run packed: {error}") from error
+    finally:
+        watch.remove()
     if not found or not all(found):
-        return f"{type(owner).__name__} ran a batch padded that was to be packed."
+        raise CannotPackError(f"{kind} ran a batch padded that was to be packed.")
+    return results
+
+
+def _first_difference(expected: Results, found: Results) -> str | None:
+    """Return the first thing that differs beyond float32's rounding, and by how much."""
+    outputs, slopes = expected
     largest = max((float(g.abs().max()) for g in slopes.values()), default=0.0)
-    floors = dict.fromkeys(expected, 0.0) | dict.fromkeys(slopes, _LEAST_GRADIENT * largest)
-    results |= packed_slopes
-    for name, value in (expected | slopes).items():
+    floors = dict.fromkeys(outputs, 0.0) | dict.fromkeys(slopes, _LEAST_GRADIENT * largest)
+    results = found[0] | found[1]
+    for name, value in (outputs | slopes).items():
         # What has no gradient at all differs too.
         result = results.get(name, torch.full_like(value, torch.nan))
         difference = _difference(value, result, floors[name])
         if not difference <= _TOLERANCE:  # so that NaN is found
-            return (
-                f"{type(owner).__name__} does not give the same packed as padded: {name} differs "
-                f"by {difference:.1g} of its size."
-            )
+            return f"{name} differs by {difference:.1g} of its size"
     return None
 
 
+def _first_straying(
+    exact: Results, padded: Results, found: Results, mixed: torch.dtype
+) -> str | None:
+    """Return the first thing that strays farther from float32 packed than padded, and how far.
+
+    All gradients count as one: that of a key's bias is nothing but rounding by itself.
+    """
+    for name in (*exact[0], *(["the gradient"] if exact[1] else [])):
+        value, one, other = (
+            results[0][name].flatten().float() if name in results[0] else _joined(results[1], exact)
+            for results in (exact, padded, found)
+        )
+        size = max(float(value.norm()), torch.finfo(torch.float32).tiny)
+        allowed = _STRAYING * float((one - value).norm()) / size + torch.finfo(mixed).eps
+        distance = float((other - value).norm()) / size
+        if not distance <= allowed:  # so that NaN is found
+            words = f"{str(mixed).removeprefix('torch.')}, {name} differs by {distance:.1g}"
+            return f"in mixed precision with {words} of its size from float32"
+    return None
+
+
+def _joined(gradients: Mapping[str, Tensor], exact: Results) -> Tensor:
+    """Return all gradients as one vector; one that is missing is not a number."""
+    parts = (
+        gradients.get(name, torch.full_like(value, torch.nan)) for name, value in exact[1].items()
+    )
+    return torch.cat([part.flatten().float() for part in parts])
+
+
 def _run(
-    model: nn.Module, owner: PreTrainedModel, batch: Mapping[str, Tensor], backward: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the outputs by what they are, and the gradients by their parameters' names."""
+    model: nn.Module,
+    owner: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    backward: bool,
+    mixed: torch.dtype | None = None,
+    tokens: Tensor | None = None,
+) -> Results:
+    """Return the outputs by what they are, and the gradients by their parameters' names.
+
+    Of the states, those of ``tokens`` count, bool ``[rows, length]``; by default all but padding.
+    """
+    tokens = batch["attention_mask"].bool() if tokens is None else tokens
     states: list[Tensor] = []
     hook = owner.register_forward_hook(lambda module, args, output: states.append(output[0]))
     with torch.set_grad_enabled(backward):
         try:
-            output = model(**batch)
+            with _autocast(batch, mixed):
+                output = model(**batch)
         finally:
             hook.remove()
         # A head that starts at zero shows nothing of the states, nor sends gradients to them.
-        outputs = {"the states of its tokens": states[-1][batch["attention_mask"].bool()]}
+        outputs = {"the states of its tokens": states[-1][tokens]}
         if model is not owner:
             outputs["its output"] = output if isinstance(output, Tensor) else output[0]
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and backward}
@@ -100,6 +220,14 @@ def _run(
         {name: value.detach() for name, value in outputs.items()},
         {f"the gradient of {name}": g for name, g in named if g is not None},
     )
+
+
+def _autocast(
+    batch: Mapping[str, Tensor], mixed: torch.dtype | None
+) -> AbstractContextManager[Any]:
+    if mixed is None:
+        return nullcontext()
+    return torch.autocast(batch["attention_mask"].device.type, mixed)
 
 
 def _weighted(value: Tensor) -> Tensor:

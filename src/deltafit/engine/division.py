@@ -115,11 +115,11 @@ class Divisions:
         """
         shape = tensor.shape
         if layout is not None:
-            sheet = self._sheet(layout)
-            if shape[:2] == (1, layout.tokens):
-                return replace(sheet, leading=True)
-            if shape[:1] == (layout.tokens,):
-                return sheet
+            for sheet in layout.sheets:
+                if shape[:2] == (1, sheet.tokens):
+                    return replace(self._sheet(sheet), leading=True)
+                if shape[:1] == (sheet.tokens,):
+                    return self._sheet(sheet)
             raise CannotPackError(
                 f"A layer in a packed block was given a tensor of shape {list(shape)}, and not the "
                 f"{layout.tokens} tokens of the batch, so that they cannot be told apart by "

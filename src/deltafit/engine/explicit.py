@@ -19,6 +19,7 @@ def explicit_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    queries: Sequence[Group],
     groups: Sequence[Group],
     *,
     scaling: float,
@@ -28,19 +29,21 @@ def explicit_attention(
 
     Args:
         query: ``[tokens, heads, width]``, on a CPU.
-        key: of the same shape.
-        value: ``[tokens, heads, width of values]``.
-        groups: what the tokens are, in their order.
+        key: of the same shape, or of other tokens.
+        value: ``[tokens of the keys, heads, width of values]``.
+        queries: the tokens of ``query``, in their order.
+        groups: those of ``key``; what each says of sight holds for the queries beside it.
         scaling: of the scores.
         dropout: probability of dropping a weight.
 
     Returns:
-        As ``value``.
+        ``[tokens, heads, width of values]``.
     """
     precise = torch.promote_types(query.dtype, torch.float32)
     output: Tensor = _ExplicitAttention.apply(
-        query.to(precise), key.to(precise), value.to(precise), tuple(groups), scaling, dropout
-    )
+        query.to(precise), key.to(precise), value.to(precise),
+        tuple(queries), tuple(groups), scaling, dropout,
+    )  # fmt: skip
     return output.to(value.dtype)
 
 
@@ -57,28 +60,30 @@ class _ExplicitAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        queries: tuple[Group, ...],
         groups: tuple[Group, ...],
         scaling: float,
         dropout: float,
     ) -> Tensor:
         heads = query.shape[1]
-        ctx.groups, ctx.scaling = groups, scaling
-        kept, ctx.rise = _draw(groups, heads, dropout)
+        ctx.queries, ctx.groups, ctx.scaling = queries, groups, scaling
+        kept, ctx.rise = _draw(queries, groups, heads, dropout)
         outputs: list[Tensor] = []
         saved: list[Tensor] = []
         # Factors go where the numbers are fewest, and not on the weights.
         query, value = query * scaling, value * ctx.rise
-        for number, (group, q, k, v) in enumerate(_by_head(groups, query, key, value)):
+        parts = [_by_head(queries, query), _by_head(groups, key), _by_head(groups, value)]
+        for number, (own, group, q, k, v) in enumerate(zip(queries, groups, *parts, strict=True)):
             weights = torch.bmm(q, k.mT)
             if group.hidden is not None:
-                scores = weights.view(group.rows, heads, group.length, group.length)
+                scores = weights.view(group.rows, heads, own.length, group.length)
                 scores.masked_fill_(group.hidden, float("-inf"))
             weights = weights.softmax(-1)
             saved += [q, k, v, weights]
             if kept:
                 saved.append(kept[number].view(weights.shape))
                 weights = weights * saved[-1]
-            outputs.append(_by_token(group, torch.bmm(weights, v)))
+            outputs.append(_by_token(own, torch.bmm(weights, v)))
         ctx.save_for_backward(*saved)
         return torch.cat(outputs)
 
@@ -90,10 +95,11 @@ class _ExplicitAttention(torch.autograd.Function):
         dropped = len(saved) > 4 * len(ctx.groups)
         tensors = iter(saved)
         parts: list[list[Tensor]] = []
-        for group, dy in _by_head(ctx.groups, upstream[0]):
+        upstreams = _by_head(ctx.queries, upstream[0])
+        for own, group, dy in zip(ctx.queries, ctx.groups, upstreams, strict=True):
             q, k, v, weights = (next(tensors) for _ in range(4))
-            if not group.even:  # nothing comes back from padding
-                dy.view(group.rows, -1, *dy.shape[1:]).mul_(group.real[:, None, :, None])
+            if not own.even:  # nothing comes back from padding
+                dy.view(own.rows, -1, *dy.shape[1:]).mul_(own.real[:, None, :, None])
             dw = torch.bmm(dy, v.mT)
             used = weights
             if dropped:
@@ -101,22 +107,22 @@ class _ExplicitAttention(torch.autograd.Function):
                 dw, used = dw.mul_(keep), weights * keep
             # torch's kernel behind softmax: it has no other name.
             ds = torch._softmax_backward_data(dw, weights, -1, weights.dtype)
-            products = torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(used.mT, dy)
-            parts.append([_by_token(group, product) for product in products])
+            products = (own, ds, k), (group, ds.mT, q), (group, used.mT, dy)
+            parts.append([_by_token(place, torch.bmm(a, b)) for place, a, b in products])
         gradients = [torch.cat(of_groups) for of_groups in zip(*parts, strict=True)]
         # What was saved of the query and the value has the factors already.
         gradients[0].mul_(ctx.scaling)
         gradients[2].mul_(ctx.rise)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
-def _by_head(groups: Sequence[Group], *tensors: Tensor) -> list[tuple[Any, ...]]:
-    """Return each group with the tensors' ``[rows · heads, length, width]`` of it, copies all."""
-    sizes = [group.tokens for group in groups]
-    return [
-        (group, *(group.padded(part).transpose(1, 2).flatten(0, 1).contiguous() for part in parts))
-        for group, *parts in zip(groups, *(tensor.split(sizes) for tensor in tensors), strict=True)
-    ]
+def _by_head(groups: Sequence[Group], tensor: Tensor) -> list[Tensor]:
+    """Return the tensor's ``[rows · heads, length, width]`` of each group.
+
+    They are copies, but for groups of one token a row.
+    """
+    parts = zip(groups, tensor.split([group.tokens for group in groups]), strict=True)
+    return [group.padded(part).transpose(1, 2).flatten(0, 1).contiguous() for group, part in parts]
 
 
 def _by_token(group: Group, result: Tensor) -> Tensor:
@@ -124,10 +130,13 @@ def _by_token(group: Group, result: Tensor) -> Tensor:
     return group.unpadded(result.view(group.rows, -1, *result.shape[1:]).transpose(1, 2))
 
 
-def _draw(groups: Sequence[Group], heads: int, dropout: float) -> tuple[tuple[Tensor, ...], float]:
+def _draw(
+    queries: Sequence[Group], groups: Sequence[Group], heads: int, dropout: float
+) -> tuple[tuple[Tensor, ...], float]:
     """Return which weights of each group are kept, and the factor of those."""
     if not dropout:
         return (), 1.0
-    sizes = [group.rows * heads * group.length**2 for group in groups]
+    pairs = zip(queries, groups, strict=True)
+    sizes = [group.rows * heads * own.length * group.length for own, group in pairs]
     kept, rise = draw_kept(sum(sizes), dropout)
     return kept.split(sizes), rise

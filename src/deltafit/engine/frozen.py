@@ -105,7 +105,7 @@ def frozen_products(model: nn.Module, outside: Collection[nn.Module] = ()) -> li
     """Return the layers whose product with a frozen float32 weight can be reduced.
 
     They are the linear layers in the model's repeated blocks, those that carry an adapter
-    included; not such as compute something of their own.
+    included; not such as compute something of their own, nor quantised ones.
 
     Args:
         model: any module.
@@ -126,7 +126,7 @@ def _is_frozen_product(module: nn.Module) -> bool:
         return False
     try:
         plain = view_of(module).plain
-    except DeltafitError:  # quantised, lazy or computed from other tensors
+    except DeltafitError:  # lazy, computed from other tensors, or quantised by another library
         return False
     weight: Any = module.weight
     return plain and weight.dtype == torch.float32 and not weight.requires_grad

@@ -19,13 +19,15 @@ class Group:
     Attributes:
         lengths: tokens of each row.
         causal: whether a token sees only itself and those before it.
-        mask: bool ``[rows, 1, length, length]``, true where a token sees another; None where
-            ``causal`` and the lengths say it all.
+        mask: bool ``[rows, 1, length, length]``, true where a token sees another, or one for all
+            rows; None where ``causal`` and the lengths say it all.
+        device: of the tensors made here; None is the CPU.
     """
 
     lengths: tuple[int, ...]
     causal: bool
     mask: Tensor | None
+    device: torch.device | None = None
 
     @property
     def rows(self) -> int:
@@ -50,15 +52,21 @@ class Group:
     @cached_property
     def real(self) -> Tensor:
         """Bool ``[rows, length]``, true for tokens and false for padding."""
-        return torch.arange(self.length) < torch.tensor(self.lengths).unsqueeze(1)
+        return self._steps < self._tensor(self.lengths).unsqueeze(1)
 
     @cached_property
     def _places(self) -> Tensor:
         """Where each place of the padded group finds its token; padding finds its row's last."""
-        starts = torch.tensor((0, *self.lengths[:-1])).cumsum(0)
-        steps = torch.arange(self.length).expand(self.rows, -1)
-        last = torch.tensor(self.lengths).unsqueeze(1) - 1
-        return (starts.unsqueeze(1) + torch.minimum(steps, last)).flatten()
+        starts = self._tensor((0, *self.lengths[:-1])).cumsum(0)
+        last = self._tensor(self.lengths).unsqueeze(1) - 1
+        return (starts.unsqueeze(1) + torch.minimum(self._steps, last)).flatten()
+
+    @property
+    def _steps(self) -> Tensor:
+        return torch.arange(self.length, device=self.device)
+
+    def _tensor(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, device=self.device)
 
     @cached_property
     def _tokens_of_padded(self) -> Tensor:
@@ -73,7 +81,7 @@ class Group:
         if self.even:
             return self.mask
         if self.mask is not None:
-            real = self.real.to(self.mask.device)
+            real = self.real
             return (self.mask & real[:, None, None, :]) | ~real[:, None, :, None]
         # Behind a row's tokens, padding is hidden from them by what is causal.
         return None if self.causal else self.real[:, None, None, :]
@@ -85,7 +93,7 @@ class Group:
             return ~self.seen
         if not self.causal:
             return None
-        return torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
+        return self._steps > self._steps.unsqueeze(1)
 
     def padded(self, tokens: Tensor) -> Tensor:
         """Return ``[tokens, ...]`` as ``[rows, length, ...]``, padded with a row's last token."""

@@ -1,10 +1,17 @@
 """How the tokens of a padded batch lie on one packed sheet, and the way back."""
 
+from functools import cached_property
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from deltafit.engine.groups import Group, cut_groups
 from deltafit.errors import DeltafitError
+
+Window = tuple[int, int]
+EVERYTHING: Window = (-1, -1)
+CAUSAL: Window = (-1, 0)
 
 
 class CannotPackError(DeltafitError):
@@ -21,12 +28,19 @@ class Layout:
         padded_shape: ``(rows, length)`` of the padded batch.
         groups: the sheet from its start to its end.
         places: int64 ``[tokens]``, where each token of the sheet stands in the flattened batch.
+        window: how many tokens before it and behind it a token sees, -1 for all of them; None
+            where the groups' masks say it otherwise.
     """
 
     def __init__(
-        self, padded_shape: tuple[int, int], groups: tuple[Group, ...], places: Tensor
+        self,
+        padded_shape: tuple[int, int],
+        groups: tuple[Group, ...],
+        places: Tensor,
+        window: Window | None,
     ) -> None:
         self.padded_shape, self.groups, self.places = padded_shape, groups, places
+        self.window = window
         self._tables: tuple[Tensor, ...] | None = None
         self._packed_tables: tuple[Tensor, ...] = ()
 
@@ -34,6 +48,27 @@ class Layout:
     def tokens(self) -> int:
         """The length of the sheet."""
         return len(self.places)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Int32 ``[rows + 1]``: where each row of the sheet begins, and where the last one ends."""
+        sizes = (size for group in self.groups for size in group.lengths)
+        starts = list(accumulate(sizes, initial=0))
+        return torch.tensor(starts, dtype=torch.int32, device=self.places.device)
+
+    @property
+    def sheets(self) -> "tuple[Layout, ...]":
+        """The layouts of what a block computes of the sheet: its own alone."""
+        return (self,)
+
+    def attended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
+        """Return keys, values and groups of what the sheet's tokens attend to: of themselves.
+
+        Args:
+            key: what a block's attention made of the sheet, ``[1, heads, tokens, width]``.
+            value: the same.
+        """
+        return key, value, self.groups
 
     def pack(self, padded: Tensor) -> Tensor:
         """Return ``[rows, length, ...]`` as ``[1, tokens, ...]``; one row may stand for all.
@@ -64,30 +99,59 @@ class Layout:
         return filled.view(rows, length, *sheet.shape[2:])
 
 
-def layout_of(padding_mask: Tensor, *, causal: bool, mask: Tensor | None = None) -> Layout | None:
+def layout_of(
+    padding_mask: Tensor,
+    *,
+    causal: bool,
+    window: Window | None = None,
+    mask: Tensor | None = None,
+) -> Layout | None:
     """Return the layout of a batch; None if a row is empty, or padded elsewhere than on the right.
 
     Args:
         padding_mask: bool ``[rows, length]``, true for tokens.
         causal: whether a token sees only itself and those before it.
-        mask: bool ``[rows, 1, length, length]``, for any other sight than that or everything.
+        window: for any other sight than that or everything; see ``Layout``.
+        mask: bool ``[rows, 1, length, length]``, for any that is no window either.
     """
     rows, length = padding_mask.shape
+    device = padding_mask.device
     lengths = padding_mask.sum(1)
     order = lengths.argsort(stable=True)
     sizes = lengths[order].tolist()
-    steps = torch.arange(length, device=padding_mask.device)
+    steps = torch.arange(length, device=device)
     if sizes[0] == 0 or not torch.equal(padding_mask, steps < lengths.unsqueeze(1)):
         return None
+
+    def mask_of(start: int, stop: int) -> Tensor | None:
+        longest = sizes[stop - 1]
+        if window is not None:
+            return band(longest, window, device)
+        return None if mask is None else mask[order[start:stop], :, :longest, :longest]
+
     groups = tuple(
         Group(
             tuple(sizes[start:stop]),
             causal and sizes[stop - 1] > 1,
-            None
-            if mask is None
-            else mask[order[start:stop], :, : sizes[stop - 1], : sizes[stop - 1]],
+            mask_of(start, stop),
+            device,
         )
         for start, stop in cut_groups(sizes)
     )
     places = order.unsqueeze(1) * length + steps  # [rows, length]
-    return Layout((rows, length), groups, places[padding_mask[order]])
+    if window is None and mask is None:
+        window = CAUSAL if causal else EVERYTHING
+    return Layout((rows, length), groups, places[padding_mask[order]], window)
+
+
+def band(length: int, window: Window, device: torch.device) -> Tensor:
+    """Return bool ``[1, 1, length, length]``, true where a window lets a token see another."""
+    steps = torch.arange(length, device=device)
+    ahead = steps - steps.unsqueeze(1)
+    before, behind = window
+    seen = torch.ones_like(ahead, dtype=torch.bool)
+    if before >= 0:
+        seen &= ahead >= -before
+    if behind >= 0:
+        seen &= ahead <= behind
+    return seen[None, None]

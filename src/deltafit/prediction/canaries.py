@@ -140,6 +140,8 @@ def read_canaries(folder: Path, facts: Mapping[str, Any]) -> np.ndarray:
 def _seal(folder: Path, facts: Mapping[str, Any]) -> dict[str, str | None]:
     """Return SHA-256 digests of the deciding facts and of PEFT's configuration (None: no file)."""
     deciding = {key: facts[key] for key in _DECIDING} | {"base.tensors": facts["base"]["tensors"]}
+    # Folders from before bases could be quantised do not have it.
+    deciding |= {f"base.{key}": facts["base"][key] for key in ("weights",) if key in facts["base"]}
     digests: dict[str, str | None] = {
         key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         for key, value in deciding.items()
@@ -157,7 +159,8 @@ def _check_seal(folder: Path, facts: Mapping[str, Any]) -> None:
             f"{path} lacks the digests of what it was saved with, so the adapter cannot be proven; "
             "restore a copy."
         ) from error
-    changed = [key for key, now in _seal(folder, facts).items() if sealed.get(key, "") != now]
+    now = _seal(folder, facts)
+    changed = [key for key in {**now, **sealed} if sealed.get(key, "") != now.get(key, "")]
     names = ", ".join(repr(key) for key in changed if key != CONFIG_FILE)
     problems = []
     if names:

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from deltafit.adapters import (
+    QUANTISED,
     StoredAdapter,
     load_adapter,
     model_adapters,
+    quantisation_of,
+    quantise,
     read_adapter,
     save_adapter,
 )
@@ -35,6 +38,7 @@ from deltafit.prediction.location import FACTS_FILE, adapter_folder
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 
 FORMAT = 1
+_AS_LOADED = "float32"  # base weights that are not quantised
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def save_classifier(
     Args:
         classifier: with its adapter active.
         folder: appears whole or not at all.
-        base_fingerprint: of the base, taken before it was adapted.
+        base_fingerprint: of the base, taken before it was quantised or adapted.
         max_length: tokens a text is cut to.
         facts: metrics, data hash and other facts of its making, as JSON values.
     """
@@ -85,6 +89,7 @@ def save_classifier(
     architecture_head = classifier.head.kind == "architecture"
     active = model_adapters(classifier.model).active
     assert active is not None
+    quantisation = quantisation_of(classifier.model)
     content = {
         "format": FORMAT,
         "label_names": list(classifier.label_names),
@@ -95,9 +100,11 @@ def save_classifier(
             "name": _lasting_name(classifier.source),
             "hub_id": classifier.source.hub_id,
             "tensors": base_fingerprint,
+            "weights": quantisation or _AS_LOADED,
         },
         "canaries": sentences,
-        "versions": versions(),
+        "versions": versions()
+        | ({"bitsandbytes": version("bitsandbytes")} if quantisation is not None else {}),
         **facts,
     }
     with write_folder_atomically(folder) as temporary:
@@ -153,8 +160,37 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     """
     folder = adapter_folder(path)
     facts = read_facts(folder)
-    stored = read_adapter(folder)
     expected = read_canaries(folder, facts)
+    weights = facts["base"].get("weights", _AS_LOADED)
+    classifier, notes = _assembled(folder, facts, model, weights)
+    max_length: int = facts["max_length"]
+    difference = check_canaries(classifier, facts["canaries"], expected, max_length, str(folder))
+    return SavedClassifier(classifier, max_length, facts, notes, difference)
+
+
+def load_unquantised(path: str | Path, *, model: str | None = None) -> Classifier:
+    """Load a saved classifier onto its base in float32, whatever the base was trained in.
+
+    Where that was quantised, it predicts otherwise than it was trained to, and its canaries prove
+    nothing; the base's fingerprint is checked all the same. For the arguments and what is raised
+    see ``load_saved``.
+    """
+    folder = adapter_folder(path)
+    return _assembled(folder, read_facts(folder), model, _AS_LOADED)[0]
+
+
+def _assembled(
+    folder: Path, facts: dict[str, Any], model: str | None, weights: str
+) -> tuple[Classifier, tuple[str, ...]]:
+    """Return the base with the adapter on it, and notes on what was not understood.
+
+    Args:
+        folder: the adapter's.
+        facts: the content of ``deltafit.json``.
+        model: see ``load_saved``.
+        weights: how the base's are stored.
+    """
+    stored = read_adapter(folder)
     classifier = _load_base(folder, facts, model)
     head = tuple(facts["head_parameters"])
     check_fingerprint(
@@ -164,11 +200,11 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
         base=classifier.source.name,
     )
     _check_head(folder, stored, head)
+    if weights in QUANTISED:
+        quantise(classifier.model, weights)
     load_adapter(classifier.model, stored)
     classifier.model.eval()
-    max_length: int = facts["max_length"]
-    difference = check_canaries(classifier, facts["canaries"], expected, max_length, str(folder))
-    return SavedClassifier(classifier, max_length, facts, stored.notes, difference)
+    return classifier, stored.notes
 
 
 def _load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
@@ -212,6 +248,7 @@ def _are_tensors(value: Any) -> bool:
     )
 
 
+_WEIGHTS = (_AS_LOADED, *QUANTISED)
 # What loading reads of deltafit.json: the place, what must stand there, and whether it does.
 _NEEDED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("label_names", "a list of different names", lambda v: _are_texts(v) and len(set(v)) == len(v)),
@@ -221,6 +258,7 @@ _NEEDED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("max_length", "a whole number above 0", lambda v: type(v) is int and v > 0),
     ("base.name", "a name or a path", _is_text),
     ("base.tensors", "shape and sample of each tensor", _are_tensors),
+    ("base.weights", f"one of {', '.join(_WEIGHTS)}", lambda v: v is None or v in _WEIGHTS),
     ("canaries", "a list of sentences", _are_texts),
 )
 

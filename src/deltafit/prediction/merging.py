@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from deltafit.adapters import merge_and_unload
+from deltafit.adapters import merge_and_unload, quantisation_of
+from deltafit.adapters.quantised import Quantisation
 from deltafit.errors import DeltafitError
 from deltafit.files import (
     refuse_existing,
@@ -15,7 +16,8 @@ from deltafit.files import (
     write_tensors_atomically,
 )
 from deltafit.prediction.canaries import TOLERANCE, canary_logits, largest_difference
-from deltafit.prediction.folder import load_saved
+from deltafit.prediction.folder import load_saved, load_unquantised
+from deltafit.tasks.classification import Classifier
 from deltafit.tasks.pooling import PooledClassifier
 
 HEAD_FILE = "head.safetensors"
@@ -30,12 +32,15 @@ class MergeReport:
         largest_change: the largest change of a logit, relative where logits are above 1.
         flipped: predictions that changed, of 16.
         head_apart: whether the head is a file of its own, since transformers has no such class.
+        quantised: how the base weights were stored in training, if not in float32. The adapter was
+            then merged into the float32 ones, and what changed is chiefly their rounding.
     """
 
     folder: Path
     largest_change: float
     flipped: int
     head_apart: bool
+    quantised: Quantisation | None
 
 
 def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -> MergeReport:
@@ -46,6 +51,10 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
     tokenizer is called with ``truncation=True``. A pooled head has no class in transformers: the
     checkpoint is the encoder alone (``AutoModel``), and ``head.safetensors`` and ``head.json``
     beside it say how to read logits off it.
+
+    An adapter that was trained on a quantised base is merged into the base in float32: rounding the
+    sum again would lose what is small in Δ. The checkpoint then predicts otherwise than the adapter
+    does on its own base; the report says by how much.
 
     Args:
         folder: a run's folder or its ``adapter`` folder.
@@ -60,10 +69,15 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
     refuse_existing(output)
     saved = load_saved(folder, model=model)
     classifier = saved.classifier
-    sentences = saved.facts["canaries"]
-    before = canary_logits(classifier, sentences, saved.max_length)
+    sentences, max_length = saved.facts["canaries"], saved.max_length
+    proven = before = canary_logits(classifier, sentences, max_length)
+    quantised = quantisation_of(classifier.model)
+    if quantised is not None:
+        del saved, classifier  # the memory of a model, before the next is loaded
+        classifier = load_unquantised(folder, model=model)
+        before = canary_logits(classifier, sentences, max_length)
     merge_and_unload(classifier.model)
-    after = canary_logits(classifier, sentences, saved.max_length)
+    after = canary_logits(classifier, sentences, max_length)
     change = largest_difference(after, before)
     flipped = int((before.argmax(1) != after.argmax(1)).sum())
     if not change <= TOLERANCE or flipped:
@@ -71,6 +85,18 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
             f"Merging {folder} would change its predictions: a canary's logit moves by "
             f"{change:.2g} and {flipped} of {len(before)} predictions flip. Nothing was written."
         )
+    _write(classifier, output, max_length)
+    return MergeReport(
+        output,
+        largest_difference(after, proven),
+        int((proven.argmax(1) != after.argmax(1)).sum()),
+        isinstance(classifier.model, PooledClassifier),
+        quantised,
+    )
+
+
+def _write(classifier: Classifier, output: Path, max_length: int) -> None:
+    """Write a merged classifier as a plain checkpoint."""
     pooled = isinstance(classifier.model, PooledClassifier)
     plain = classifier.model.get_submodule("encoder") if pooled else classifier.model
     assert isinstance(plain, PreTrainedModel)
@@ -78,13 +104,12 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
     plain.config.id2label = dict(enumerate(names))
     plain.config.label2id = {name: index for index, name in enumerate(names)}
     # Where to cut is part of what was trained, and transformers asks the tokenizer for it.
-    classifier.tokenizer.model_max_length = saved.max_length
+    classifier.tokenizer.model_max_length = max_length
     with write_folder_atomically(output) as temporary:
         plain.save_pretrained(temporary)
         classifier.tokenizer.save_pretrained(temporary)
         if pooled:
-            _write_head(classifier.model, temporary, names, saved.max_length)
-    return MergeReport(output, change, flipped, pooled)
+            _write_head(classifier.model, temporary, names, max_length)
 
 
 def _write_head(

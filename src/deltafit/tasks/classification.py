@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from deltafit.data import ModelSource
+from deltafit.engine import KeysAndValues
 from deltafit.errors import UsageError
 from deltafit.tasks.loading import (
     load_architecture_classifier,
@@ -62,6 +63,7 @@ class Classifier:
         decoder: whether the model reads from left to right.
         positions: whether position ids must be given for padded input (most decoders).
         packs: whether the model gives the same without padding; None before anybody looked.
+        reads: what lets its last block run for first tokens alone; None if the head reads others.
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class Classifier:
     decoder: bool
     positions: bool
     packs: bool | None = None
+    reads: KeysAndValues | None = None
 
     @property
     def pad_token_id(self) -> int:

@@ -107,7 +107,7 @@ def compute_features(
     """
     encoder = encoder_of(classifier.model)
     result: dict[Pooling, np.ndarray] = {}
-    with _inference(classifier, rows, batch_tokens) as batches:
+    with _inference(classifier, rows, batch_tokens, all_states=True) as batches:
         for indices in batches:
             batch = _batch(classifier, rows, indices)
             state: Tensor = encoder(**batch).last_hidden_state
@@ -128,11 +128,13 @@ def encoder_of(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _inference(classifier: Classifier, rows: Rows, batch_tokens: int) -> Iterator[list[list[int]]]:
+def _inference(
+    classifier: Classifier, rows: Rows, batch_tokens: int, *, all_states: bool = False
+) -> Iterator[list[list[int]]]:
     """Yield the indices of the rows of each forward pass, and let the model run them within."""
     batches = length_grouped([len(row) for row in rows], batch_tokens)
     with (
-        unpadded(classifier, rows, batches),
+        unpadded(classifier, rows, batches, all_states=all_states),
         evaluating(classifier.model),
         torch.inference_mode(),
     ):

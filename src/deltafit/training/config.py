@@ -3,19 +3,33 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deltafit.methods import Method, method_from_dict
+from deltafit.errors import UsageError
+from deltafit.methods import DeltaMethod, Head, Method, method_from_dict
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's result."""
+    """Everything that decides a run's result.
+
+    Raises:
+        UsageError: the method trains the base weights themselves, and they are to be quantised.
+    """
 
     model: str
     data: DataConfig
     method: Method
     head: HeadConfig = field(default_factory=HeadConfig)
     settings: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        stored = self.settings.base_weights
+        if stored != "float32" and not isinstance(self.method, DeltaMethod | Head):
+            raise UsageError(
+                f"{self.method.command_line_name} trains the base's own weights, which "
+                f"--base-weights {stored} stores in few bits and freezes. Choose lora or head, or "
+                "leave them in float32."
+            )
 
     @property
     def learning_rate(self) -> float:

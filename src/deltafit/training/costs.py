@@ -1,5 +1,6 @@
 """What a run cost: parameters, time, memory and size; and the memory foretold beside it."""
 
+import math
 import os
 import platform
 from collections.abc import Collection, Sequence
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deltafit.adapters import base_parameters, model_adapters, trained_tensors
+from deltafit.adapters import base_sizes, model_adapters, quantisation_of, trained_tensors
 from deltafit.adapters.inspection import (
     MOMENTS,
     VALUE_BYTES,
@@ -34,6 +35,7 @@ from deltafit.tasks.classification import Classifier
 from deltafit.training.accelerator import mixed_precision_of
 from deltafit.training.config import RunConfig
 from deltafit.training.course import Course
+from deltafit.training.execution import wants_packing
 from deltafit.training.memory import PeakMemory
 from deltafit.training.passes import cut_passes
 from deltafit.training.precision import planned_precision
@@ -59,9 +61,8 @@ def costs_of(
     assert state.active is not None
     trainable = sum(t.numel() for t in trained_tensors(classifier.model, state.active).values())
     replaced = state.adapters[state.active].replaced
-    base = base_parameters(classifier.model)
-    total = sum(p.numel() for p in base.values()) + trainable
-    total -= sum(base[name].numel() for name in replaced)
+    base = base_sizes(classifier.model)
+    total = sum(base.values()) + trainable - sum(base[name] for name in replaced)
     return {
         "trainable_parameters": trainable,
         "total_parameters": total,
@@ -106,8 +107,7 @@ def expected_memory(
         By part:
 
         * ``process_before``: what the process holds already, the weights too; measured.
-        * ``weights``: copies of matrices in half precision: of the frozen ones whose products are
-          in bf16; of all that the backward pass reads in mixed precision.
+        * ``weights``: copies of matrices; see ``_copied_bytes``.
         * ``gradients`` and ``optimiser``: one value, and Adam's two, for every one that is trained.
         * ``activations``: what the first epoch's largest pass keeps for the backward pass; see
           ``activation_values``. Recomputing keeps the blocks' inputs, and one block's values.
@@ -136,11 +136,11 @@ def expected_memory(
             blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
         return sum(blocks) * tokens, (size * largest + (matrices if blocks else 0)) * tokens
 
-    shapes = _pass_shapes([len(row) for row in rows], settings, packed=_may_pack(model))
+    shapes = _pass_shapes([len(row) for row in rows], settings, packed=_may_pack(model, settings))
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
-        "weights": HALF_BYTES * _copied_values(model, kept, settings, mixed, precision),
+        "weights": _copied_bytes(model, kept, settings, mixed, precision),
         "gradients": trained_bytes,
         "optimiser": MOMENTS * trained_bytes,
         "activations": activations,
@@ -176,13 +176,13 @@ def _kept_values(
     return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
 
 
-def _may_pack(model: nn.Module) -> bool:
+def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
     """Return whether training will probably run packed; see ``fast_execution``."""
     try:
         find_stack(model)
     except CannotPackError:
         return False
-    return next(model.parameters()).device.type == "cpu"
+    return wants_packing(model, settings.packing)
 
 
 def _pass_shapes(
@@ -201,14 +201,19 @@ def _pass_shapes(
     return {(sum(part) if packed else len(part) * max(part), max(part)) for part in passes}
 
 
-def _copied_values(
+def _copied_bytes(
     model: nn.Module,
     blocks: Collection[str],
     settings: TrainingSettings,
     mixed: bool,
     precision: str | None,
 ) -> int:
-    """Return how many values of the matrices in ``blocks`` there are in half precision too."""
+    """Return what copies of matrices take while they are trained through.
+
+    In half precision they are of the frozen ones whose products are in bf16, or of all in
+    ``blocks``, which the backward pass reads in mixed precision; in float32 of the largest one,
+    where they are quantised and each is dequantised to be multiplied.
+    """
     if mixed:
         inside = [m for n, m in model.named_modules() if any(within(n, block) for block in blocks)]
         copied = [module for module in inside if is_matrix(module)]
@@ -218,4 +223,7 @@ def _copied_values(
         outside = [model.get_submodule(name) for name in below]
         decided = precision or planned_precision(model, settings.precision, outside)
         copied = frozen_products(model, outside) if decided == "bf16" else []
-    return sum(inputs * outputs for inputs, outputs in map(layer_shape, copied))
+    halved = sum(math.prod(layer_shape(module)) for module in copied)
+    matrices = [m for m in model.modules() if is_matrix(m) and quantisation_of(m) is not None]
+    dequantised = max((math.prod(layer_shape(module)) for module in matrices), default=0)
+    return HALF_BYTES * halved + VALUE_BYTES * dequantised

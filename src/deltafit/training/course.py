@@ -36,6 +36,7 @@ class Course:
         running_loss: of the latest steps, the older ones fading.
         kept: whether the states of frozen layers are kept; None before it was found out.
         packed: whether the blocks run without padding; None before it was found out.
+        first_tokens: whether the last block runs for first tokens alone; decided with ``packed``.
         precision: float32, bf16 or fp16; None before it was decided.
         failure: why the run failed, if it did while others went on.
     """
@@ -53,6 +54,7 @@ class Course:
     running_loss: float = 0.0
     kept: bool | None = None
     packed: bool | None = None
+    first_tokens: bool | None = None
     precision: str | None = None
     failure: str | None = None
 

@@ -3,19 +3,29 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 
 from deltafit.data import across_lengths
-from deltafit.engine import bulk_dropout, check_packing, packed
+from deltafit.engine import (
+    bulk_dropout,
+    check_packing,
+    find_keys_and_values,
+    find_reading,
+    first_tokens,
+    packed,
+)
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course, Examples
 from deltafit.training.gradients import disable_gradient_checkpointing
 from deltafit.training.precision import chosen_precision
 from deltafit.training.progress import Reporter
-from deltafit.training.settings import TrainingSettings
+from deltafit.training.settings import Packing, TrainingSettings
 from deltafit.training.validation import plain_forward, unwrap_forward
 
+_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CHECKED = 4  # rows, of lengths from the shortest to the longest
 
 
@@ -31,33 +41,36 @@ def fast_execution(
 ) -> Iterator[None]:
     """Run the model's blocks on packed tokens within the block, if it gives the same so.
 
-    One batch goes both ways, forward and backward. What was found out is kept in ``course``, so
-    that a resumed run is executed as it began.
+    The last one runs for first tokens alone, if the head reads no others. One batch goes both
+    ways, forward and backward. What was found out is kept in ``course``, so that a resumed run is
+    executed as it began.
 
     Args:
         classifier: adapted; its model on the device it trains on.
         train: the rows to learn from.
-        settings: precision and batch size; the checks take no more rows.
+        settings: packing, precision and batch size; the checks take no more rows.
         course: where the run stands.
         constant: where all blocks are constant there is nothing to pack.
         reporter: told why a model runs padded, or not in bf16.
         accelerator: brings mixed precision, if there is any.
     """
     model = classifier.model
-    # On a GPU many small products cost more than some padding.
-    on_cpu = next(model.parameters()).device.type == "cpu"
     rows = across_lengths(train.rows, max(2, min(_CHECKED, settings.batch_size)))
     if course.packed is None:
         reason = None
-        worth = on_cpu and not constant.whole
+        worth = wants_packing(model, settings.packing) and not constant.whole
         if worth:
+            mixed = _MIXED.get(accelerator.mixed_precision)
             with plain_forward(model):
-                reason = check_packing(model, batch_of(classifier, rows))
+                reason = check_packing(model, batch_of(classifier, rows), mixed=mixed)
         course.packed = worth and reason is None
+        if course.packed:
+            with plain_forward(model):
+                course.first_tokens = find_reading(model, batch_of(classifier, rows)) is not None
         if reason is not None:
             reporter.say(f"{reason} It runs padded, which is slower.")
     with ExitStack() as stack:
-        if on_cpu:
+        if _is_on_cpu(model):
             stack.enter_context(bulk_dropout(model))
         if course.packed:
             stack.enter_context(packed(model))
@@ -66,7 +79,23 @@ def fast_execution(
                 classifier, rows, settings.precision, course, constant, reporter, accelerator
             )
         )
+        if course.first_tokens:  # behind the check of precision, which looks at all states
+            with plain_forward(model):
+                layers = find_keys_and_values(model, batch_of(classifier, rows))
+            stack.enter_context(first_tokens(model, layers))
         yield
+
+
+def wants_packing(model: nn.Module, asked: Packing) -> bool:
+    """Return whether training is to run packed, if the model can; ``asked`` is the setting.
+
+    On a GPU small calls may cost more than some padding: nothing was measured there.
+    """
+    return asked == "on" or (asked == "auto" and _is_on_cpu(model))
+
+
+def _is_on_cpu(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cpu"
 
 
 def release(classifier: Classifier, settings: TrainingSettings, constant: ConstantStates) -> None:

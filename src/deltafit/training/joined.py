@@ -185,6 +185,7 @@ class JoinedLoop:
             self.gradients.packed = bool(shared.packed)
             for learner in live.values():
                 learner.course.packed = shared.packed
+                learner.course.first_tokens = shared.first_tokens
                 learner.course.precision = shared.precision
                 if _NOTE not in learner.course.notes:
                     learner.course.notes.append(_NOTE)

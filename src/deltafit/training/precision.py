@@ -95,7 +95,10 @@ def _decide(
     planned = planned_precision(model, asked, constant.blocks)
     if planned == "float32":
         if asked == "bf16":
-            reporter.say("No frozen product is part of a training step, so it stays in float32.")
+            reporter.say(
+                "No frozen product with float32 weights is part of a training step, so it stays in "
+                "float32."
+            )
         return planned
     reason = check_products(model, batch_of(classifier, rows), outside=constant.blocks)
     if reason is None:

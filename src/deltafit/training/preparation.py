@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from deltafit.adapters import quantise
 from deltafit.data import Splits
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
@@ -21,11 +22,11 @@ class Prepared:
     """A run with everything loaded and nothing trained.
 
     Attributes:
-        classifier: not adapted.
+        classifier: not adapted; its base quantised, if that was asked for.
         examples: tokenised texts by part.
         truncated: how many texts were cut, by part.
         max_length: tokens that texts were cut to.
-        base_fingerprint: of the classifier without its head.
+        base_fingerprint: of the classifier without its head, as it was loaded.
     """
 
     classifier: Classifier
@@ -86,10 +87,7 @@ def prepare(
     cut, total = sum(truncated.values()), sum(map(len, examples.values()))
     if cut:
         reporter.say(f"{cut / total:.1%} of texts ({cut}) were cut to {length} tokens.")
-    return Prepared(
-        classifier,
-        examples,
-        truncated,
-        length,
-        fingerprint(classifier.model, classifier.head_parameters),
-    )
+    base = fingerprint(classifier.model, classifier.head_parameters)
+    if config.settings.base_weights != "float32":
+        quantise(classifier.model, config.settings.base_weights)
+    return Prepared(classifier, examples, truncated, length, base)

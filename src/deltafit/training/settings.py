@@ -11,7 +11,9 @@ from deltafit.errors import UsageError
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+Packing = Literal["auto", "on", "off"]
 BaseDropout = Literal["configured", "off"]
+BaseWeights = Literal["float32", "int8", "nf4"]
 ClassWeights = Literal["none", "balanced"]
 HeadChoice = Literal["architecture", "cls", "mean", "last", "auto"]
 HeadStart = Literal["new", "probe"]
@@ -35,11 +37,16 @@ class TrainingSettings:
         class_weights: ``"balanced"`` weighs a class by the inverse of its frequency.
         base_dropout: of the pretrained model in training: as its configuration says, or off. The
             head's and an adapter's own dropout are not meant.
+        base_weights: how the linear layers of the base's blocks are stored: float32, or rounded to
+            int8 or nf4 (4 bits), for less memory and slower steps, with methods that leave them
+            frozen (lora, head). Takes the extra "quantised".
         clip: largest norm of the gradient; None for no clipping.
         gradient_checkpointing: recompute activations in the backward pass: less memory, slower.
         precision: auto, float32, bf16 or fp16 (CUDA only). On a CPU bf16 is for the products with
             frozen weights, and auto measures whether it is faster; elsewhere, and in full
             fine-tuning, bf16 and fp16 are mixed precision, and auto is float32.
+        packing: run training without padding: auto does on a CPU (no GPU was measured), on does on
+            any device, and both only where one batch shows that the model gives the same so.
         max_length: tokens a text is cut to.
         evaluate_every: optimiser steps between evaluations; None evaluates after each epoch.
         metric: which validation figure picks the best checkpoint.
@@ -61,9 +68,11 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
     base_dropout: BaseDropout = "configured"
+    base_weights: BaseWeights = "float32"
     clip: float | None = 1.0
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
+    packing: Packing = "auto"
     max_length: int = 256
     evaluate_every: int | None = None
     metric: str = "accuracy"
@@ -84,7 +93,9 @@ class TrainingSettings:
         for name in ("warmup", "label_smoothing"):
             _check_share(name, getattr(self, name))
         hints = get_type_hints(type(self))
-        for name in ("schedule", "precision", "class_weights", "base_dropout"):
+        for name in (
+            "schedule", "precision", "packing", "class_weights", "base_dropout", "base_weights",
+        ):  # fmt: skip
             choices = get_args(hints[name])
             if getattr(self, name) not in choices:
                 raise UsageError(

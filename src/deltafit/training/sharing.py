@@ -9,7 +9,7 @@ from deltafit.training.settings import TrainingSettings
 # What the shared passes have in common.
 SHARED = (
     "batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision",
-    "base_dropout",
+    "packing", "base_dropout", "base_weights",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def decided_for_all(courses: Sequence[Course]) -> Course:
     for name, words in (
         ("kept", "keeping the states of frozen layers"),
         ("packed", "running packed"),
+        ("first_tokens", "running the last block for first tokens alone"),
         ("precision", "the precision"),
     ):
         values = {getattr(course, name) for course in courses} - {None}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from deltafit.adapters import check_fits
+from deltafit.adapters import check_fits, quantisable
 from deltafit.data import Splits, load_splits, resolve_model
 from deltafit.methods import LoRA, Method, parse_method
 from deltafit.tasks.classification import HeadSettings, classifier_structure
@@ -76,12 +76,16 @@ def load_data(data: DataConfig) -> Splits:
 def check_methods(configs: Sequence[RunConfig]) -> None:
     """Raise a DeltafitError if a method does not fit the model, before anything is computed.
 
+    So too if the base weights cannot be stored as they are to be.
+
     Args:
         configs: runs on one model with one head.
     """
     config = configs[0]
     kind = "mean" if config.head.head == "auto" else config.head.head
     structure, head = classifier_structure(resolve_model(config.model), HeadSettings(kind))
+    if config.settings.base_weights != "float32":
+        quantisable(structure)  # or it raises
     for method in dict.fromkeys(each.method for each in configs):
         check_fits(structure, method, head=head)
 
