@@ -1,5 +1,6 @@
 """Where an adapter sits: select targets, inject, switch, merge, save and load."""
 
+from deltafit.adapters.counting import trained_values
 from deltafit.adapters.injection import adapt, check_fits, generator_for, keyed_seed
 from deltafit.adapters.layers import is_adapted, layer_state, view_of
 from deltafit.adapters.merging import merge, merge_and_unload, merged, unmerge
@@ -64,6 +65,7 @@ __all__ = [
     "select_targets",
     "step_hook",
     "trained_tensors",
+    "trained_values",
     "unmerge",
     "view_of",
 ]

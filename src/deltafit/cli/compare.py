@@ -1,5 +1,6 @@
 """``deltafit compare``."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,13 @@ def compare(
         str | None,
         typer.Option(metavar="INTS", help="Train each method with each of them: 0,1,2."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Size the methods to train about so many parameters besides the head: 300k.",
+        ),
+    ] = None,
     jointly: Annotated[
         bool,
         typer.Option(
@@ -55,6 +63,7 @@ def compare(
         names = [*_names(methods), *(method or ())]
         if seeds is not None and typed(context, "seed"):
             raise UsageError("Give --seed or --seeds, not both: --seeds says all of them.")
+        size = None if budget is None else _parameters(budget)
         numbers = (settings.seed,) if seeds is None else _whole_numbers(seeds)
         check_start(model, data, output, resume=resume)
         from deltafit.methods import parse_method
@@ -68,7 +77,8 @@ def compare(
             result = run(
                 model, data, output,
                 methods=chosen or DEFAULT_METHODS, seeds=numbers,
-                head=head, settings=settings, jointly=jointly, resume=resume, reporter=reporter,
+                head=head, settings=settings, budget=size, jointly=jointly, resume=resume,
+                reporter=reporter,
             )  # fmt: skip
         show_comparison(console(), result)
         if all(row.get("failure") for row in result.rows if row["kind"] == "run"):
@@ -92,3 +102,13 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise UsageError(f"--seeds takes whole numbers with commas; got {text!r}.")
     return tuple(map(int, parts))
+
+
+def _parameters(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", text)
+    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6}[match[2].lower()] if match else 0.0
+    if number < 1 or number != int(number):
+        raise UsageError(
+            f"--budget takes a number of parameters, such as 300k, 1.5M or 250000; got {text!r}."
+        )
+    return int(number)

@@ -1,13 +1,14 @@
 """``compare``: several methods and cheap baselines on the same rows, and what that says."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
+from deltafit.experiments.budget import sized_to
 from deltafit.experiments.joining import Outcome, check_joinable, run_joined
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import (
@@ -28,7 +29,7 @@ from deltafit.training.folders import begun, finished_metrics
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
-from deltafit.training.train import check_methods, load_data, run_content
+from deltafit.training.train import check_methods, load_data, run_content, structure_of
 
 DEFAULT_METHODS = ("head", "last-block", "lora", "full")
 _LONGEST_NAME = 80  # characters; file systems allow 255 bytes
@@ -65,6 +66,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     head: HeadConfig = HeadConfig(),
     settings: TrainingSettings = TrainingSettings(),
+    budget: int | None = None,
     jointly: bool = False,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -82,6 +84,9 @@ def compare(
         seeds: each method is trained once a seed; the splits stay the same.
         head: which head all of them train, and where it starts.
         settings: the hyperparameters; the learning rate is each method's own unless given.
+        budget: about how many parameters each method is to train besides the head: those with a
+            size (LoRA's rank) get the one that comes nearest, the others keep theirs; a note in
+            each row says which. None leaves every method as it is.
         jointly: train LoRA runs of all settings and seeds at once, on one shared base model; each
             comes out as by itself, up to rounding and which elements dropout drops.
         resume: keep finished runs and go on with the unfinished one. Methods and seeds may be
@@ -99,6 +104,10 @@ def compare(
     """
     reporter = reporter or Silent()
     chosen = [parse_method(m) if isinstance(m, str) else m for m in methods]
+    remarks: dict[Method, str] = {}
+    if budget is not None:
+        sized = sized_to(budget, chosen, *structure_of(model, head))
+        chosen, remarks = [each.method for each in sized], {s.method: s.note for s in sized}
     _check(chosen, seeds)
     data = DataConfig(data) if isinstance(data, str) else data
     splits = load_data(data)
@@ -114,7 +123,7 @@ def compare(
         check_joinable(configs)
     with begun(folder, _content(configs, splits), resume=resume, may_change=("methods", "seeds")):
         features = FrozenFeatures(model, splits, settings.max_length, reporter)
-        return _compare(configs, splits, features, folder, reporter, resume, jointly)
+        return _compare(configs, splits, features, folder, reporter, resume, jointly, remarks)
 
 
 def _compare(
@@ -125,6 +134,7 @@ def _compare(
     reporter: Reporter,
     resume: bool,
     jointly: bool,
+    remarks: Mapping[Method, str],
 ) -> Comparison:
     """Do every run that is not finished, and write the report."""
     folders = {config: folder / "runs" / folder_name(config) for config in configs}
@@ -160,7 +170,9 @@ def _compare(
         if not finished:
             candidates.append(Failure(str(method), method.result_name, failed[0]))
             continue
-        candidates.append(candidate_of(method, [*finished.values()], judged, splits, failed))
+        candidates.append(
+            candidate_of(method, [*finished.values()], judged, splits, failed, remarks.get(method))
+        )
         # One run stands for the method: a mean of curves is none.
         seed, (_, metrics) = next(iter(finished.items()))
         name = f"{method}, seed {seed}" if len(seeds) > 1 else str(method)

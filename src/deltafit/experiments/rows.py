@@ -150,6 +150,7 @@ def candidate_of(
     judged: str,
     splits: Splits,
     failed: Sequence[str] = (),
+    remark: str | None = None,
 ) -> Candidate:
     """Return the row of a method from its finished runs, one a seed.
 
@@ -159,13 +160,15 @@ def candidate_of(
         judged: the part.
         splits: the texts.
         failed: a sentence for each run that failed, such as "with seed 3 diverged at step 40".
+        remark: the first of the row's notes.
 
     Raises:
         DeltafitError: a run's stored predictions are not of these splits.
     """
     after = [metrics["after"][judged] for _, metrics in runs]
     costs = [metrics["costs"] for _, metrics in runs]
-    notes = list(dict.fromkeys(note for _, metrics in runs for note in metrics["notes"]))
+    notes = [remark] if remark else []
+    notes += list(dict.fromkeys(note for _, metrics in runs for note in metrics["notes"]))
     notes += [f"{sentence} It is not in the figures." for sentence in failed]
     if judged == "validation":
         notes.append("judged on the validation rows, which also chose its checkpoint")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -49,6 +49,7 @@ class AdaLoRA(DeltaMethod):
     command_line_name: ClassVar[str] = "adalora"
     result_name: ClassVar[str] = "adalora"
     default_learning_rate: ClassVar[float] = 2e-3
+    size_setting: ClassVar[str | None] = "initial_rank"
 
     rank: int = 8
     initial_rank: int = 12
@@ -85,6 +86,11 @@ class AdaLoRA(DeltaMethod):
                 f"warmup and final are shares of one training; {self.warmup} and {self.final} are "
                 "more than all of it."
             )
+
+    def with_size(self, size: int) -> "AdaLoRA":
+        """Return the method with another initial rank; the final one keeps its share of it."""
+        share = self.rank / self.initial_rank
+        return replace(self, initial_rank=size, rank=max(1, round(share * size)))
 
     @property
     def factor(self) -> float:

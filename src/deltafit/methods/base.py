@@ -7,7 +7,7 @@ are data: printable, hashable, saved as JSON.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 from torch import Generator, Tensor
@@ -87,6 +87,8 @@ class Method(ABC):
     command_line_name: ClassVar[str]
     result_name: ClassVar[str]
     default_learning_rate: ClassVar[float]
+    size_setting: ClassVar[str | None] = None
+    """The setting, a whole number of at least 1, by which the method trains more or less."""
 
     def __post_init__(self) -> None:
         # Lists and mappings are welcome; as tuples they make the method hashable.
@@ -96,6 +98,16 @@ class Method(ABC):
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of the parameters trained whole, the head apart."""
         return ()
+
+    def with_size(self, size: int) -> "Method":
+        """Return the method with another value of its ``size_setting``.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.size_setting is None:
+            raise ValueError(f"{self.command_line_name} has no setting that says its size.")
+        return replace(self, **{self.size_setting: size})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the method as JSON values; ``deltafit.methods.method_from_dict`` reads it."""

@@ -61,6 +61,7 @@ class LoRA(DeltaMethod):
     command_line_name: ClassVar[str] = "lora"
     result_name: ClassVar[str] = "lora"
     default_learning_rate: ClassVar[float] = 5e-4
+    size_setting: ClassVar[str | None] = "rank"
 
     rank: int = 8
     alpha: float = 16

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from deltafit.adapters import check_fits, quantisable
 from deltafit.data import Splits, load_splits, resolve_model
 from deltafit.methods import LoRA, Method, parse_method
@@ -81,13 +83,21 @@ def check_methods(configs: Sequence[RunConfig]) -> None:
     Args:
         configs: runs on one model with one head.
     """
-    config = configs[0]
-    kind = "mean" if config.head.head == "auto" else config.head.head
-    structure, head = classifier_structure(resolve_model(config.model), HeadSettings(kind))
-    if config.settings.base_weights != "float32":
+    structure, head = structure_of(configs[0].model, configs[0].head)
+    if configs[0].settings.base_weights != "float32":
         quantisable(structure)  # or it raises
     for method in dict.fromkeys(each.method for each in configs):
         check_fits(structure, method, head=head)
+
+
+def structure_of(model: str, head: HeadConfig) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a classifier's modules without weights, and the names of its head's parameters.
+
+    Raises:
+        DeltafitError: there is no such model.
+    """
+    kind = "mean" if head.head == "auto" else head.head
+    return classifier_structure(resolve_model(model), HeadSettings(kind))
 
 
 def run_content(config: RunConfig, splits: Splits) -> dict[str, object]:

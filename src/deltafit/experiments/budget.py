@@ -1,0 +1,83 @@
+"""Methods made to train about as many parameters as each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from deltafit.adapters import trained_values
+from deltafit.errors import UsageError
+from deltafit.experiments.tables import format_count
+from deltafit.methods import Method
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A method of a comparison under a budget.
+
+    Attributes:
+        method: with the size that comes nearest to the budget, if it has one.
+        note: how many parameters it trains, in a sentence for its row.
+    """
+
+    method: Method
+    note: str
+
+
+def sized_to(
+    budget: int, methods: Sequence[Method], model: nn.Module, head: Sequence[str]
+) -> list[Sized]:
+    """Give every method the size with which it trains about ``budget`` parameters.
+
+    The head is not counted: all methods train the same one. A method without a size keeps what it
+    trains, and its note says so.
+
+    Args:
+        budget: how many parameters.
+        methods: what is compared.
+        model: its structure; the meta device will do.
+        head: names of the parameters that make up the head.
+
+    Raises:
+        DeltafitError: a method does not fit the model.
+        UsageError: a method trains more than twice the budget at its smallest size.
+    """
+    return [_sized(budget, method, model, head) for method in methods]
+
+
+def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -> Sized:
+    def count(size: int) -> int:
+        return trained_values(model, method.with_size(size), head=head)
+
+    if method.size_setting is None:
+        own = trained_values(model, method, head=head)
+        return Sized(
+            method,
+            f"has no size to choose: it trains {format_count(own)} parameters besides the head, "
+            f"under a budget of {format_count(budget)}",
+        )
+    least = count(1)
+    if least > 2 * budget:
+        raise UsageError(
+            f"{method} trains {format_count(least)} parameters with {method.size_setting}=1 "
+            f"already, more than twice the budget of {format_count(budget)}. Raise the budget, or "
+            "choose fewer target_modules."
+        )
+    size = _nearest(budget, count)
+    return Sized(
+        method.with_size(size),
+        f"{method.size_setting}={size} comes nearest to the budget of {format_count(budget)}: "
+        f"{format_count(count(size))} parameters besides the head",
+    )
+
+
+def _nearest(budget: int, count: Callable[[int], int]) -> int:
+    """Return the size whose count, which rises with the size, is nearest to the budget."""
+    high = 1
+    while count(high) < budget:
+        high *= 2
+    low = high // 2
+    while high - low > 1:  # below the budget, and not below it
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < budget else (low, middle)
+    return high if low < 1 or count(high) - budget < budget - count(low) else low

@@ -1,0 +1,92 @@
+"""Methods under one budget: counts against adapted models, the nearest size, what has none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from deltafit.adapters import adapt, trained_tensors, trained_values
+from deltafit.errors import UsageError
+from deltafit.experiments.budget import sized_to
+from deltafit.experiments.comparison import compare
+from deltafit.methods import AdaLoRA, DoRA, Head, LastBlocks, LoRA, Method, parse_method
+from deltafit.training.settings import TrainingSettings
+from tests.adapters.adapted import head_of
+from tests.tiny_models import tiny_model
+from tests.training.tiny_runs import save_model, tables
+
+METHODS = (
+    "lora", "lora:freeze_a=true,target_modules=all-linear", "lora:rank=3,initialisation=pissa",
+    "lora:target_modules=word_embeddings", "dora:target_modules=query+word_embeddings",
+    "adalora:initial_rank=5,rank=2", "head", "last-block", "full",
+    "lora:rank=4,rank_pattern=query>2,trained_modules=bert.pooler",
+)  # fmt: skip
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    return model.to("meta")
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_counts_are_those_of_the_adapted_model(text: str) -> None:
+    method, model = parse_method(text), tiny_model("bert")
+    head = head_of(model)
+    adapt(model, method, head=head)
+    own = {n: t for n, t in trained_tensors(model, "default").items() if n not in head}
+    expected = sum(tensor.numel() for tensor in own.values())
+    assert trained_values(on_meta(tiny_model("bert")), method, head=head) == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(budget=st.integers(400, 100_000))
+@pytest.mark.parametrize("method", [LoRA(), DoRA("all-linear"), AdaLoRA(initial_rank=6, rank=2)])
+def test_no_other_size_is_nearer(method: Method, budget: int) -> None:
+    model = on_meta(tiny_model("bert"))
+    head = head_of(model)
+    least = trained_values(model, method.with_size(1), head=head)
+    if least > 2 * budget:
+        with pytest.raises(UsageError, match="more than twice the budget"):
+            sized_to(budget, [method], model, head)
+        return
+    sized = sized_to(budget, [method], model, head)[0].method
+    size = getattr(sized, str(method.size_setting))
+
+    def distance(of: int) -> int:
+        return abs(trained_values(model, method.with_size(of), head=head) - budget)
+
+    assert distance(size) <= distance(size + 1)
+    assert size == 1 or distance(size) <= distance(size - 1)
+
+
+def test_adaloras_final_rank_keeps_its_share() -> None:
+    assert AdaLoRA(initial_rank=12, rank=8).with_size(30) == AdaLoRA(initial_rank=30, rank=20)
+
+
+def test_what_has_no_size_keeps_its_own_and_says_so() -> None:
+    model = on_meta(tiny_model("bert"))
+    found = sized_to(1000, [Head(), LastBlocks()], model, head_of(model))
+    assert [each.method for each in found] == [Head(), LastBlocks()]
+    assert all("has no size to choose" in each.note for each in found)
+    assert "trains 0 parameters besides the head" in found[0].note
+
+
+def test_a_comparison_under_a_budget(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    model = save_model(tmp_path / "model")
+    result = compare(
+        model, tables(tmp_path), tmp_path / "out",
+        methods=["lora:rank=1", "dora:rank=5", "head"], budget=900,
+        settings=TrainingSettings(epochs=1, batch_size=16, max_length=12),
+    )  # fmt: skip
+    rows = {row["name"]: row for row in result.rows if row["kind"] == "run"}
+    assert {"lora:rank=2", "dora:rank=2", "head"} >= set(rows) and len(rows) == 3
+    lora, head = rows["lora:rank=2"], rows["head"]
+    assert lora["trainable"] - head["trainable"] == 2 * 2 * 3 * (32 + 32)
+    assert (
+        lora["notes"][0]
+        == "rank=2 comes nearest to the budget of 900: 768 parameters besides the head"
+    )
+    assert head["notes"][0].startswith("has no size to choose")
