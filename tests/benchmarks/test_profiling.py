@@ -25,7 +25,7 @@ X = torch.randn(64, 64, requires_grad=True)
 def attend() -> torch.Tensor:
     sheet = X.view(64, 4, 16)
     groups = [Group((32, 32), causal=True, mask=None)]
-    return explicit_attention(sheet, sheet, sheet, groups, scaling=1.0, dropout=0.1)
+    return explicit_attention(sheet, sheet, sheet, groups, groups, scaling=1.0, dropout=0.1)
 
 
 def optimise() -> torch.Tensor:
