@@ -65,10 +65,8 @@ def test_an_operator_counts_where_it_belongs(work: Callable[[], torch.Tensor], k
                 torch.autograd.grad(output, X, upstream)
     sums = summed(profiler.events(), 1.0)
     spent = {name: sums[name] for name in (*KINDS, REST)}
-    assert max(spent, key=spent.__getitem__) == kind, spent
     # Views and the gradients' sums stand beside the operator that is meant.
-    strangers = set(spent) - {kind, REST, "copies and indexing"}
-    assert all(spent[name] < 0.05 * spent[kind] for name in strangers), spent
+    assert {kind} <= {name for name in spent if spent[name]} <= {kind, REST, "copies and indexing"}
 
 
 @pytest.mark.slow
