@@ -25,7 +25,7 @@ X = torch.randn(64, 64, requires_grad=True)
 def attend() -> torch.Tensor:
     sheet = X.view(64, 4, 16)
     groups = [Group((32, 32), causal=True, mask=None)]
-    return explicit_attention(sheet, sheet, sheet, groups, scaling=1.0, dropout=0.1)
+    return explicit_attention(sheet, sheet, sheet, groups, groups, scaling=1.0, dropout=0.1)
 
 
 def optimise() -> torch.Tensor:
@@ -65,10 +65,8 @@ def test_an_operator_counts_where_it_belongs(work: Callable[[], torch.Tensor], k
                 torch.autograd.grad(output, X, upstream)
     sums = summed(profiler.events(), 1.0)
     spent = {name: sums[name] for name in (*KINDS, REST)}
-    assert max(spent, key=spent.__getitem__) == kind, spent
     # Views and the gradients' sums stand beside the operator that is meant.
-    strangers = set(spent) - {kind, REST, "copies and indexing"}
-    assert all(spent[name] < 0.05 * spent[kind] for name in strangers), spent
+    assert {kind} <= {name for name in spent if spent[name]} <= {kind, REST, "copies and indexing"}
 
 
 @pytest.mark.slow

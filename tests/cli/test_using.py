@@ -197,7 +197,7 @@ def test_inspect_shows_what_an_adapter_changed(tiny: Tiny) -> None:
 def test_inspect_shows_how_an_adapter_was_made_and_how_good_it_was(tiny: Tiny) -> None:
     text = done("inspect", tiny.run)
     settings = "rank=2, alpha=16, dropout=0.0, scaling=alpha/r, initialisation=kaiming"
-    assert f"lora: {settings}\n" in text
+    assert f"lora: {settings}, " in text
     after = read_json(tiny.run / "metrics.json")["after"]
     for part, rows_of in (("validation", 9), ("test", 20)):
         low, high = after[part]["accuracy_interval"]

@@ -6,6 +6,7 @@ import torch
 from deltafit.adapters import QUANTISED, adapt, dequantise, quantise
 from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.engine import frozen_products, packed, reduced_products
+from deltafit.engine.digest import model_digest
 from deltafit.engine.prefix import find_prefix
 from deltafit.methods import LoRA
 from deltafit.training.gradients import enable_gradient_checkpointing
@@ -76,3 +77,16 @@ def test_products_in_bf16_leave_quantised_layers_out(architecture: str, kind: st
     dequantise(plain)
     plain.requires_grad_(False)
     assert len(frozen_products(plain)) > 10, "dense, they would be reduced"
+
+
+def test_the_scales_of_a_weight_are_in_its_digest(architecture: str, kind: str) -> None:
+    def digest(factor: float) -> bytes:
+        model = tiny_model(architecture)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("query.weight", "q_proj.weight")):
+                    parameter.mul_(factor)  # the same bits of each value, other scales
+        quantise(model, kind)  # type: ignore[arg-type]  # of QUANTISED
+        return model_digest(model, ())
+
+    assert digest(1.0) == digest(1.0) != digest(2.0)

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from deltafit.adapters import adapt
 from deltafit.adapters.structure import is_matrix, main_stack
@@ -99,6 +102,23 @@ def test_it_is_padded_in_training(
             enable_gradient_checkpointing(model)
         found = outputs_and_gradients(model, batch)
     assert shapes == [(1, 5)] * (1 + checkpointing)  # the second from the backward pass
+    assert_same(found, expected)
+
+
+def test_a_block_whose_hooks_run_again_in_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = in_training(tiny_model("bert").double(), 0.0), ragged(LENGTHS["mixed"])
+    expected = outputs_and_gradients(model, batch)
+
+    def called(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = partial(nn.Module.__call__, block, **kwargs)
+        return checkpoint(call, *args, use_reentrant=False)
+
+    monkeypatch.setattr(type(model.bert.encoder.layer[-1]), "__call__", called)
+    with reading(model) as shapes:
+        found = outputs_and_gradients(model, batch)
+    assert shapes == [(1, 5)] * 2
     assert_same(found, expected)
 
 

@@ -148,3 +148,21 @@ def test_what_goes_on_is_in_the_state() -> None:
 def test_what_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         AdaLoRA(**settings)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "final", "total"), [(0.5, 0.5, 10), (0.0, 0.95, 9), (0.9, 0.0, 3), (0.0, 0.0, 1)]
+)
+def test_the_budget_is_reached_however_short_its_way(
+    warmup: float, final: float, total: int
+) -> None:
+    layers = parameters(6, 0)
+    hook = AdaLoRA(initial_rank=6, rank=2, warmup=warmup, final=final).step_hook(layers, total)
+    for step in range(1, total + 1):
+        for layer in layers:
+            for tensor in layer.values():
+                tensor.grad = torch.ones_like(tensor)
+        hook.after_step(step)
+        left = sum(int((layer["lora_E"] != 0).sum()) for layer in layers)
+        assert hook.settled(step) == (left == 6)
+    assert hook.settled(total)

@@ -91,3 +91,21 @@ def test_a_higher_ratio_moves_b_further_and_a_alike(bert: str, tmp_path: Path) -
             torch.testing.assert_close(four[name], 4 * one[name], rtol=1e-3, atol=1e-6)
         elif name.endswith("lora_A"):
             assert torch.equal(four[name], one[name])
+
+
+def test_the_best_of_adalora_is_chosen_where_its_ranks_are_settled(
+    bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if every evaluation were worse than the one before.
+    figures = iter(range(100, 0, -1))
+    monkeypatch.setattr(
+        "deltafit.training.learner.validate",
+        lambda *_: ({"accuracy": next(figures) / 100, "loss": 1.0}, False),
+    )
+    classifier = adapted(bert, parse_method("adalora:rank=1,initial_rank=4,final=0.5,warmup=0"))
+    settings = TrainingSettings(epochs=2, batch_size=4, evaluate_every=1, max_length=16)
+    rows = tiny_examples(20)
+    course = loop_on(classifier, tmp_path, settings, train=rows, validation=rows).run()
+    assert course.best_step == 5  # of 10: the first of those with the final budget
+    lambdas = [t for n, t in adapter_tensors(classifier.model, "default").items() if "lora_E" in n]
+    assert sum(int((values != 0).sum()) for values in lambdas) <= len(lambdas)

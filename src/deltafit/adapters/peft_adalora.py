@@ -11,6 +11,10 @@ from deltafit.adapters.peft_format import PREFIX
 from deltafit.errors import DeltafitError
 
 _KEY = re.compile(r"(.+)\.lora_([ABE])")
+_SHARED = (
+    "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_dropout",
+    "modules_to_save", "target_modules", "task_type",
+)  # fmt: skip
 
 
 def as_lora(
@@ -58,9 +62,3 @@ def as_lora(
         "alpha_pattern": {name: scaling * own for name, own in ranks.items()},
     }
     return lora, rest
-
-
-_SHARED = (
-    "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_dropout",
-    "modules_to_save", "target_modules", "task_type",
-)  # fmt: skip

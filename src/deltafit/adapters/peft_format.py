@@ -1,7 +1,7 @@
 """The file format of Hugging Face PEFT: its names for tensors, its ``adapter_config.json``.
 
-Only LoRA has a place in it here; replacements (full, head, last block) have none. PEFT trains a
-copy of each whole module, so a tied parameter is written under each of its names.
+Only LoRA and DoRA have a place in it here; replacements (full, head, last block) have none. PEFT
+trains a copy of each whole module, so a tied parameter is written under each of its names.
 """
 
 import re

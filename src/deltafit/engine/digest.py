@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.adapters.structure import is_excluded
 
 
@@ -35,4 +36,8 @@ def model_digest(model: nn.Module, left_out: Collection[str]) -> bytes:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
+    for path, module in model.named_modules():
+        # What its few bits are multiplied by is no parameter.
+        if isinstance(module, QuantisedLinear) and not is_excluded(path, left_out):
+            digest.update(module.dense().detach().cpu().contiguous().numpy().data)
     return digest.digest()

@@ -115,6 +115,8 @@ class Divisions:
         """
         shape = tensor.shape
         if layout is not None:
+            # One row has sheets of one token, whose shape a longer sheet's first dimension has too;
+            # but one row is of one segment, and so divided alike.
             for sheet in layout.sheets:
                 if shape[:2] == (1, sheet.tokens):
                     return replace(self._sheet(sheet), leading=True)

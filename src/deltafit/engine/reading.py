@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,9 @@ class _Reader:
 
     def __init__(self, key: nn.Module, value: nn.Module) -> None:
         self._layers, self._is_called = (key, value), False
+        # With gradient checkpointing, some versions of transformers run a block's hooks again in
+        # the backward pass, when the model's own call is over.
+        self._narrowed: WeakSet[Layout] = WeakSet()
 
     def open(self, model: nn.Module, args: Any) -> None:
         self._is_called = True
@@ -161,9 +165,12 @@ class _Reader:
     def narrow(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        layout = find_layout(args, kwargs) if self._is_called else None
-        if layout is None or any(group.causal or group.mask is not None for group in layout.groups):
+        layout = find_layout(args, kwargs)
+        if layout is None or not (self._is_called or layout in self._narrowed):
             return None
+        if any(group.causal or group.mask is not None for group in layout.groups):
+            return None
+        self._narrowed.add(layout)
         sheet = _hidden_of(args, kwargs)
         first = FirstTokens(layout, sheet, *self._layers)
         return _exchanged(args, kwargs, {id(layout): first, id(sheet): first.states})

@@ -25,8 +25,9 @@ class AdaLoRA(DeltaMethod):
     by a penalty, so that Λ, a diagonal, ranks the triplets (P's column, λ, Q's row). Training
     starts with ``initial_rank`` triplets a layer; after ``warmup`` of its steps the least important
     of all layers are taken out (their λ set to zero) along a cubic, down to ``rank`` a layer on
-    average, and for the last ``final`` of its steps the choice stands. A layer may lose all. What
-    is saved is LoRA with each layer's own rank: the same Δ, without what was taken out.
+    average, and for the last ``final`` of its steps the choice stands. A layer may lose all. The
+    best evaluation is one of those behind the choice. What is saved is LoRA with each layer's own
+    rank: the same Δ, without what was taken out.
 
     Args:
         rank: average rank in the end; at most ``initial_rank``.

@@ -42,7 +42,8 @@ class RankAllocator(StepHook):
         orthogonality: float,
     ) -> None:
         self._layers = layers
-        self._start, self._end, self._kept, self._interval = start, end, kept, interval
+        self._start, self._end = start, max(1, start, end)  # the first step is 1
+        self._kept, self._interval = kept, interval
         self._sensitivity, self._uncertainty = sensitivity, uncertainty
         self._orthogonality = orthogonality
         self._all = sum(len(layer["lora_E"]) for layer in layers)
@@ -57,10 +58,10 @@ class RankAllocator(StepHook):
 
     def budget(self, step: int) -> int:
         """Return how many triplets are left after a step, 1 being the first."""
-        if step <= self._start:
-            return self._all
         if step >= self._end:
             return self._kept
+        if step <= self._start:
+            return self._all
         share = 1 - (step - self._start) / (self._end - self._start)
         return int((self._all - self._kept) * share**3 + self._kept)
 
@@ -72,6 +73,10 @@ class RankAllocator(StepHook):
             for m in matrices
         ]
         return self._orthogonality * torch.stack(norms).mean()
+
+    def settled(self, step: int) -> bool:
+        """Return whether no more than ``kept`` triplets are left after a step."""
+        return step >= self._end
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

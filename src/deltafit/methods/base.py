@@ -75,6 +75,10 @@ class StepHook(ABC):
     def penalty(self) -> Tensor:
         """Return what is added to a step's loss."""
 
+    def settled(self, step: int) -> bool:
+        """Return whether what is trained after a step is of the kind that is to be kept."""
+        return True
+
     @abstractmethod
     def after_step(self, step: int) -> None:
         """Change the tensors behind the optimiser's step, 1 the first; gradients still stand."""

@@ -27,8 +27,8 @@ class RunConfig:
         if stored != "float32" and not isinstance(self.method, DeltaMethod | Head):
             raise UsageError(
                 f"{self.method.command_line_name} trains the base's own weights, which "
-                f"--base-weights {stored} stores in few bits and freezes. Choose lora or head, or "
-                "leave them in float32."
+                f"--base-weights {stored} stores in few bits and freezes. Choose head or a method "
+                "such as lora, or leave them in float32."
             )
 
     @property

@@ -249,7 +249,8 @@ class Learner:
         )
 
     def _keep_best(self, entry: dict[str, Any]) -> None:
-        if self.validation is None:
+        unsettled = self.hook is not None and not self.hook.settled(self.course.step)
+        if self.validation is None or unsettled:
             return
         course, metric = self.course, find_metric(self.settings.metric)
         best = course.entry_of(course.best_step)

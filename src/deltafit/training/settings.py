@@ -39,7 +39,7 @@ class TrainingSettings:
             head's and an adapter's own dropout are not meant.
         base_weights: how the linear layers of the base's blocks are stored: float32, or rounded to
             int8 or nf4 (4 bits), for less memory and slower steps, with methods that leave them
-            frozen (lora, head). Takes the extra "quantised".
+            frozen (lora and its like, head). Takes the extra "quantised".
         clip: largest norm of the gradient; None for no clipping.
         gradient_checkpointing: recompute activations in the backward pass: less memory, slower.
         precision: auto, float32, bf16 or fp16 (CUDA only). On a CPU bf16 is for the products with
