@@ -12,6 +12,20 @@ from deltafit.cli.running import again_with_resume, check_start, console, explai
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
+_Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Size the methods to train about so many parameters besides the head: 300k.",
+    ),
+]
+_Jointly = Annotated[
+    bool,
+    typer.Option(
+        "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
+    ),
+]
+
 
 @takes(data=DataConfig, head=HeadConfig, settings=TrainingSettings)
 def compare(
@@ -35,19 +49,8 @@ def compare(
         str | None,
         typer.Option(metavar="INTS", help="Train each method with each of them: 0,1,2."),
     ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Size the methods to train about so many parameters besides the head: 300k.",
-        ),
-    ] = None,
-    jointly: Annotated[
-        bool,
-        typer.Option(
-            "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
-        ),
-    ] = False,
+    budget: _Budget = None,
+    jointly: _Jointly = False,
     resume: Resume = False,
     data: DataConfig,
     head: HeadConfig,

@@ -1,14 +1,15 @@
 """``compare``: several methods and cheap baselines on the same rows, and what that says."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
-from deltafit.experiments.budget import sized_to
+from deltafit.experiments.budget import Sized, sized_to
 from deltafit.experiments.joining import Outcome, check_joinable, run_joined
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import (
@@ -85,8 +86,7 @@ def compare(
         head: which head all of them train, and where it starts.
         settings: the hyperparameters; the learning rate is each method's own unless given.
         budget: about how many parameters each method is to train besides the head: those with a
-            size (LoRA's rank) get the one that comes nearest, the others keep theirs; a note in
-            each row says which. None leaves every method as it is.
+            size (LoRA's rank) get the nearest one; a note in each row says which.
         jointly: train LoRA runs of all settings and seeds at once, on one shared base model; each
             comes out as by itself, up to rounding and which elements dropout drops.
         resume: keep finished runs and go on with the unfinished one. Methods and seeds may be
@@ -104,26 +104,20 @@ def compare(
     """
     reporter = reporter or Silent()
     chosen = [parse_method(m) if isinstance(m, str) else m for m in methods]
-    remarks: dict[Method, str] = {}
-    if budget is not None:
-        sized = sized_to(budget, chosen, *structure_of(model, head))
-        chosen, remarks = [each.method for each in sized], {s.method: s.note for s in sized}
+    sized = [] if budget is None else sized_to(budget, chosen, *structure_of(model, head))
+    chosen = [each.method for each in sized] or chosen
     _check(chosen, seeds)
-    data = DataConfig(data) if isinstance(data, str) else data
-    splits = load_data(data)
+    splits = load_data(data := DataConfig(data) if isinstance(data, str) else data)
     _judged_part(splits)  # refuse before anything is written
     folder = Path(output)
-    configs = [
-        RunConfig(model, data, method, head, replace(settings, seed=seed))
-        for method in chosen
-        for seed in seeds
-    ]
+    every = itertools.product(chosen, seeds)
+    configs = [RunConfig(model, data, m, head, replace(settings, seed=seed)) for m, seed in every]
     check_methods(configs)
     if jointly:
         check_joinable(configs)
     with begun(folder, _content(configs, splits), resume=resume, may_change=("methods", "seeds")):
         features = FrozenFeatures(model, splits, settings.max_length, reporter)
-        return _compare(configs, splits, features, folder, reporter, resume, jointly, remarks)
+        return _compare(configs, splits, features, folder, reporter, resume, jointly, sized)
 
 
 def _compare(
@@ -134,9 +128,10 @@ def _compare(
     reporter: Reporter,
     resume: bool,
     jointly: bool,
-    remarks: Mapping[Method, str],
+    sized: Sequence[Sized],
 ) -> Comparison:
     """Do every run that is not finished, and write the report."""
+    remarks = {each.method: each.note for each in sized}
     folders = {config: folder / "runs" / folder_name(config) for config in configs}
     joined: dict[RunConfig, Outcome] = {}
     if jointly:
