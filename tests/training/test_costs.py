@@ -178,4 +178,6 @@ def test_the_peak_is_near_what_was_foretold(middling: str, tmp_path: Path, metho
     expected = metrics["expected_memory"]
     before = expected.pop("process_before")
     measured = metrics["costs"]["peak_memory_bytes"] - before
-    assert 1 / TOLERATED < sum(expected.values()) / measured < TOLERATED, (expected, measured)
+    # What the last block computes for first tokens alone is found out later, and foretold in full.
+    high = 2 * TOLERATED if method == "last-block" else TOLERATED
+    assert 1 / TOLERATED < sum(expected.values()) / measured < high, (expected, measured)
