@@ -34,7 +34,8 @@ from deltafit.methods import parse_method
 from deltafit.tasks.inference import compute_logits
 from measuring import in_another_process, machine
 from ours import Clock, loaded, loop_of
-from table import spread
+from table import markdown_table, spread
+from worker import splits_of
 from works import OURS, WORKS, Work
 
 WORK = WORKS["MiniLM, SMS, LoRA q+v"]
@@ -117,7 +118,7 @@ def train(work: Work, way: str, data: Path, model: str, threads: int) -> Steps:
     torch.set_num_threads(threads)
     clock = Compiling(way)
     with tempfile.TemporaryDirectory() as folder:
-        loop, _ = loop_of(work, OURS, model, _splits(data, work), Path(folder), clock)
+        loop, _ = loop_of(work, OURS, model, splits_of(work, data), Path(folder), clock)
         clock.model = loop.classifier.model
         if not loop.run().packed:
             raise RuntimeError("The model did not run packed.")
@@ -127,7 +128,7 @@ def train(work: Work, way: str, data: Path, model: str, threads: int) -> Steps:
 def predict(work: Work, way: str, data: Path, model: str, threads: int) -> Steps:
     """Classify as many batches of texts as a work has steps, over again where they are too few."""
     torch.set_num_threads(threads)
-    classifier, parts = loaded(work, model, _splits(data, work))
+    classifier, parts = loaded(work, model, splits_of(work, data))
     adapt(classifier.model, parse_method(work.method), head=classifier.head_parameters)
     merge(classifier.model)
     rows = parts["train"].rows
@@ -185,20 +186,13 @@ def row_of(name: str, way: str, pairs: Sequence[dict[str, Steps]], warm_up: int)
 
 def markdown(rows: Sequence[Sequence[str]], facts: dict[str, Any]) -> str:
     """Return the table and what it was measured on."""
-    align = ["---", "---", *["---:"] * (len(COLUMNS) - 2)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, align, *rows)]
+    lines = markdown_table(COLUMNS, rows, words=2)
     words = f"{facts['processor']}, {facts['threads']} threads, torch {facts['versions']['torch']}"
     return "\n".join([*lines, "", f"Medians of the pairs; ratios with their spread. {words}."])
 
 
 def _between(moments: Sequence[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(moments)]
-
-
-def _splits(data: Path, work: Work) -> Any:
-    from deltafit.data import load_splits
-
-    return load_splits(str(data / work.data / "train.csv"), validation="0.2", limit=work.rows)
 
 
 if __name__ == "__main__":

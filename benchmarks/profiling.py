@@ -29,6 +29,8 @@ import ours
 import rivals
 import sweep
 from measuring import in_another_process, machine
+from table import markdown_table
+from worker import location_of, splits_of
 from works import OURS, TRAINER, WARM_UP, WORKS, Work
 
 # By the first pattern that fits an operator's name; see `_word`.
@@ -84,14 +86,9 @@ def profiled(
         steps: how many.
         threads: of torch; None leaves them.
     """
-    from deltafit.data import load_splits
-    from worker import location_of
-
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = data / work.data
-    source = str(folder / "train.csv") if folder.is_dir() else work.data
-    splits = load_splits(source, validation="0.2", limit=work.rows)
+    splits = splits_of(work, data)
     work = replace(work, steps=WARM_UP + steps)
     window = Window(steps)
     with tempfile.TemporaryDirectory() as temporary:
@@ -190,8 +187,7 @@ def row_of(name: str, side: str, seconds: dict[str, float], steps: int) -> list[
 
 def markdown(rows: Sequence[Sequence[str]], facts: dict[str, Any], steps: int) -> str:
     """Return the table and what it was measured on."""
-    align = ["---", "---", *["---:"] * (len(COLUMNS) - 2)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, align, *rows)]
+    lines = markdown_table(COLUMNS, rows, words=2)
     words = f"{facts['processor']}, {facts['threads']} threads, torch {facts['versions']['torch']}"
     note = f"Milliseconds of a step, and shares, over {steps} steps under the profiler. {words}."
     return "\n".join([*lines, "", note])

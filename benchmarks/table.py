@@ -122,9 +122,16 @@ def curves(pairs: Mapping[str, list[Pair]]) -> list[str]:
 
 def markdown(rows: list[list[str]], notes: Sequence[str], lines: Sequence[str]) -> str:
     """Return the table, its notes and the curves as Markdown."""
-    align = ["---", *["---:"] * (len(COLUMNS) - 1)]
-    table = [f"| {' | '.join(cells)} |" for cells in (list(COLUMNS), align, *rows)]
+    table = markdown_table(COLUMNS, rows, words=1)
     return "\n".join([*table, "", *notes, "", *(f"- {line}" for line in lines)])
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int
+) -> list[str]:
+    """Return a table's lines as Markdown; behind the first ``words`` columns there are figures."""
+    align = ["---"] * words + ["---:"] * (len(columns) - words)
+    return [f"| {' | '.join(cells)} |" for cells in (columns, align, *rows)]
 
 
 def _seconds(run: dict[str, Any]) -> float:

@@ -42,16 +42,9 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
     import predicting
     import rivals
     import sweep
-    from deltafit.data import load_splits
 
     infer = {"predict": predicting.predict, "mixed": many_adapters.run}.get(work.method)
-    folder = data / work.data
-    splits = load_splits(
-        str(folder / "train.csv") if folder.is_dir() else work.data,
-        test_data=str(folder / "test.csv") if infer else None,
-        validation="none" if infer else "0.2",
-        limit=work.rows,
-    )
+    splits = splits_of(work, data, judged=infer is not None)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         arguments = (work, side, location_of(work.model, place), splits, place)
@@ -61,6 +54,19 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
         own = {OURS: ours.train, WITHOUT_DROPOUT: ours.train, LORALIB: plain_loop.train}
         train = sweep.train if work.method == "sweep" else own.get(side, rivals.train)
         return train(*arguments).record(floor)
+
+
+def splits_of(work: Work, data: Path, *, judged: bool = False) -> Any:
+    """Return the rows of a work: to train on with a part to judge on, or those to be judged."""
+    from deltafit.data import load_splits
+
+    folder = data / work.data
+    return load_splits(
+        str(folder / "train.csv") if folder.is_dir() else work.data,
+        test_data=str(folder / "test.csv") if judged else None,
+        validation="none" if judged else "0.2",
+        limit=work.rows,
+    )
 
 
 def location_of(model: str, folder: Path) -> str:

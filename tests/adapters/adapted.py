@@ -11,6 +11,8 @@ from deltafit.adapters import adapt, adapter_tensors, save_adapter
 from deltafit.methods import LoRA, Method
 from tests.tiny_models import tiny_inputs, tiny_model
 
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+
 
 def randomise(model: nn.Module, name: str = "default", seed: int = 1, std: float = 0.3) -> None:
     """Give every tensor of an adapter random values, as if it had been trained."""

@@ -12,11 +12,10 @@ from torch import nn
 from deltafit.adapters import adapt, adapter_tensors, load_adapter, read_adapter, save_adapter
 from deltafit.errors import DeltafitError
 from deltafit.methods import AdaLoRA, LoRA
-from tests.adapters.adapted import head_of, logits, randomise
+from tests.adapters.adapted import EXACT, head_of, logits, randomise
 from tests.tiny_models import tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def theirs_with(model: nn.Module, architecture: str, targets: list[str], **more: Any) -> nn.Module:

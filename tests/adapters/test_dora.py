@@ -19,13 +19,12 @@ from deltafit.adapters import (
     unmerge,
 )
 from deltafit.methods import DoRA
-from tests.adapters.adapted import head_of, logits, randomise, theirs_on_disk
+from tests.adapters.adapted import EXACT, head_of, logits, randomise, theirs_on_disk
 from tests.adapters.test_law import example, make
 from tests.tiny_models import tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
     ("bert", {"target_modules": "all-linear", "scaling": "alpha/sqrt(r)"}),

@@ -23,12 +23,11 @@ from deltafit.adapters import (
 )
 from deltafit.errors import DeltafitError
 from deltafit.methods import Head, LoRA
-from tests.adapters.adapted import anatomy, head_of, logits, randomise, theirs_on_disk
+from tests.adapters.adapted import EXACT, anatomy, head_of, logits, randomise, theirs_on_disk
 from tests.tiny_models import ARCHITECTURES, SHARED_BLOCKS, TwoTower, tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
 RSLORA = "alpha/sqrt(r)"
 # What is adapted, beside the defaults of every architecture: names of all layer types, an
 # expression, chosen blocks, patterns, scalings.

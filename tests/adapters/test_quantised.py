@@ -33,7 +33,7 @@ from deltafit.adapters import (
 from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.errors import DeltafitError
 from deltafit.methods import METHODS, DeltaMethod, LastBlocks, LoRA
-from tests.adapters.adapted import bits, head_of, logits, randomise
+from tests.adapters.adapted import EXACT, bits, head_of, logits, randomise
 from tests.tiny_models import VOCABULARY, tiny_inputs, tiny_model
 
 # QLoRA, arXiv:2305.14314, appendix E.
@@ -45,7 +45,6 @@ NF4 = [
 ]  # fmt: skip
 DELTA_METHODS = [name for name, method in METHODS.items() if issubclass(method, DeltaMethod)]
 # Of the largest value: dense and quantised products are the same sums in the same order.
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 kinds = pytest.mark.parametrize("kind", QUANTISED)
 

@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from deltafit.adapters import adapt, adapter_tensors, load_adapter, read_adapter, save_adapter
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import Full, Head, LoRA, Method
-from tests.adapters.adapted import anatomy, logits, randomise, theirs_on_disk
+from tests.adapters.adapted import EXACT, anatomy, logits, randomise, theirs_on_disk
 from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
 FIRST, TWIN = "transformer.wte.weight", "lm_head.weight"
 
 

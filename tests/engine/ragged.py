@@ -12,6 +12,15 @@ from tests.tiny_models import ARCHITECTURES, FIRST_WORD, PAD, VOCABULARY
 PACKABLE = tuple(n for n in ARCHITECTURES if n not in ("deberta-v2", "mpnet", "gemma2"))
 
 
+LENGTHS = {
+    "mixed": (9, 5, 1, 5, 7),
+    "equal": (6, 6, 6),
+    "one row": (5,),
+    "one token": (1, 1, 1),
+    "one token in one row": (1,),
+}
+
+
 def ragged(
     lengths: Sequence[int], *, seed: int = 0, left: bool = False, width: int | None = None
 ) -> dict[str, Tensor]:

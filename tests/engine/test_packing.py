@@ -12,6 +12,7 @@ from deltafit.tasks.pooling import POOLINGS, PooledClassifier, Pooling, pool
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.adapters.adapted import head_of, randomise
 from tests.engine.ragged import (
+    LENGTHS,
     PACKABLE,
     assert_same,
     in_training,
@@ -21,14 +22,6 @@ from tests.engine.ragged import (
     size,
 )
 from tests.tiny_models import DECODERS, HIDDEN, tiny_model
-
-LENGTHS = {
-    "mixed": (9, 5, 1, 5, 7),
-    "equal": (6, 6, 6),
-    "one row": (5,),
-    "one token": (1, 1, 1),
-    "one token in one row": (1,),
-}
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deltafit.adapters.peft_format import PREFIX
 from deltafit.errors import DeltafitError
+from deltafit.methods.base import is_number
 
 _KEY = re.compile(r"(.+)\.lora_([ABE])")
 _SHARED = (
@@ -29,7 +30,7 @@ def as_lora(
         DeltafitError: a number is none, or a module has not all three tensors.
     """
     rank, alpha = config.get("init_r", 12), config.get("lora_alpha", 8)
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in (rank, alpha)):
+    if not (is_number(rank) and is_number(alpha)):
         raise DeltafitError(
             f"{folder}/adapter_config.json: init_r is {rank!r} and lora_alpha {alpha!r}; both must "
             "be numbers."

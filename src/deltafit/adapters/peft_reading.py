@@ -13,6 +13,7 @@ from deltafit.adapters.peft_adalora import as_lora
 from deltafit.adapters.peft_format import is_of_layer, our_name
 from deltafit.errors import DeltafitError
 from deltafit.methods import DoRA, LoRA
+from deltafit.methods.base import is_number
 from deltafit.methods.dora import MAGNITUDE
 
 Value = TypeVar("Value", int, float)
@@ -173,7 +174,7 @@ def _check_numbers(config: Mapping[str, Any], folder: Path) -> None:
     problems = []
     if type(rank) is not int or rank < 1:
         problems.append(f"r is {rank!r} and not a whole number of at least 1")
-    if not _is_number(dropout) or not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout is {dropout!r} and not a number from 0 to below 1")
     alphas = {"lora_alpha": config.get("lora_alpha", 8)}
     if isinstance(pattern, dict):
@@ -188,14 +189,10 @@ def _check_numbers(config: Mapping[str, Any], folder: Path) -> None:
     problems += [
         f"{key} is {alpha!r} and not a finite number above 0"
         for key, alpha in alphas.items()
-        if not _is_number(alpha) or not 0 < alpha < math.inf
+        if not is_number(alpha) or not 0 < alpha < math.inf
     ]
     if problems:
         raise DeltafitError(f"{folder}/adapter_config.json: {'; '.join(problems)}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_expression(text: str) -> bool:

@@ -110,13 +110,14 @@ def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
     adapter = model_adapters(model).adapters[name]
     if not isinstance(adapter.method, DeltaMethod):
         return adapter.method, dict(adapter.replaced)
+    layers = {target: layer_state(model.get_submodule(target)) for target in adapter.targets}
+    method = adapter.method.kept({target: s.tensors(name) for target, s in layers.items()})
     tensors = {
         f"{target}.{leaf}": tensor.contiguous()
-        for target in adapter.targets
-        for leaf, tensor in layer_state(model.get_submodule(target)).kept_tensors(name).items()
+        for target, state in layers.items()
+        for leaf, tensor in state.kept_tensors(name).items()
     }
-    layers = {t: layer_state(model.get_submodule(t)).tensors(name) for t in adapter.targets}
-    return adapter.method.kept(layers), tensors | adapter.replaced
+    return method, tensors | adapter.replaced
 
 
 def read_adapter(folder: str | Path) -> StoredAdapter:

@@ -2,14 +2,14 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
-from deltafit.experiments.budget import Sized, sized_to
+from deltafit.experiments.budget import sized_to
 from deltafit.experiments.joining import Outcome, check_joinable, run_joined
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import (
@@ -27,10 +27,11 @@ from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import begun, finished_metrics
+from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
-from deltafit.training.train import check_methods, load_data, run_content, structure_of
+from deltafit.training.train import check_methods, load_data, run_content
 
 DEFAULT_METHODS = ("head", "last-block", "lora", "full")
 _LONGEST_NAME = 80  # characters; file systems allow 255 bytes
@@ -103,21 +104,20 @@ def compare(
         Interrupted: the process was asked to stop; the comparison can be resumed.
     """
     reporter = reporter or Silent()
-    chosen = [parse_method(m) if isinstance(m, str) else m for m in methods]
-    sized = [] if budget is None else sized_to(budget, chosen, *structure_of(model, head))
-    chosen = [each.method for each in sized] or chosen
-    _check(chosen, seeds)
-    splits = load_data(data := DataConfig(data) if isinstance(data, str) else data)
+    remarks = _chosen(methods, budget, model, head)
+    _check([method for method, _ in remarks], seeds)
+    data = DataConfig(data) if isinstance(data, str) else data
+    splits = load_data(data)
     _judged_part(splits)  # refuse before anything is written
     folder = Path(output)
-    every = itertools.product(chosen, seeds)
-    configs = [RunConfig(model, data, m, head, replace(settings, seed=seed)) for m, seed in every]
+    runs = itertools.product((method for method, _ in remarks), seeds)
+    configs = [RunConfig(model, data, m, head, replace(settings, seed=seed)) for m, seed in runs]
     check_methods(configs)
     if jointly:
         check_joinable(configs)
     with begun(folder, _content(configs, splits), resume=resume, may_change=("methods", "seeds")):
         features = FrozenFeatures(model, splits, settings.max_length, reporter)
-        return _compare(configs, splits, features, folder, reporter, resume, jointly, sized)
+        return _compare(configs, splits, features, folder, reporter, resume, jointly, dict(remarks))
 
 
 def _compare(
@@ -128,10 +128,9 @@ def _compare(
     reporter: Reporter,
     resume: bool,
     jointly: bool,
-    sized: Sequence[Sized],
+    remarks: Mapping[Method, str | None],
 ) -> Comparison:
     """Do every run that is not finished, and write the report."""
-    remarks = {each.method: each.note for each in sized}
     folders = {config: folder / "runs" / folder_name(config) for config in configs}
     joined: dict[RunConfig, Outcome] = {}
     if jointly:
@@ -166,7 +165,7 @@ def _compare(
             candidates.append(Failure(str(method), method.result_name, failed[0]))
             continue
         candidates.append(
-            candidate_of(method, [*finished.values()], judged, splits, failed, remarks.get(method))
+            candidate_of(method, [*finished.values()], judged, splits, failed, remarks[method])
         )
         # One run stands for the method: a mean of curves is none.
         seed, (_, metrics) = next(iter(finished.items()))
@@ -180,6 +179,17 @@ def _compare(
     if processes().is_main_process:
         write_report(folder, rows, histories, figures, facts)
     return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _chosen(
+    methods: Sequence[str | Method], budget: int | None, model: str, head: HeadConfig
+) -> list[tuple[Method, str | None]]:
+    """Return the methods, sized to a budget if there is one, and what their rows say of that."""
+    parsed = [parse_method(m) if isinstance(m, str) else m for m in methods]
+    if budget is None:
+        return [(method, None) for method in parsed]
+    sized = sized_to(budget, parsed, *structure_of(model, head))
+    return [(each.method, each.note) for each in sized]
 
 
 def _content(configs: Sequence[RunConfig], splits: Splits) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deltafit.errors import UsageError
 from deltafit.methods.allocation import RankAllocator
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors
-from deltafit.methods.lora import LoRA
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors, is_number
+from deltafit.methods.lora import LoRA, add_update
 
 _SETTINGS = ("target_modules", "layers", "trained_modules")
 
@@ -74,13 +73,13 @@ class AdaLoRA(DeltaMethod):
                 f"rank, the average in the end, must be at most initial_rank; got {self.rank} and "
                 f"{self.initial_rank}."
             )
-        if not _is_number(self.alpha) or not 0 < self.alpha < math.inf:
+        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
             raise UsageError(f"alpha must be a finite number above 0; got {self.alpha!r}.")
-        if not _is_number(self.orthogonality) or not 0 <= self.orthogonality < math.inf:
+        if not is_number(self.orthogonality) or not 0 <= self.orthogonality < math.inf:
             raise UsageError(f"orthogonality must be at least 0; got {self.orthogonality!r}.")
         for name in ("dropout", "warmup", "final", "sensitivity", "uncertainty"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
+            if not is_number(value) or not 0 <= value < 1:
                 raise UsageError(f"{name} must be at least 0 and below 1; got {value!r}.")
         if self.warmup + self.final > 1:
             raise UsageError(
@@ -118,15 +117,12 @@ class AdaLoRA(DeltaMethod):
 
     def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{"weight": s·P·Λ·Q}``."""
-        right = tensors["lora_E"] * tensors["lora_A"]
-        return {"weight": self.factor * layer.outer(tensors["lora_B"], right)}
+        right, left = _factors(tensors)
+        return {"weight": self.factor * layer.outer(left, right)}
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return ``y + s·P·(Λ·(Q·dropout(x)))`` in y's dtype, never forming Δ."""
-        right = tensors["lora_E"] * tensors["lora_A"]
-        if not layer.lookup:
-            x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
-        return layer.add_low_rank(y, x, right, tensors["lora_B"], self.factor)
+        return add_update(layer, x, y, _factors(tensors), self.factor, self.dropout)
 
     def step_hook(self, layers: Sequence[Tensors], total_steps: int) -> StepHook:
         """Return what penalises and allocates."""
@@ -159,14 +155,15 @@ class AdaLoRA(DeltaMethod):
         """Return Λ·Q and P of the triplets that are left; of a layer that lost all, one zero."""
         left = _left(tensors)
         left = left if len(left) else torch.zeros(1, dtype=torch.int64, device=left.device)
-        right = tensors["lora_E"] * tensors["lora_A"]
-        return {"lora_A": right[left], "lora_B": tensors["lora_B"][:, left]}
+        right, vectors = _factors(tensors)
+        return {"lora_A": right[left], "lora_B": vectors[:, left]}
+
+
+def _factors(tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """Return the right and the left factor of Δ/s: Λ·Q and P."""
+    return tensors["lora_E"] * tensors["lora_A"], tensors["lora_B"]
 
 
 def _left(tensors: Tensors) -> Tensor:
     """Return the indices of the triplets whose λ is not zero."""
     return tensors["lora_E"].detach().flatten().nonzero().flatten()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -222,6 +222,11 @@ def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
         raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")
 
 
+def is_number(value: object) -> bool:
+    """Return whether a setting is a number: a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_pattern(values: object, name: str) -> None:
     """Raise a UsageError unless ``values`` are pairs of a module name and something."""
     pairs = isinstance(values, tuple) and all(

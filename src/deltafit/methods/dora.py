@@ -5,10 +5,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deltafit.methods.base import GeneratorFor, Layer, Tensors
-from deltafit.methods.lora import LoRA, factors_of
+from deltafit.methods.lora import LoRA, add_update, factors_of
 
 MAGNITUDE = "lora_magnitude_vector"
 
@@ -50,9 +49,8 @@ class DoRA(LoRA):
         base = (
             y * scale if bias is None else torch.addcmul(bias.to(y.dtype) * (1 - scale), y, scale)
         )
-        if not layer.lookup:
-            x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
-        return layer.add_low_rank(base, x, right, share.unsqueeze(1) * left, self.factor)
+        scaled = right, share.unsqueeze(1) * left
+        return add_update(layer, x, base, scaled, self.factor, self.dropout)
 
     def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return LoRA's as they are saved, and the magnitudes."""

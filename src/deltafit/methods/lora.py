@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors, check_pattern
+from deltafit.methods.base import (
+    DeltaMethod,
+    GeneratorFor,
+    Layer,
+    Tensors,
+    check_pattern,
+    is_number,
+)
 from deltafit.methods.lora_start import (
     FROM_WEIGHT,
     Initialisation,
@@ -80,12 +87,12 @@ class LoRA(DeltaMethod):
         for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
             _check_rank(rank)
         for alpha in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):
-            if not _is_number(alpha) or not 0 < alpha < math.inf:
+            if not is_number(alpha) or not 0 < alpha < math.inf:
                 raise UsageError(f"alpha must be a finite number above 0; got {alpha!r}.")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1; got {self.dropout!r}.")
         ratio = self.learning_rate_ratio
-        if not _is_number(ratio) or not 0 < ratio < math.inf:
+        if not is_number(ratio) or not 0 < ratio < math.inf:
             raise UsageError(f"learning_rate_ratio must be a number above 0; got {ratio!r}.")
         if not isinstance(self.freeze_a, bool):
             raise UsageError(f"freeze_a must be true or false; got {self.freeze_a!r}.")
@@ -155,10 +162,7 @@ class LoRA(DeltaMethod):
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return ``y + s·B·(A·dropout(x))`` in y's dtype, never forming Δ."""
-        right, left = factors_of(tensors)
-        if not layer.lookup:
-            x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
-        return layer.add_low_rank(y, x, right, left, self.factor)
+        return add_update(layer, x, y, factors_of(tensors), self.factor, self.dropout)
 
     def kept(self, layers: Mapping[str, Tensors]) -> "LoRA":
         """Return the method itself, or plain LoRA of twice the rank if it started in the weight."""
@@ -180,6 +184,30 @@ class LoRA(DeltaMethod):
         return {"lora_A": right, "lora_B": left}
 
 
+def add_update(
+    layer: Layer,
+    x: Tensor,
+    y: Tensor,
+    factors: tuple[Tensor, Tensor],
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Return ``y + scaling · left · (right · dropout(x))`` in y's dtype.
+
+    Args:
+        layer: a lookup has no input of which anything could be dropped.
+        x: the layer's input.
+        y: its output without the update.
+        factors: right ``[rank, inputs]`` and left ``[outputs, rank]``.
+        scaling: of their product.
+        dropout: probability of dropping an element of the input, in training.
+    """
+    right, left = factors
+    if not layer.lookup:
+        x = functional.dropout(x.to(right.dtype), dropout, training=layer.training)
+    return layer.add_low_rank(y, x, right, left, scaling)
+
+
 def factors_of(tensors: Tensors) -> tuple[Tensor, Tensor]:
     """Return the right and the left factor of Δ/s: A and B, or ``[A; A₀]`` and ``[B, -B₀]``."""
     right, left = tensors["lora_A"], tensors["lora_B"]
@@ -189,10 +217,6 @@ def factors_of(tensors: Tensors) -> tuple[Tensor, Tensor]:
         torch.cat((right, tensors["lora_A_start"])),
         torch.cat((left, -tensors["lora_B_start"]), 1),
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_rank(rank: object) -> None:

@@ -110,9 +110,8 @@ def expected_memory(
         * ``weights``: copies of matrices; see ``_copied_bytes``.
         * ``gradients`` and ``optimiser``: one value, and Adam's two, for every one that is trained.
         * ``activations``: what the first epoch's largest pass keeps for the backward pass; see
-          ``activation_values``. The last block counts in full, also where it turns out later that
-          it can run for first tokens alone. Recomputing keeps the blocks' inputs, and one block's
-          values.
+          ``activation_values``. The last block counts in full, though it may run for first tokens
+          alone. Recomputing keeps the blocks' inputs, and one block's values.
         * ``temporaries``: what a block computes and drops again, trained or not. It is about what
           one block would keep if all of it were trained; without dropout, which a frozen prefix
           has none of, no attention matrices.

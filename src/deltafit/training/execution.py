@@ -9,6 +9,7 @@ from torch import nn
 
 from deltafit.data import across_lengths
 from deltafit.engine import (
+    KeysAndValues,
     bulk_dropout,
     check_packing,
     find_keys_and_values,
@@ -56,6 +57,7 @@ def fast_execution(
     """
     model = classifier.model
     rows = across_lengths(train.rows, max(2, min(_CHECKED, settings.batch_size)))
+    layers: KeysAndValues | None = None
     if course.packed is None:
         reason = None
         worth = wants_packing(model, settings.packing) and not constant.whole
@@ -66,7 +68,8 @@ def fast_execution(
         course.packed = worth and reason is None
         if course.packed:
             with plain_forward(model):
-                course.first_tokens = find_reading(model, batch_of(classifier, rows)) is not None
+                layers = find_reading(model, batch_of(classifier, rows))
+                course.first_tokens = layers is not None
         if reason is not None:
             reporter.say(f"{reason} It runs padded, which is slower.")
     with ExitStack() as stack:
@@ -80,8 +83,9 @@ def fast_execution(
             )
         )
         if course.first_tokens:  # behind the check of precision, which looks at all states
-            with plain_forward(model):
-                layers = find_keys_and_values(model, batch_of(classifier, rows))
+            if layers is None:  # it was found out before the run was resumed
+                with plain_forward(model):
+                    layers = find_keys_and_values(model, batch_of(classifier, rows))
             stack.enter_context(first_tokens(model, layers))
         yield
 

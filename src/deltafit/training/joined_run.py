@@ -9,13 +9,12 @@ from accelerate import Accelerator
 
 from deltafit.adapters import activate, adapt, check_fits
 from deltafit.adapters.structure import repeated_blocks
-from deltafit.data import Splits, resolve_model
+from deltafit.data import Splits
 from deltafit.engine import StateStores
 from deltafit.errors import TrainingError, UsageError
 from deltafit.files import write_json_atomically
 from deltafit.methods import DeltaMethod
 from deltafit.prediction.folder import prove_saved
-from deltafit.tasks.classification import HeadSettings, classifier_structure
 from deltafit.training.accelerator import mixed_precision_of, started_accelerator
 from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.config import RunConfig
@@ -23,7 +22,7 @@ from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE
 from deltafit.training.joined import JoinedLoop, JoinedRun
 from deltafit.training.memory import measured_memory
-from deltafit.training.preparation import Prepared, load_for, prepare
+from deltafit.training.preparation import Prepared, load_for, prepare, structure_of
 from deltafit.training.progress import Reporter
 from deltafit.training.results import judge_parts, write_results
 from deltafit.training.run import RunResult
@@ -97,8 +96,7 @@ def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     Raises:
         DeltafitError: a method does not fit the model.
     """
-    kind = "mean" if configs[0].head.head == "auto" else configs[0].head.head
-    structure, head = classifier_structure(resolve_model(configs[0].model), HeadSettings(kind))
+    structure, head = structure_of(configs[0].model, configs[0].head)
     stacks = repeated_blocks(structure)
     groups: dict[object, list[RunConfig]] = {}
     for config in configs:

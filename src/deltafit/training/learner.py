@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from deltafit.adapters import model_adapters, rate_factors, step_hook
 from deltafit.data import class_weights, epoch_order
@@ -186,15 +186,12 @@ class Learner:
         }
         save_checkpoint(
             self.folder, self.course.step, self.trainable, self.optimiser.optimizer, state,
-            self.hook.state if self.hook is not None else {},
+            self._of_method,
         )  # fmt: skip
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        restore(
-            checkpoint, self.trainable, self.optimiser.optimizer,
-            self.hook.state if self.hook is not None else {},
-        )  # fmt: skip
+        restore(checkpoint, self.trainable, self.optimiser.optimizer, self._of_method)
         self.course = Course(**checkpoint.state["course"])
         self.watchdog.restore(checkpoint.state["watchdog"])
         if self.accelerator.scaler is not None:
@@ -210,6 +207,11 @@ class Learner:
             order = epoch_order(len(self.train), self.settings.seed, epoch)
             self._order_of_epoch = (epoch, order)
         return self._order_of_epoch[1]
+
+    @property
+    def _of_method(self) -> dict[str, Tensor]:
+        """What the method remembers besides its parameters."""
+        return self.hook.state if self.hook is not None else {}
 
     def _penalise(self) -> None:
         """Add the gradient of the method's own penalty, the same in every process."""

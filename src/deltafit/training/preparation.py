@@ -4,17 +4,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from deltafit.adapters import quantise
-from deltafit.data import Splits
+from deltafit.data import Splits, resolve_model
 from deltafit.prediction.fingerprint import fingerprint
-from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
+from deltafit.tasks.classification import (
+    Classifier,
+    HeadKind,
+    HeadSettings,
+    classifier_structure,
+    load_classifier,
+)
 from deltafit.tasks.inference import tokenise_for
 from deltafit.tasks.positions import usable_length
 from deltafit.training.config import RunConfig
 from deltafit.training.course import Examples
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import Reporter
+from deltafit.training.settings import HeadConfig
 
 
 @dataclass
@@ -34,6 +42,16 @@ class Prepared:
     truncated: dict[str, int]
     max_length: int
     base_fingerprint: dict[str, Any]
+
+
+def structure_of(model: str, head: HeadConfig) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a classifier's modules without weights, and the names of its head's parameters.
+
+    Raises:
+        DeltafitError: there is no such model.
+    """
+    kind: HeadKind = "mean" if head.head == "auto" else head.head
+    return classifier_structure(resolve_model(model), HeadSettings(kind))
 
 
 def load_for(config: RunConfig, splits: Splits, features: FrozenFeatures) -> Classifier:

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from deltafit.adapters import check_fits, quantisable
-from deltafit.data import Splits, load_splits, resolve_model
+from deltafit.data import Splits, load_splits
 from deltafit.methods import LoRA, Method, parse_method
-from deltafit.tasks.classification import HeadSettings, classifier_structure
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import begun, finished_metrics
+from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -88,16 +86,6 @@ def check_methods(configs: Sequence[RunConfig]) -> None:
         quantisable(structure)  # or it raises
     for method in dict.fromkeys(each.method for each in configs):
         check_fits(structure, method, head=head)
-
-
-def structure_of(model: str, head: HeadConfig) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a classifier's modules without weights, and the names of its head's parameters.
-
-    Raises:
-        DeltafitError: there is no such model.
-    """
-    kind = "mean" if head.head == "auto" else head.head
-    return classifier_structure(resolve_model(model), HeadSettings(kind))
 
 
 def run_content(config: RunConfig, splits: Splits) -> dict[str, object]:
