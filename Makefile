@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 # Errors only: pip warns once a package of every extra index that lacks it.
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 INSTALL := $(PIP_INSTALL) --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest --verbosity=0 # with the full closing line
+# Every test runs on one thread, so two processes take two cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --verbosity=0 # with the full closing line
 
 # A stamp is newer than what it was made from, so a second call installs nothing.
 VENV_STAMP := $(VENV)/.stamp-venv
@@ -69,7 +70,7 @@ unit: $(DEV_STAMP)
 slow: $(DEV_STAMP)
 	$(PYTEST) -m slow
 
-# One after the other even under `make -j`: they share the cores, and pytest's summary comes last.
+# One after the other even under `make -j`: each takes the cores, and pytest's summary comes last.
 test: $(DEV_STAMP)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit

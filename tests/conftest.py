@@ -7,6 +7,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"  # reports draw without a display
 os.environ["WANDB_MODE"] = "offline"
+# Sums are ordered by thread count: a fixed one keeps "bit for bit" tests the same everywhere. One,
+# since the tests run in several processes; what a test starts inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import random
@@ -17,10 +20,6 @@ import pytest
 import torch
 
 SEED = 0
-
-if "OMP_NUM_THREADS" not in os.environ:
-    # Sums are ordered by thread count: a fixed one keeps "bit for bit" tests the same everywhere.
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

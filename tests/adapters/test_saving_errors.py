@@ -194,6 +194,7 @@ save_adapter(model, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_old_adapter(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     adapt(model, LoRA("all-linear", rank=2))

@@ -51,8 +51,13 @@ def test_the_table_shows_every_figure_and_cuts_none(compared: tuple[Path, str]) 
             *([format_count(row["trainable"])] if row["trainable"] else []),
         ):
             assert figure in text, (row["name"], figure)
-    for word in ("majority class", "TF-IDF + linear", "frozen features", "(2 seeds)", "best"):
-        assert word in text
+    # Names fold where the measured times and memory leave them little room.
+    top = next(i for i, line in enumerate(table) if line.startswith("method  "))
+    width = len(table[top]) - len(table[top].removeprefix("method").lstrip())
+    names = " ".join(" ".join(line[:width] for line in table[top:]).split())
+    for name in ("majority class", "TF-IDF + linear", "frozen features", "(2 seeds)"):
+        assert name in names
+    assert "best" in text
 
 
 def test_a_long_name_folds_and_the_figures_stay_in_columns(tiny: Tiny, tmp_path: Path) -> None:
@@ -76,6 +81,7 @@ def test_going_on_keeps_finished_runs(tiny: Tiny, compared: tuple[Path, str]) ->
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
+@pytest.mark.slow
 def test_runs_that_are_trained_jointly_say_so(tiny: Tiny, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     words = [*tiny.start(folder), *METHODS, "--seeds", "0,1", "--jointly"]

@@ -8,6 +8,7 @@ import pytest
 from tests.cli.commands import Tiny, done, refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_every_command_on_a_quantised_base(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     run = tmp_path / "run"

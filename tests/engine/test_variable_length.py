@@ -223,7 +223,9 @@ def test_a_gpu_or_a_torch_without_the_kernel_is_recognised(
 
 
 @pytest.mark.parametrize(
-    "module", [None, SimpleNamespace(varlen_attn=lambda query, key, is_causal: None)], ids=str
+    "module",
+    [None, SimpleNamespace(varlen_attn=lambda query, key, is_causal: None)],
+    ids=["without", "of other arguments"],
 )
 def test_an_older_torch_has_no_such_kernel(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     assert variable_length._find_kernel() is not None

@@ -40,6 +40,7 @@ def test_counts_are_those_of_the_adapted_model(text: str) -> None:
     assert trained_values(on_meta(tiny_model("bert")), method, head=head) == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(budget=st.integers(400, 100_000))
 @pytest.mark.parametrize("method", [LoRA(), DoRA("all-linear"), AdaLoRA(initial_rank=6, rank=2)])
@@ -73,6 +74,7 @@ def test_what_has_no_size_keeps_its_own_and_says_so() -> None:
     assert "trains 0 parameters besides the head" in found[0].note
 
 
+@pytest.mark.slow
 def test_a_comparison_under_a_budget(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     model = save_model(tmp_path / "model")

@@ -285,6 +285,7 @@ def test_rows_that_stand_in_training_are_noted(
     assert any("without the 36 rows" in note for note in rows[BASELINES[2]]["notes"])
 
 
+@pytest.mark.slow
 def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path: Path) -> None:
     head = HeadConfig("auto", "probe")
     result = compare(
@@ -297,6 +298,7 @@ def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path:
     assert head_row["before"] == lora_row["before"] == frozen["after"]
 
 
+@pytest.mark.slow
 def test_a_method_that_diverges_is_a_row_that_says_so(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +320,7 @@ def test_a_method_that_diverges_is_a_row_that_says_so(
     assert seeds.rows[3]["failure"].startswith("with seed 0 diverged")
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_leaves_the_row_to_the_others(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +383,7 @@ def test_methods_that_look_alike_have_folders_of_their_own(data: DataConfig) -> 
     assert all(len(name) < 255 and re.fullmatch(r"[\w=.+-]+", name, re.ASCII) for name in names)
 
 
+@pytest.mark.slow
 def test_predictions_of_other_rows_are_found_out(
     model: str, data: DataConfig, tmp_path: Path
 ) -> None:

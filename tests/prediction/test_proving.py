@@ -34,6 +34,7 @@ def models() -> list[object]:
     return [o for o in gc.get_objects() if type(o) is BertForSequenceClassification]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [LoRA(rank=2), Full()])
 def test_the_proof_holds_one_model_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method

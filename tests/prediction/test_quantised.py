@@ -56,6 +56,7 @@ def saved(
     return classifier
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("method", [LoRA("all-linear", rank=2), Head()], ids=str)
 @pytest.mark.parametrize("head", ["architecture", "mean"])
@@ -86,6 +87,7 @@ def test_prediction_leaves_quantised_weights_unmerged(tmp_path: Path, kind: str)
     assert set(merging) == {torch.int8}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MAPS.exists(), reason="the system does not tell what is mapped")
 @kinds
 def test_the_checkpoints_file_is_let_go(tmp_path: Path, kind: str) -> None:

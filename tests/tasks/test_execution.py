@@ -42,6 +42,7 @@ def alone(row: list[int]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *SHARED_BLOCKS])
 def test_logits_are_those_of_each_text_alone(tmp_path: Path, architecture: str) -> None:
     classifier = loaded(tmp_path, architecture)

@@ -29,6 +29,7 @@ def train(
     return trained_values(classifier), losses, sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "method", "settings"),
     [

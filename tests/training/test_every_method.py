@@ -51,6 +51,7 @@ def test_training_changes_exactly_the_methods_own_tensors(
         assert torch.equal(tensor, started[name]) == (name not in trained), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_interrupted_and_resumed_it_is_the_same_run(
     inputs: tuple[str, str],  # noqa: F811

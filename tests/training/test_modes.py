@@ -26,6 +26,7 @@ OFF = TrainingSettings(epochs=1, batch_size=8, weight_decay=0.0, base_dropout="o
 ARCHITECTURES = ["bert", "distilbert", "modernbert", "gpt2", "opt", "deberta-v2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [LoRA(rank=2), Full()])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_off_is_training_a_model_that_has_none(

@@ -133,6 +133,7 @@ def test_it_trains_in_bf16_and_evaluates_in_float32(
     assert read_json(tmp_path / "run" / "run.json")["config"]["settings"]["precision"] == "auto"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "method", "decided"),
     [
@@ -164,6 +165,7 @@ class Listener(Silent):
         self.said.append(sentence)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_it_began(bert: str, tmp_path: Path, probe: Probe) -> None:
     whole = go(bert, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -60,6 +60,7 @@ def test_the_choices_are_what_can_be_quantised() -> None:
         TrainingSettings(base_weights=4)  # type: ignore[arg-type]  # what it is about
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("method", [LoRA(rank=2), LoRA("all-linear", rank=2, layers=(-1,)), Head()])
 def test_a_run_learns_and_proves_itself(
@@ -80,6 +81,7 @@ def test_a_run_learns_and_proves_itself(
     assert saved.facts["base"]["tensors"] == load_saved(plain.folder).facts["base"]["tensors"]
 
 
+@pytest.mark.slow
 @kinds
 def test_bf16_leaves_it_in_float32(model: str, data: DataConfig, tmp_path: Path, kind: str) -> None:
     asked = run(model, data, tmp_path / "bf16", kind, precision="bf16", epochs=1)
@@ -88,6 +90,7 @@ def test_bf16_leaves_it_in_float32(model: str, data: DataConfig, tmp_path: Path,
     assert asked.metrics["after"] == pinned.metrics["after"]
 
 
+@pytest.mark.slow
 @kinds
 def test_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
     threads = torch.get_num_threads()
@@ -104,6 +107,7 @@ def test_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @kinds
 def test_jointly_is_as_alone(model: str, data: DataConfig, tmp_path: Path, kind: str) -> None:
     settings = replace(SETTINGS, base_weights=kind)  # type: ignore[arg-type]  # of QUANTISED

@@ -21,6 +21,7 @@ from tests.training.tiny_runs import (
 STEPS = TrainingSettings(epochs=4, batch_size=5)  # five an epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [LoRA("all-linear", rank=2), LastBlocks(1), Full()], ids=str)
 @pytest.mark.parametrize("head", ["architecture", "cls"])
 def test_twenty_steps_come_out_the_same(

@@ -190,6 +190,7 @@ def interrupted(inputs: tuple[str, str], folder: Path, step: int = 3) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_an_older_one(
     inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [1 << 30, 0])
 @pytest.mark.parametrize("method", [Head(), LastBlocks(1), TOP], ids=str)
 def test_a_later_run_is_the_same_and_computes_nothing(
@@ -154,6 +155,7 @@ def _padding(token: int) -> Any:
     return Tokenizer()
 
 
+@pytest.mark.slow
 def test_rows_passes_threads_and_boundary_decide(model: str, tmp_path: Path) -> None:
     shared, rows = StateStores(), tiny_examples()
     threads = torch.get_num_threads()
@@ -189,6 +191,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return tables(tmp_path_factory.mktemp("data"), held_out=12)
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_those_of_a_run_alone(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +217,7 @@ def test_time_and_memory_are_those_of_a_run_alone(
     assert len(features.states._stores) == 2  # one for all three seeds, and the other
 
 
+@pytest.mark.slow
 def test_resuming_with_and_without_what_another_run_kept(
     model: str, data: DataConfig, tmp_path: Path, passes: list[int]
 ) -> None:

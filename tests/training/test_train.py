@@ -49,6 +49,7 @@ def expected_names(model: str, method: Method) -> set[str]:
     return head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Full(), Head(), LastBlocks(1), LoRA(rank=2)])
 def test_every_method_leaves_a_whole_run(
     model: str, data: DataConfig, tmp_path: Path, method: Method

@@ -109,9 +109,7 @@ def expected_memory(
         * ``process_before``: what the process holds already, the weights too; measured.
         * ``weights``: copies of matrices; see ``_copied_bytes``.
         * ``gradients`` and ``optimiser``: one value, and Adam's two, for every one that is trained.
-        * ``activations``: what the first epoch's largest pass keeps for the backward pass; see
-          ``activation_values``. The last block counts in full, though it may run for first tokens
-          alone. Recomputing keeps the blocks' inputs, and one block's values.
+        * ``activations``: what the first epoch's largest pass keeps; see ``_kept_values``.
         * ``temporaries``: what a block computes and drops again, trained or not. It is about what
           one block would keep if all of it were trained; without dropout, which a frozen prefix
           has none of, no attention matrices.
@@ -121,23 +119,25 @@ def expected_memory(
     model, settings = classifier.model, config.settings
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     trained_bytes = sum(p.numel() * p.element_size() for p in trained.values())
-    kept = _kept_values(classifier, config.method, trained)
+    packed = _may_pack(model, settings)
+    kept = _kept_values(classifier, config.method, trained, packed=packed)
     largest = max(activation_values(model, repeated_blocks(model), 0).values())
-    heads = attention_matrices(model) if settings.base_dropout == "configured" else 0
+    heads = _attention_matrices(model, settings, packed=packed)
     mixed = mixed_precision_of(settings.precision, config.method) != "no"
     size = HALF_BYTES if mixed else VALUE_BYTES
 
     def needed(tokens: int, longest: int) -> tuple[int, int]:
         """Return the bytes of activations and temporaries of a pass."""
         matrices = VALUE_BYTES * heads * longest  # kept in float32 by mixed precision too
-        blocks = [size * values + matrices for values in kept.values()]
+        blocks = [size * values + attends * matrices for values, attends in kept.values()]
         if settings.gradient_checkpointing and blocks:
             model_config: Any = model.config
             width = int(model_config.get_text_config().hidden_size)
-            blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]
-        return sum(blocks) * tokens, (size * largest + (matrices if blocks else 0)) * tokens
+            blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]  # one, and all inputs
+        temporary = size * largest + matrices * any(attends for _, attends in kept.values())
+        return round(sum(blocks) * tokens), round(temporary * tokens)
 
-    shapes = _pass_shapes([len(row) for row in rows], settings, packed=_may_pack(model, settings))
+    shapes = _pass_shapes([len(row) for row in rows], settings, packed=packed)
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
@@ -164,17 +164,38 @@ def _constant_bytes(
 
 
 def _kept_values(
-    classifier: Classifier, method: Method, trained: Collection[str]
-) -> dict[str, int]:
-    """Return what blocks keep per token, attention matrices apart; nothing under a head alone."""
+    classifier: Classifier, method: Method, trained: Collection[str], *, packed: bool
+) -> dict[str, tuple[int, bool]]:
+    """Return what blocks keep per token, and whether attention matrices beside it.
+
+    Under a head alone that is nothing. See ``activation_values``; of a last block that was seen to
+    run for first tokens alone it is input, keys and values. Before any evaluation none was seen.
+    """
     model = classifier.model
     stacks = repeated_blocks(model)
     if isinstance(method, Full):
-        return activation_values(model, stacks, 0)
-    body = set(trained) - set(classifier.head_parameters)
-    modules = [n for n, m in model.named_modules() if layer_kind(m) is not None]
-    targets = tuple(n for n in modules if any(within(p, n) for p in body))
-    return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
+        values = activation_values(model, stacks, 0)
+    else:
+        body = set(trained) - set(classifier.head_parameters)
+        modules = [n for n, m in model.named_modules() if layer_kind(m) is not None]
+        targets = tuple(n for n in modules if any(within(p, n) for p in body))
+        values = activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
+    kept = {block: (count, True) for block, count in values.items()}
+    if packed and kept and classifier.reads is not None:
+        layers = (classifier.reads.key, classifier.reads.value)
+        shapes = [layer_shape(model.get_submodule(name)) for name in layers]
+        # Its input, keys and values; what it makes of the first tokens is little.
+        kept[list(kept)[-1]] = (shapes[0][0] + sum(outputs for _, outputs in shapes), False)
+    return kept
+
+
+def _attention_matrices(model: nn.Module, settings: TrainingSettings, *, packed: bool) -> float:
+    """Return the attention matrices that a block keeps; see ``attention_matrices``."""
+    if settings.base_dropout == "off":
+        return 0
+    matrices = attention_matrices(model)
+    # Packed, the weights are kept, and a byte for each that says whether it was dropped.
+    return matrices / 3 * (1 + 1 / VALUE_BYTES) if packed else matrices
 
 
 def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
