@@ -1,6 +1,6 @@
 # Everything a person or CI does here. Each target builds what it needs, starting from Python and pip:
 #   make demo   make test   make lint   make bench   make quality   make learning   make speed
-#   make compiling   make profiling   make clean
+#   make methods   make compiling   make profiling   make clean
 # Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), DATA (a folder
 # with the benchmark's data sets), DEMO_REPORT (where the demo writes).
 
@@ -24,13 +24,13 @@ REQUIREMENTS := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint unit slow bench quality learning speed compiling profiling clean
+.PHONY: help demo test lint unit slow bench quality learning speed methods compiling profiling clean
 
 help:
 	@echo "make demo     fine-tune the packaged MiniLM on real reviews four ways and compare (minutes)"
 	@echo "make test     lint, then every test"
 	@echo "make lint     ruff, mypy and the import contracts"
-	@echo "make bench    every benchmark; make quality, learning or speed: one of them (DATA=folder)"
+	@echo "make bench    every benchmark; make quality, learning, speed or methods: one of them (DATA=folder)"
 	@echo "make compiling  does torch.compile pay? make profiling: where a step's time goes (DATA=folder)"
 	@echo "make clean    remove the environment, caches and the demo's report"
 
@@ -76,7 +76,7 @@ test: $(DEV_STAMP)
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory slow
 
-bench: quality learning speed
+bench: quality learning speed methods
 
 quality: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py $(if $(DATA),--data '$(DATA)')
@@ -86,6 +86,9 @@ learning: $(DEV_STAMP)
 
 speed: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(if $(DATA),--data '$(DATA)')
+
+methods: $(DEV_STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py $(if $(DATA),--data '$(DATA)')
 
 # What is below keeps nothing, so it is no part of `bench`.
 compiling: $(DEV_STAMP)

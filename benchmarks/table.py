@@ -85,11 +85,12 @@ def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:
     ]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], *, digits: int = 1) -> str:
     """Return "2.1× (2.0 to 2.3)": median, smallest and largest; a dash without values."""
     if not values:
         return "–"
-    return f"{median(values):.1f}× ({min(values):.1f} to {max(values):.1f})"
+    middle, least, most = (f"{of(values):.{digits}f}" for of in (median, min, max))
+    return f"{middle}× ({least} to {most})"
 
 
 def notes_on(pairs: Mapping[str, list[Pair]]) -> list[str]:

@@ -26,7 +26,7 @@ def test_the_folder_holds_report_data_and_every_linked_plot(tmp_path: Path) -> N
     histories = {"full": [{"step": 1, "train_loss": 2.0}, {"step": 2, "validation_loss": 1.5}]}
     facts = {"seed": 0, "versions": {"torch": "2"}}
     for _ in range(2):  # writing again replaces what was written
-        write_report(tmp_path, example(), histories, {"full": measured(3)}, facts)
+        write_report(tmp_path, example(), histories, {"full": measured(3)}, {}, facts)
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     links = re.findall(r"!\[.*\]\((.*)\)", report)
     assert len(links) == 5
@@ -44,7 +44,7 @@ def test_the_folder_holds_report_data_and_every_linked_plot(tmp_path: Path) -> N
 
 
 def test_a_report_without_histories_metrics_or_facts(tmp_path: Path) -> None:
-    write_report(tmp_path / "new", [run("lora", 0.95, None)], {}, {}, {})
+    write_report(tmp_path / "new", [run("lora", 0.95, None)], {}, {}, {}, {})
     report = (tmp_path / "new" / "report.md").read_text(encoding="utf-8")
     assert "## Facts" not in report
     assert {path.name for path in (tmp_path / "new" / "plots").iterdir()} == {
@@ -54,7 +54,7 @@ def test_a_report_without_histories_metrics_or_facts(tmp_path: Path) -> None:
 
 
 def test_the_report_says_what_the_intervals_hold(tmp_path: Path) -> None:
-    write_report(tmp_path, example(), {}, {}, {})
+    write_report(tmp_path, example(), {}, {}, {}, {})
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "All are judged on the same 3080 rows." in report
     assert "Wilson's where there is one seed, and holds the sampling of rows alone" in report
@@ -65,7 +65,7 @@ def test_a_failed_method_is_in_the_report_and_its_loss_in_the_plots(tmp_path: Pa
     failure = "diverged at step 2: loss nan. Lower --lr."
     rows = [failed_row("full", "all", failure), run("lora", 0.95, None)]
     history = [{"step": 1, "train_loss": 2.0}, {"step": 2, "train_loss": math.nan}]
-    write_report(tmp_path, rows, {"full": history}, {}, {})
+    write_report(tmp_path, rows, {"full": history}, {}, {}, {})
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"- full: {failure}" in report and "| failed |" in report
     assert "full diverged at step 2 and is not judged." in report
@@ -75,6 +75,6 @@ def test_a_failed_method_is_in_the_report_and_its_loss_in_the_plots(tmp_path: Pa
 
 
 def test_a_report_of_failures_alone_has_no_plots(tmp_path: Path) -> None:
-    write_report(tmp_path, [failed_row("full", "all", "ran out of memory.")], {}, {}, {})
+    write_report(tmp_path, [failed_row("full", "all", "ran out of memory.")], {}, {}, {}, {})
     assert not list((tmp_path / "plots").iterdir())
     assert "There is nothing to judge" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -63,7 +63,7 @@ def test_the_notes_stand_in_terminal_markdown_and_json(
 ) -> None:
     monkeypatch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
     rows = compared(candidates)
-    write_report(tmp_path, rows, {}, {}, {})
+    write_report(tmp_path, rows, {}, {}, {}, {})
     console = Console(width=200)
     with console.capture() as capture:
         console.print(comparison_table(rows, 200))

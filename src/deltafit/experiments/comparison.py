@@ -11,6 +11,7 @@ from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.budget import sized_to
 from deltafit.experiments.joining import Outcome, check_joinable, run_joined
+from deltafit.experiments.rank_plot import learned_ranks
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import (
     Candidate,
@@ -142,7 +143,7 @@ def _compare(
     ]
     histories: dict[str, Any] = {}
     figures: dict[str, Any] = {}
-    precisions: dict[str, str] = {}
+    ranks: dict[str, dict[str, int]] = {}
     facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
     facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
     before: dict[int, dict[str, Any]] = {}
@@ -168,16 +169,16 @@ def _compare(
             candidate_of(method, [*finished.values()], judged, splits, failed, remarks[method])
         )
         # One run stands for the method: a mean of curves is none.
-        seed, (_, metrics) = next(iter(finished.items()))
+        seed, (run, metrics) = next(iter(finished.items()))
         name = f"{method}, seed {seed}" if len(seeds) > 1 else str(method)
         histories[name] = loss_history(metrics)
         figures[name] = metrics["after"][judged]
-        precisions[name] = metrics["precision"]
-        facts["precision"] = precisions
+        ranks[name] = learned_ranks(run / "adapter")
+        facts.setdefault("precision", {})[name] = metrics["precision"]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
     if processes().is_main_process:
-        write_report(folder, rows, histories, figures, facts)
+        write_report(folder, rows, histories, figures, ranks, facts)
     return Comparison(folder, rows, verdict(rows), facts)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
+from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
 from deltafit.experiments.tables import (
     Row,
@@ -24,6 +25,7 @@ def write_report(
     rows: Sequence[Row],
     histories: Mapping[str, History],
     metrics: Mapping[str, Mapping[str, Any]],
+    ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
 ) -> None:
     """Write ``report.md``, ``comparison.csv``, ``comparison.json`` and ``plots/`` into ``folder``.
@@ -36,9 +38,10 @@ def write_report(
         histories: of each run, by name: records with ``step`` and ``train_loss`` or
             ``validation_loss``.
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
+        ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
     """
-    plots = _write_plots(folder / "plots", rows, histories, metrics)
+    plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
     conclusion = verdict(rows)
     write_text_atomically(folder / "comparison.csv", comparison_csv(rows))
     write_json_atomically(
@@ -53,6 +56,7 @@ def _write_plots(
     rows: Sequence[Row],
     histories: Mapping[str, History],
     metrics: Mapping[str, Mapping[str, Any]],
+    ranks: Mapping[str, Mapping[str, int]],
 ) -> list[tuple[str, str]]:
     """Draw every plot there are figures for; return ``(caption, file name)`` of each."""
     judged = [row for row in rows if not row.get("failure")]
@@ -68,6 +72,10 @@ def _write_plots(
             (f"Confusion of {name}", f"confusion-{index}.png", confusion_plot(measured, name)),
             (f"F1 by class of {name}", f"class-f1-{index}.png", class_f1_plot(measured, name)),
         ]
+    for index, (name, moved) in enumerate(ranks.items(), start=1):
+        if moved:
+            caption = f"Rank of each matrix in {name}"
+            figures.append((caption, f"ranks-{index}.png", rank_plot(moved, name)))
     with write_folder_atomically(folder) as temporary:
         for _, file_name, figure in figures:
             save_png(figure, temporary / file_name)
