@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA
+    from deltafit.methods import IA3, AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA, VeRA
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -25,7 +25,9 @@ _HOMES = {
     "LastBlocks": "deltafit.methods",
     "AdaLoRA": "deltafit.methods",
     "DoRA": "deltafit.methods",
+    "IA3": "deltafit.methods",
     "LoRA": "deltafit.methods",
+    "VeRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
     "evaluate": "deltafit.prediction.using",
@@ -38,6 +40,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "IA3",
     "AdaLoRA",
     "ConsoleReporter",
     "DataConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "LastBlocks",
     "LoRA",
     "TrainingSettings",
+    "VeRA",
     "compare",
     "evaluate",
     "inspect",

@@ -88,6 +88,8 @@ def test_the_names_of_methods() -> None:
         "lora": "lora",
         "dora": "dora",
         "adalora": "adalora",
+        "ia3": "ia3",
+        "vera": "vera",
     }
 
 

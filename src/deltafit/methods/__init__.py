@@ -7,14 +7,17 @@ from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts, StepHo
 from deltafit.methods.dora import DoRA
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
+from deltafit.methods.ia3 import IA3
 from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.lora import LoRA
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
+from deltafit.methods.vera import VeRA
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
-    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA)
+    method.command_line_name: method
+    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, IA3, VeRA)
 }
 
 
@@ -46,6 +49,7 @@ def method_from_dict(content: dict[str, object]) -> Method:
 
 
 __all__ = [
+    "IA3",
     "METHODS",
     "AdaLoRA",
     "DeltaMethod",
@@ -58,6 +62,7 @@ __all__ = [
     "Method",
     "ModelParts",
     "StepHook",
+    "VeRA",
     "method_from_dict",
     "method_with",
     "parse_method",
