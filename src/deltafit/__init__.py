@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA
+    from deltafit.methods import (
+        AdaLoRA,
+        BitFit,
+        DoRA,
+        FreezeFirst,
+        Full,
+        Head,
+        LastBlocks,
+        LoRA,
+        Modules,
+        Norms,
+    )
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -24,8 +35,12 @@ _HOMES = {
     "Head": "deltafit.methods",
     "LastBlocks": "deltafit.methods",
     "AdaLoRA": "deltafit.methods",
+    "BitFit": "deltafit.methods",
     "DoRA": "deltafit.methods",
+    "FreezeFirst": "deltafit.methods",
     "LoRA": "deltafit.methods",
+    "Modules": "deltafit.methods",
+    "Norms": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
     "evaluate": "deltafit.prediction.using",
@@ -39,14 +54,18 @@ _HOMES = {
 
 __all__ = [
     "AdaLoRA",
+    "BitFit",
     "ConsoleReporter",
     "DataConfig",
     "DoRA",
+    "FreezeFirst",
     "Full",
     "Head",
     "HeadConfig",
     "LastBlocks",
     "LoRA",
+    "Modules",
+    "Norms",
     "TrainingSettings",
     "compare",
     "evaluate",

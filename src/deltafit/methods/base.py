@@ -56,6 +56,18 @@ class ModelParts(Protocol):
     def last_blocks(self, count: int) -> tuple[str, ...]:
         """Return the parameter names of the last ``count`` blocks and the norm behind them."""
 
+    def above_blocks(self, count: int) -> tuple[str, ...]:
+        """Return the names of all but the first ``count`` blocks and what feeds them."""
+
+    def biases(self) -> tuple[str, ...]:
+        """Return the names of all biases; there are some."""
+
+    def norms(self) -> tuple[str, ...]:
+        """Return the names of the parameters of normalisation layers; there are some."""
+
+    def in_modules(self, pattern: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of all parameters in the modules that ``pattern`` chooses."""
+
 
 GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
@@ -82,10 +94,18 @@ class StepHook(ABC):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What is trained. Subclasses are frozen dataclasses of JSON values."""
+    """What is trained. Subclasses are frozen dataclasses of JSON values.
+
+    Attributes:
+        command_line_name: as people write it.
+        result_name: as result files have it.
+        summary: what is trained, in a few words, for the tables of the documents.
+        default_learning_rate: of everything but the head.
+    """
 
     command_line_name: ClassVar[str]
     result_name: ClassVar[str]
+    summary: ClassVar[str]
     default_learning_rate: ClassVar[float]
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from deltafit.adapters.inspection import (
 )
 from deltafit.adapters.structure import (
     is_matrix,
+    is_norm,
     layer_kind,
     layer_shape,
     repeated_blocks,
@@ -171,9 +172,16 @@ def _kept_values(
     if isinstance(method, Full):
         return activation_values(model, stacks, 0)
     body = set(trained) - set(classifier.head_parameters)
-    modules = [n for n, m in model.named_modules() if layer_kind(m) is not None]
-    targets = tuple(n for n in modules if any(within(p, n) for p in body))
-    return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
+    targets: list[str] = []
+    for name, module in model.named_modules():
+        if layer_kind(module) is None and not is_norm(module):
+            continue
+        if own := {p for p in body if within(p, name)}:
+            # A bias needs no input of its layer: what is around it trains, and not the layer.
+            alone = is_matrix(module) and own == {f"{name}.bias"}
+            targets.append(name.rpartition(".")[0] if alone else name)
+    rank = getattr(method, "rank", 0)
+    return activation_values(model, stacks, 0, tuple(dict.fromkeys(targets)), rank)
 
 
 def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
