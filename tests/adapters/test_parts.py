@@ -20,7 +20,6 @@ from tests.tiny_models import ARCHITECTURES, TwoTower, tiny_inputs, tiny_model
 BIASED = (
     "bert",
     "roberta",
-    "distilbert",
     "electra",
     "deberta-v2",
     "gpt2",

@@ -12,6 +12,7 @@ from deltafit.adapters.structure import (
     BlockStack,
     final_norm,
     is_excluded,
+    known_head,
     main_stack,
     normalises,
     parameters_of_last_blocks,
@@ -73,8 +74,9 @@ class Parts:
             )
         names = list(first_names(self._model))
         start = next(place for place, n in enumerate(names) if is_excluded(n, stack.blocks[:1]))
+        # OPT's final norm and XLM-RoBERTa's head stand before the blocks.
         norm = final_norm(self._model)
-        behind = [norm] if norm else []  # OPT's stands before the blocks
+        behind = [*known_head(self._model), *([norm] if norm else [])]
         frozen = [*self._embeddings(stack, behind), *stack.blocks[:count]]
         above = tuple(
             name

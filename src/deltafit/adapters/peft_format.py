@@ -1,7 +1,7 @@
 """The file format of Hugging Face PEFT: its names for tensors, its ``adapter_config.json``.
 
-Only LoRA has a place in it here; replacements (full, head, last block) have none. PEFT trains a
-copy of each whole module, so a tied parameter is written under each of its names.
+LoRA and norms have a place in it here; other replacements (full, head, last block) have none. PEFT
+trains a copy of each whole module, so a tied parameter is written under each of its names.
 """
 
 import re
@@ -19,6 +19,7 @@ from deltafit.methods import DoRA, LoRA
 from deltafit.methods.dora import MAGNITUDE
 
 PREFIX = "base_model.model."
+NORM_COPY = "ln_tuning_layers"  # what PEFT calls the copy of a norm in its place
 _LAYER_KEY = re.compile(rf"(.+)\.(?:(lora_A|lora_B)\.weight|({MAGNITUDE})|lora_embedding_(A|B))")
 
 
@@ -51,7 +52,7 @@ def tied_copies(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 def our_name(key: str) -> str:
     """Return our name for a tensor of PEFT's: ``<module>.lora_A``, or a parameter's own name."""
-    name = key.removeprefix(PREFIX)
+    name = key.removeprefix(PREFIX).replace(f".{NORM_COPY}.", ".")
     match = _LAYER_KEY.fullmatch(name)
     return f"{match[1]}.{match[2] or match[3] or f'lora_{match[4]}'}" if match else name
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from deltafit.adapters.peft_adalora import as_lora
 from deltafit.adapters.peft_format import is_of_layer, our_name
+from deltafit.adapters.peft_norms import NORMS_TYPE, from_peft_norms
 from deltafit.errors import DeltafitError
-from deltafit.methods import DoRA, LoRA
+from deltafit.methods import DoRA, LoRA, Method
 from deltafit.methods.dora import MAGNITUDE
 
 Value = TypeVar("Value", int, float)
@@ -47,7 +48,7 @@ class PeftAdapter:
         notes: sentences about settings that were not understood.
     """
 
-    method: LoRA
+    method: Method
     tensors: dict[str, Tensor]
     replaced: tuple[str, ...]
     base: dict[str, Tensor]
@@ -60,9 +61,12 @@ def from_peft(
     """Read what PEFT wrote.
 
     Raises:
-        DeltafitError: it is not LoRA, changes its base at the start, or holds a setting or tensor
-            that has no place here; the sentence names it.
+        DeltafitError: it is neither LoRA nor LayerNorm tuning, changes its base at the start, or
+            holds a setting or tensor that has no place here; the sentence names it.
     """
+    if isinstance(config, dict) and config.get("peft_type") == NORMS_TYPE:
+        trained, whole = from_peft_norms(tensors, folder)
+        return PeftAdapter(trained, whole, tuple(whole), {}, ())
     if isinstance(config, dict) and config.get("peft_type") == "ADALORA":
         config, tensors = as_lora(config, tensors, folder)
     _check_config(config, folder)
@@ -145,8 +149,8 @@ def _check_config(config: Any, folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise DeltafitError(
-            f"{folder}/adapter_config.json: peft_type is {kind!r}; only LORA and ADALORA can be "
-            "loaded here."
+            f"{folder}/adapter_config.json: peft_type is {kind!r}; only LORA, ADALORA and "
+            f"{NORMS_TYPE} can be loaded here."
         )
     variant = next((key for key in _OTHER_FORMULA if config.get(key)), None)
     if variant is not None:

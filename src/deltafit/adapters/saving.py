@@ -1,4 +1,4 @@
-"""An adapter on disk: ``adapter_model.safetensors`` and, for LoRA, ``adapter_config.json``.
+"""An adapter on disk: ``adapter_model.safetensors`` and, for PEFT, ``adapter_config.json``.
 
 The tensors file carries the method as metadata, so that it reads back exactly; PEFT ignores it.
 """
@@ -24,11 +24,12 @@ from deltafit.adapters.model import (
     trained_tensors,
 )
 from deltafit.adapters.peft_format import our_name, tied_copies, to_peft_config, to_peft_tensors
+from deltafit.adapters.peft_norms import to_peft_norms
 from deltafit.adapters.peft_reading import from_peft
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
-from deltafit.methods import DeltaMethod, LoRA, Method, method_from_dict
+from deltafit.methods import DeltaMethod, LoRA, Method, Norms, method_from_dict
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -92,6 +93,10 @@ def save_adapter(
             base_name=base_name, task_type=task_type,
         )  # fmt: skip
         tensors |= tied_copies(model, tensors)
+    elif isinstance(method, Norms):
+        tensors, config = to_peft_norms(
+            model, tensors | tied_copies(model, tensors), base_name=base_name, task_type=task_type
+        )
     metadata = {"method": method.to_dict(), "replaced": replaced}
     write_tensors_atomically(
         folder / TENSORS_FILE,
