@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import IA3, AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA, VeRA
+    from deltafit.methods import (
+        IA3,
+        AdaLoRA,
+        BitFit,
+        DoRA,
+        FreezeFirst,
+        Full,
+        Head,
+        LastBlocks,
+        LoRA,
+        Modules,
+        Norms,
+        VeRA,
+    )
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -24,9 +37,13 @@ _HOMES = {
     "Head": "deltafit.methods",
     "LastBlocks": "deltafit.methods",
     "AdaLoRA": "deltafit.methods",
+    "BitFit": "deltafit.methods",
     "DoRA": "deltafit.methods",
+    "FreezeFirst": "deltafit.methods",
     "IA3": "deltafit.methods",
     "LoRA": "deltafit.methods",
+    "Modules": "deltafit.methods",
+    "Norms": "deltafit.methods",
     "VeRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
@@ -42,14 +59,18 @@ _HOMES = {
 __all__ = [
     "IA3",
     "AdaLoRA",
+    "BitFit",
     "ConsoleReporter",
     "DataConfig",
     "DoRA",
+    "FreezeFirst",
     "Full",
     "Head",
     "HeadConfig",
     "LastBlocks",
     "LoRA",
+    "Modules",
+    "Norms",
     "TrainingSettings",
     "VeRA",
     "compare",

@@ -16,29 +16,15 @@ from deltafit.adapters.model import (
     refuse_merged,
     register,
 )
+from deltafit.adapters.parts import Parts
 from deltafit.adapters.shared import SharedTensors
-from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
+from deltafit.adapters.structure import repeated_blocks, within
 from deltafit.adapters.targets import select_targets
 from deltafit.adapters.tied import first_names, under_first_names
 from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, Method
 from deltafit.methods.base import means
-
-
-class _Parts:
-    """The model's parameters by part, as replacements choose among them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def every(self) -> tuple[str, ...]:
-        """Return the names of all base parameters."""
-        return tuple(base_parameters(self.model))
-
-    def last_blocks(self, count: int) -> tuple[str, ...]:
-        """Return the names of the last blocks' parameters."""
-        return parameters_of_last_blocks(self.model, count)
 
 
 def adapt(
@@ -159,7 +145,7 @@ def _select(
 
 def _replaced_names(model: nn.Module, method: Method, head: Sequence[str]) -> tuple[str, ...]:
     first = first_names(model)
-    wanted = {*head, *method.trained_parameters(_Parts(model))}
+    wanted = {*head, *method.trained_parameters(Parts(model))}
     for module_name in method.trained_modules if isinstance(method, DeltaMethod) else ():
         inside = [n for n in first if within(n, module_name)]
         if not inside:

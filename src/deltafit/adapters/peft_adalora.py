@@ -10,7 +10,7 @@ from torch import Tensor
 from deltafit.adapters.peft_format import PREFIX, PeftAdapter
 from deltafit.adapters.peft_lora import LoRAFormat
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod
+from deltafit.methods import Method
 from deltafit.methods.base import is_number
 
 _KEY = re.compile(r"(.+)\.lora_([ABE])")
@@ -24,7 +24,7 @@ class AdaLoRAFormat(LoRAFormat):
     """``lora_A``, ``lora_B`` and ``lora_E``; ours is written as LoRA, which computes the same."""
 
     peft_type: ClassVar[str] = "ADALORA"
-    method: ClassVar[type[DeltaMethod] | None] = None
+    method: ClassVar[type[Method] | None] = None
 
     def read(
         self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path

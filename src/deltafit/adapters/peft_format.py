@@ -1,12 +1,12 @@
 """The file format of Hugging Face PEFT: what one of its adapter types is, and how it is read.
 
 A type that is known here is a ``PeftFormat`` in a file of its own, and in ``peft_types``'s list.
-Replacements (full, head, last block) have none.
+Of replacements PEFT knows norms; full, head, last block and the rest have no type.
 """
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters.layers import view_of
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod, Layer
+from deltafit.methods import DeltaMethod, Method
 
 PREFIX = "base_model.model."
 SHARED_PREFIX = "base_model."
@@ -33,7 +33,7 @@ class PeftAdapter:
     """What a PEFT folder holds, in this package's terms.
 
     Attributes:
-        method: the method, with exact module names as its targets.
+        method: the method, with exact module names.
         tensors: ``<module>.lora_A`` and the like, and replaced parameters by their names.
         replaced: names of the parameters stored whole.
         base: parameters of the base that PEFT stored too (those of adapted embeddings).
@@ -41,7 +41,7 @@ class PeftAdapter:
         notes: sentences about settings that were not understood.
     """
 
-    method: DeltaMethod
+    method: Method
     tensors: dict[str, Tensor]
     replaced: tuple[str, ...]
     base: dict[str, Tensor]
@@ -63,23 +63,32 @@ class PeftFormat(ABC):
 
     peft_type: ClassVar[str]
     title: ClassVar[str]
-    method: ClassVar[type[DeltaMethod] | None]
+    method: ClassVar[type[Method] | None]
     prefix: ClassVar[str]
     lookups: ClassVar[bool]
     understood: ClassVar[frozenset[str]]
 
-    def to_peft(
-        self, layer: Layer, method: DeltaMethod, leaf: str, tensor: Tensor
-    ) -> tuple[str, Tensor]:
-        """Return PEFT's name, behind the module's, for a tensor of a layer, and it in its shape.
+    def places(self, model: nn.Module, adapted: Sequence[str]) -> tuple[str, ...]:
+        """Return the modules in which it has something of its own: the adapted ones.
 
         Args:
-            layer: the adapted layer.
-            method: as it applies there.
-            leaf: our name for the tensor.
+            model: the adapted model.
+            adapted: names of the adapted modules.
+        """
+        return tuple(adapted)
+
+    def to_peft(
+        self, model: nn.Module, method: Method, name: str, tensor: Tensor
+    ) -> tuple[str, Tensor]:
+        """Return PEFT's name for a tensor of one of the places, and it in PEFT's shape.
+
+        Args:
+            model: the adapted model.
+            method: of its adapter.
+            name: ours, ``<module>.<leaf>``.
             tensor: ours.
         """
-        return leaf, tensor
+        return name, tensor
 
     @abstractmethod
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -92,21 +101,21 @@ class PeftFormat(ABC):
 
     @abstractmethod
     def settings(
-        self, model: nn.Module, method: DeltaMethod, targets: Sequence[str], shared: bool
+        self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
     ) -> dict[str, Any]:
         """Return the type's own keys of the configuration, the fewest that say it all.
 
         Args:
             model: the adapted model.
             method: of its adapter.
-            targets: names of the adapted modules.
+            targets: names of the places.
             shared: whether what the layers share is stored too.
         """
 
     @abstractmethod
     def method_of(
         self, config: Mapping[str, Any], layers: Mapping[str, Tensor], folder: Path
-    ) -> DeltaMethod:
+    ) -> Method:
         """Return the method that a configuration of PEFT's means.
 
         Args:
@@ -138,7 +147,7 @@ class PeftFormat(ABC):
         ours: dict[str, Tensor] = {}
         layers: dict[str, Tensor] = {}
         base: dict[str, Tensor] = {}
-        replaced: list[str] = []
+        whole: list[str] = []
         for key, tensor in tensors.items():
             name = key.removeprefix(PREFIX)
             if is_shared(key):
@@ -151,7 +160,7 @@ class PeftFormat(ABC):
                 raise self.variant(name, folder)
             else:
                 ours[name] = tensor
-                replaced.append(name)
+                whole.append(name)
         if not layers:
             raise DeltafitError(
                 f"{folder} holds no tensor of {self.title}, so there is no adapter to load."
@@ -164,7 +173,9 @@ class PeftFormat(ABC):
             if key not in _UNDERSTOOD | self.understood
             and value not in (None, False, "none", {}, [], "")
         )
-        return PeftAdapter(method, ours, tuple(replaced), base, stored_shared(tensors), notes)
+        # A replacement's own tensors are parameters trained whole, as the head's are.
+        replaced = tuple(whole if isinstance(method, DeltaMethod) else ours)
+        return PeftAdapter(method, ours, replaced, base, stored_shared(tensors), notes)
 
     def variant(self, name: str, folder: Path) -> DeltafitError:
         """Return the error for a tensor that the type's plain form does not have."""
@@ -207,9 +218,9 @@ def is_shared(key: str) -> bool:
     return key.startswith(SHARED_PREFIX) and not key.startswith(PREFIX)
 
 
-def names_of(layers: Mapping[str, Tensor]) -> tuple[str, ...]:
+def names_of(tensors: Iterable[str]) -> tuple[str, ...]:
     """Return the modules that tensors named ``<module>.<leaf>`` belong to, each once."""
-    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in layers))
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
 
 
 def expression_for(modules: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltafit.adapters.peft_format import PeftFormat, expression_for, names_of
 from deltafit.adapters.peft_writing import shortest_targets
 from deltafit.errors import DeltafitError
-from deltafit.methods import IA3, DeltaMethod, Layer
+from deltafit.methods import IA3, Method
 from deltafit.methods.ia3 import VECTOR
 
 _LAYER_KEY = re.compile(rf"(.+)\.{VECTOR}")
@@ -21,27 +21,29 @@ class IA3Format(PeftFormat):
 
     peft_type: ClassVar[str] = "IA3"
     title: ClassVar[str] = "(IA)³"
-    method: ClassVar[type[DeltaMethod] | None] = IA3
+    method: ClassVar[type[Method] | None] = IA3
     prefix: ClassVar[str] = "ia3_"
     lookups: ClassVar[bool] = False
     understood: ClassVar[frozenset[str]] = frozenset({"feedforward_modules", "init_ia3_weights"})
 
     def to_peft(
-        self, layer: Layer, method: DeltaMethod, leaf: str, tensor: Tensor
+        self, model: nn.Module, method: Method, name: str, tensor: Tensor
     ) -> tuple[str, Tensor]:
         """Return the vector as a row or a column."""
         assert isinstance(method, IA3)
-        return leaf, tensor.unsqueeze(0 if method.scales_inputs else 1)
+        own = method.for_module(name.rpartition(".")[0])
+        return name, tensor.unsqueeze(0 if own.scales_inputs else 1)
 
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Return the row or column as a vector."""
         return (name, tensor.flatten()) if _LAYER_KEY.fullmatch(name) else None
 
     def settings(
-        self, model: nn.Module, method: DeltaMethod, targets: Sequence[str], shared: bool
+        self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
     ) -> dict[str, Any]:
         """Return which modules are scaled at their inputs."""
-        scaled = [t for t in targets if getattr(method.for_module(t), "scales_inputs", False)]
+        assert isinstance(method, IA3)
+        scaled = [t for t in targets if method.for_module(t).scales_inputs]
         # PEFT takes every module whose name ends so, within a segment too.
         ends = sorted({target.rpartition(".")[2] for target in scaled})
         found = [target for target in targets if target.endswith(tuple(ends))]
@@ -50,7 +52,7 @@ class IA3Format(PeftFormat):
 
     def method_of(
         self, config: Mapping[str, Any], layers: Mapping[str, Tensor], folder: Path
-    ) -> DeltaMethod:
+    ) -> Method:
         """Return (IA)³ with the modules that the configuration names.
 
         Raises:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from deltafit.adapters.layers import view_of
 from deltafit.adapters.peft_format import PeftFormat, expression_for
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod, DoRA, Layer, LoRA
+from deltafit.methods import DoRA, LoRA, Method
 from deltafit.methods.base import is_number
 from deltafit.methods.dora import MAGNITUDE
 
@@ -31,7 +32,7 @@ class LoRAFormat(PeftFormat):
 
     peft_type: ClassVar[str] = "LORA"
     title: ClassVar[str] = "LoRA"
-    method: ClassVar[type[DeltaMethod] | None] = LoRA
+    method: ClassVar[type[Method] | None] = LoRA
     prefix: ClassVar[str] = "lora_"
     lookups: ClassVar[bool] = True
     understood: ClassVar[frozenset[str]] = frozenset({
@@ -42,13 +43,15 @@ class LoRAFormat(PeftFormat):
     })  # fmt: skip
 
     def to_peft(
-        self, layer: Layer, method: DeltaMethod, leaf: str, tensor: Tensor
+        self, model: nn.Module, method: Method, name: str, tensor: Tensor
     ) -> tuple[str, Tensor]:
         """Return PEFT's name; the shapes are the same."""
+        module, _, leaf = name.rpartition(".")
         if leaf == MAGNITUDE:
-            return leaf, tensor
-        plain = leaf.replace("lora_", "lora_embedding_") if layer.lookup else f"{leaf}.weight"
-        return plain, tensor
+            return name, tensor
+        lookup = view_of(model.get_submodule(module)).lookup
+        plain = leaf.replace("lora_", "lora_embedding_") if lookup else f"{leaf}.weight"
+        return f"{module}.{plain}", tensor
 
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Return our name for a factor or a magnitude."""
@@ -58,7 +61,7 @@ class LoRAFormat(PeftFormat):
         return f"{match[1]}.{match[2] or match[3] or f'lora_{match[4]}'}", tensor
 
     def settings(
-        self, model: nn.Module, method: DeltaMethod, targets: Sequence[str], shared: bool
+        self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
     ) -> dict[str, Any]:
         """Return ranks, alphas and dropout.
 
@@ -94,7 +97,7 @@ class LoRAFormat(PeftFormat):
 
     def method_of(
         self, config: Mapping[str, Any], layers: Mapping[str, Tensor], folder: Path
-    ) -> DeltaMethod:
+    ) -> Method:
         """Return LoRA or DoRA, with the rank that each module's factors have."""
         use_dora = config.get("use_dora")
         magnitudes = [name for name in layers if name.endswith(f".{MAGNITUDE}")]

@@ -19,7 +19,7 @@ from deltafit.adapters.peft_format import (
     names_of,
 )
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DeltaMethod, VeRA
+from deltafit.methods import Method, VeRA
 
 _LAYER_KEY = re.compile(r"(.+)\.vera_lambda_[bd]")
 # PEFT's names for settings, its defaults, and our names.
@@ -36,7 +36,7 @@ class VeRAFormat(PeftFormat):
 
     peft_type: ClassVar[str] = "VERA"
     title: ClassVar[str] = "VeRA"
-    method: ClassVar[type[DeltaMethod] | None] = VeRA
+    method: ClassVar[type[Method] | None] = VeRA
     prefix: ClassVar[str] = "vera_"
     lookups: ClassVar[bool] = False
     understood: ClassVar[frozenset[str]] = frozenset(
@@ -48,7 +48,7 @@ class VeRAFormat(PeftFormat):
         return (name, tensor) if _LAYER_KEY.fullmatch(name) else None
 
     def settings(
-        self, model: nn.Module, method: DeltaMethod, targets: Sequence[str], shared: bool
+        self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
     ) -> dict[str, Any]:
         """Return rank and key, and whether A and B are stored."""
         values = {key: getattr(method, name) for key, (_, name) in _SETTINGS.items()}
@@ -74,7 +74,7 @@ class VeRAFormat(PeftFormat):
 
     def method_of(
         self, config: Mapping[str, Any], layers: Mapping[str, Tensor], folder: Path
-    ) -> DeltaMethod:
+    ) -> Method:
         """Return VeRA with the configuration's numbers.
 
         Raises:

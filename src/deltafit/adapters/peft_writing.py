@@ -14,7 +14,7 @@ from deltafit.adapters.structure import within
 from deltafit.adapters.tied import first_names
 from deltafit.adapters.views import Conv1DView
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod, Method
+from deltafit.methods import Method
 
 
 def to_peft_tensors(
@@ -22,17 +22,15 @@ def to_peft_tensors(
     model: nn.Module,
     method: Method,
     tensors: Mapping[str, Tensor],
-    targets: Collection[str],
+    adapted: Sequence[str],
 ) -> dict[str, Tensor]:
     """Return an adapter's tensors under PEFT's names, or under ours where it has no such type."""
     result = {}
+    places = form.places(model, adapted) if form is not None else ()
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if form is not None and module in targets:
-            assert isinstance(method, DeltaMethod)
-            view = view_of(model.get_submodule(module))
-            leaf, stored = form.to_peft(view, method.for_module(module), leaf, tensor)
-            result[f"{PREFIX}{module}.{leaf}"] = stored
+        if form is not None and name.rpartition(".")[0] in places:
+            theirs, stored = form.to_peft(model, method, name, tensor)
+            result[PREFIX + theirs] = stored
         else:
             result[PREFIX + name] = tensor
     return result
@@ -55,8 +53,8 @@ def tied_copies(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
 def to_peft_config(
     form: PeftFormat,
     model: nn.Module,
-    method: DeltaMethod,
-    targets: Sequence[str],
+    method: Method,
+    adapted: Sequence[str],
     replaced: Sequence[str],
     *,
     shared: bool,
@@ -64,10 +62,12 @@ def to_peft_config(
     task_type: str | None,
 ) -> dict[str, Any]:
     """Return the fewest keys that make PEFT build the same adapter."""
+    places = form.places(model, adapted)
+    others = [name for name in replaced if name.rpartition(".")[0] not in places]
     optional = {
-        "modules_to_save": whole_modules(model, replaced),
+        "modules_to_save": whole_modules(model, others),
         "fan_in_fan_out": any(
-            isinstance(view_of(model.get_submodule(target)), Conv1DView) for target in targets
+            isinstance(view_of(model.get_submodule(target)), Conv1DView) for target in adapted
         ),
     }
     return {
@@ -75,8 +75,8 @@ def to_peft_config(
         "task_type": task_type,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
-        "target_modules": shortest_targets(model, targets),
-        **form.settings(model, method, targets, shared),
+        "target_modules": shortest_targets(model, places),
+        **form.settings(model, method, places, shared),
         **{key: value for key, value in optional.items() if value},
     }
 

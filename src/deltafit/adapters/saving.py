@@ -95,7 +95,7 @@ def save_adapter(
     replaced = tuple(adapter.replaced)
     method, tensors = _as_kept(model, name)
     form, config, shared = format_of(method), None, _shared_to_store(model, adapter)
-    if form is not None and isinstance(method, DeltaMethod) and form.holds(model, adapter.targets):
+    if form is not None and form.holds(model, adapter.targets):
         config = to_peft_config(  # made first: it may be refused
             form, model, method, adapter.targets, replaced,
             shared=bool(shared), base_name=base_name, task_type=task_type,

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 
 from deltafit.methods.adalora import AdaLoRA
 from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts, StepHook
+from deltafit.methods.bitfit import BitFit
 from deltafit.methods.dora import DoRA
+from deltafit.methods.freeze_first import FreezeFirst
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
 from deltafit.methods.ia3 import IA3
 from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.lora import LoRA
+from deltafit.methods.modules import Modules
+from deltafit.methods.norms import Norms
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
 from deltafit.methods.vera import VeRA
@@ -17,7 +21,10 @@ from deltafit.methods.vera import VeRA
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
-    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, IA3, VeRA)
+    for method in (
+        *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
+        *(LoRA, DoRA, AdaLoRA, IA3, VeRA),
+    )
 }
 
 
@@ -52,8 +59,10 @@ __all__ = [
     "IA3",
     "METHODS",
     "AdaLoRA",
+    "BitFit",
     "DeltaMethod",
     "DoRA",
+    "FreezeFirst",
     "Full",
     "Head",
     "LastBlocks",
@@ -61,6 +70,8 @@ __all__ = [
     "LoRA",
     "Method",
     "ModelParts",
+    "Modules",
+    "Norms",
     "StepHook",
     "VeRA",
     "method_from_dict",

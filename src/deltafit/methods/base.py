@@ -60,6 +60,18 @@ class ModelParts(Protocol):
     def last_blocks(self, count: int) -> tuple[str, ...]:
         """Return the parameter names of the last ``count`` blocks and the norm behind them."""
 
+    def above_blocks(self, count: int) -> tuple[str, ...]:
+        """Return the names of all but the first ``count`` blocks and what feeds them."""
+
+    def biases(self) -> tuple[str, ...]:
+        """Return the names of all biases; there are some."""
+
+    def norms(self) -> tuple[str, ...]:
+        """Return the names of the parameters of normalisation layers; there are some."""
+
+    def in_modules(self, pattern: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of all parameters in the modules that ``pattern`` chooses."""
+
 
 EXPRESSION = "re:"
 """What a regular expression for whole module names begins with, where names may stand too."""
@@ -93,10 +105,18 @@ class StepHook(ABC):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What is trained. Subclasses are frozen dataclasses of JSON values."""
+    """What is trained. Subclasses are frozen dataclasses of JSON values.
+
+    Attributes:
+        command_line_name: as people write it.
+        result_name: as result files have it.
+        summary: what is trained, in a few words, for the tables of the documents.
+        default_learning_rate: of everything but the head.
+    """
 
     command_line_name: ClassVar[str]
     result_name: ClassVar[str]
+    summary: ClassVar[str]
     default_learning_rate: ClassVar[float]
     size_setting: ClassVar[str | None] = None
     """The setting, a whole number of at least 1, by which the method trains more or less."""

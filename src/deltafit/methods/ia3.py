@@ -57,6 +57,9 @@ class IA3(DeltaMethod):
 
     command_line_name: ClassVar[str] = "ia3"
     result_name: ClassVar[str] = "ia3"
+    summary: ClassVar[str] = (
+        "(IA)³: a factor for each key, each value and each feed-forward unit, and the head"
+    )
     default_learning_rate: ClassVar[float] = 3e-3  # section 3.5
     default_targets: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
         **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),

@@ -41,6 +41,9 @@ class VeRA(DeltaMethod):
 
     command_line_name: ClassVar[str] = "vera"
     result_name: ClassVar[str] = "vera"
+    summary: ClassVar[str] = (
+        "ΔW = diag(b)·B·diag(d)·A, with one random A and B for all layers: b and d, and the head"
+    )
     default_learning_rate: ClassVar[float] = 4e-3
 
     rank: int = 256
