@@ -103,6 +103,7 @@ def test_the_names_of_methods() -> None:
         "lora": "lora",
         "dora": "dora",
         "adalora": "adalora",
+        "loha": "loha",
         "ia3": "ia3",
         "vera": "vera",
     }

@@ -25,6 +25,7 @@ TEXTS = (
     "lora:rank=2,freeze_a=true",
     "dora:rank=2,dropout=0.2",
     "adalora:rank=2,initial_rank=4,final=0.3,dropout=0.2",
+    "loha:rank=2",
     "ia3",
     "vera:rank=16,dropout=0.2",
     "freeze-first:count=2",

@@ -11,6 +11,7 @@ from deltafit.methods.full import Full
 from deltafit.methods.head import Head
 from deltafit.methods.ia3 import IA3
 from deltafit.methods.last_blocks import LastBlocks
+from deltafit.methods.loha import LoHa
 from deltafit.methods.lora import LoRA
 from deltafit.methods.modules import Modules
 from deltafit.methods.norms import Norms
@@ -23,7 +24,7 @@ METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
     for method in (
         *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
-        *(LoRA, DoRA, AdaLoRA, IA3, VeRA),
+        *(LoRA, DoRA, AdaLoRA, LoHa, IA3, VeRA),
     )
 }
 
@@ -67,6 +68,7 @@ __all__ = [
     "Head",
     "LastBlocks",
     "Layer",
+    "LoHa",
     "LoRA",
     "Method",
     "ModelParts",
