@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA
+    from deltafit.methods import (
+        IA3,
+        AdaLoRA,
+        BitFit,
+        DoRA,
+        FreezeFirst,
+        Full,
+        Head,
+        LastBlocks,
+        LoHa,
+        LoRA,
+        Modules,
+        Norms,
+        VeRA,
+    )
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -24,8 +38,15 @@ _HOMES = {
     "Head": "deltafit.methods",
     "LastBlocks": "deltafit.methods",
     "AdaLoRA": "deltafit.methods",
+    "BitFit": "deltafit.methods",
     "DoRA": "deltafit.methods",
+    "FreezeFirst": "deltafit.methods",
+    "IA3": "deltafit.methods",
+    "LoHa": "deltafit.methods",
     "LoRA": "deltafit.methods",
+    "Modules": "deltafit.methods",
+    "Norms": "deltafit.methods",
+    "VeRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
     "evaluate": "deltafit.prediction.using",
@@ -38,16 +59,23 @@ _HOMES = {
 }
 
 __all__ = [
+    "IA3",
     "AdaLoRA",
+    "BitFit",
     "ConsoleReporter",
     "DataConfig",
     "DoRA",
+    "FreezeFirst",
     "Full",
     "Head",
     "HeadConfig",
     "LastBlocks",
+    "LoHa",
     "LoRA",
+    "Modules",
+    "Norms",
     "TrainingSettings",
+    "VeRA",
     "compare",
     "evaluate",
     "inspect",

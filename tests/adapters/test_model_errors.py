@@ -148,7 +148,7 @@ class Normed(nn.Module):
     [
         (LoRA(("first",), trained_modules=("norm",)), (), "'norm' keeps running statistics"),
         (LoRA(("first",), trained_modules=("blocks.1",)), (), r"'blocks\.1\.1' keeps .*GroupNorm"),
-        (LastBlocks(1), (), r"'blocks\.1\.1' keeps running statistics \(BatchNorm1d\)"),
+        (LastBlocks(1), (), r"'norm' keeps running statistics \(BatchNorm1d\)"),
         (Full(), (), "'norm' keeps running statistics"),
         (Head(), ("norm.weight", "norm.bias"), "'norm' keeps running statistics"),
         (Head(), ("norm.running_mean",), r"'norm\.running_mean' is a buffer"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters import activate, adapt
 from deltafit.engine import mixed, packed
-from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.methods import IA3, Full, Head, LastBlocks, LoRA, Method, VeRA
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer
 from deltafit.tasks.pooling import POOLINGS, PooledClassifier, Pooling
 from deltafit.training.gradients import enable_gradient_checkpointing
@@ -76,6 +76,7 @@ WHOLE: dict[str, dict[str, Method]] = {
     "last blocks": {"one": LoRA(rank=2), "two": LastBlocks(1), "three": LastBlocks(2)},
     "full": {"one": Full(), "two": LoRA(rank=2), "three": Full()},
     "heads": {"one": Head(), "two": Head(), "three": LoRA(rank=3)},
+    "before and behind the base": {"one": IA3(), "two": VeRA(rank=9), "three": LoRA(rank=2)},
 }
 
 
@@ -98,6 +99,26 @@ def test_modules_trained_whole_beside_lora() -> None:
     model = with_adapters(tiny_model("bert").double(), methods)
     with packed(model):
         assert_each_has_its_own(model, ragged(LENGTHS))
+
+
+def test_one_row_for_all_that_each_scales_before_the_base() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 4, 5))
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer(self.table)
+
+    model, x = Positions(), torch.randn(3, 4, 3)
+    expected = []
+    for name, rows in (("a", x[:2]), ("b", x[2:])):
+        adapt(model, IA3(("layer",), feedforward_modules=("layer",)), name=name)
+        randomise(model, name, seed=len(expected))
+        expected.append(model(rows))
+    with mixed(model, [("a", 2), ("b", 1)]):
+        torch.testing.assert_close(model(x), torch.cat(expected))
 
 
 @pytest.mark.parametrize("run_packed", [False, True])

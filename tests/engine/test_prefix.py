@@ -12,13 +12,14 @@ from deltafit.adapters import adapt
 from deltafit.adapters.structure import is_matrix, main_stack
 from deltafit.engine.prefix import find_prefix
 from deltafit.engine.states import StateStore
-from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.methods import FreezeFirst, Full, Head, LastBlocks, LoRA, Method
 from deltafit.tasks.pooling import PooledClassifier
 from tests.tiny_models import ARCHITECTURES, SHARED_BLOCKS, TwoTower, tiny_inputs, tiny_model
 
 TOPS: dict[str, tuple[Method, int]] = {
     "head": (Head(), 3),
     "last block": (LastBlocks(1), 2),
+    "first frozen": (FreezeFirst(1), 1),
     "top layers": (LoRA("all-linear", rank=2, layers=(-1, -2)), 1),
 }
 

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from deltafit.errors import UsageError
 from deltafit.methods import (
     METHODS,
+    BitFit,
+    FreezeFirst,
     Full,
     Head,
     LastBlocks,
     LoRA,
     Method,
+    Modules,
+    Norms,
     method_from_dict,
     method_with,
     parse_method,
@@ -47,7 +51,14 @@ lora = st.builds(
     rank_pattern=st.lists(st.tuples(module, rank), max_size=2).map(tuple),
     alpha_pattern=st.lists(st.tuples(module, positive), max_size=2).map(tuple),
 )
-method = st.sampled_from([Full(), Head()]) | st.builds(LastBlocks, count=rank) | lora
+chosen = (expression | st.lists(module, min_size=1, max_size=3).map(tuple)).filter(all).filter(bool)
+method = (
+    st.sampled_from([Full(), Head(), BitFit(), Norms()])
+    | st.builds(LastBlocks, count=rank)
+    | st.builds(FreezeFirst, count=st.integers(0, 64))
+    | st.builds(Modules, pattern=chosen)
+    | lora
+)
 
 
 @given(method)
@@ -85,9 +96,16 @@ def test_the_names_of_methods() -> None:
         "full": "all",
         "head": "last_layer",
         "last-block": "last_block",
+        "freeze-first": "freeze_first",
+        "modules": "modules",
+        "bitfit": "bitfit",
+        "norms": "norms",
         "lora": "lora",
         "dora": "dora",
         "adalora": "adalora",
+        "loha": "loha",
+        "ia3": "ia3",
+        "vera": "vera",
     }
 
 
@@ -104,6 +122,10 @@ def test_the_names_of_methods() -> None:
         ("lora:rank_pattern=query>4+value>8", LoRA(rank_pattern=(("query", 4), ("value", 8)))),
         ("lora:scaling=alpha/sqrt(r)", LoRA(scaling="alpha/sqrt(r)")),
         ("last-block:count=2", LastBlocks(2)),
+        ("freeze-first:count=0", FreezeFirst(0)),
+        ("modules:pattern=attention+layer.5", Modules(("attention", "layer.5"))),
+        ("modules:pattern=pooler", Modules("pooler")),
+        (r"modules:pattern=re:.*\.h{1,2}", Modules(r"re:.*\.h{1,2}")),
     ],
 )
 def test_text_of_the_command_line(text: str, expected: Method) -> None:
@@ -145,6 +167,10 @@ def test_lists_and_mappings_are_taken_and_kept_as_tuples() -> None:
         ('lora:rank=["a"]', "rank must be a whole number"),
         ("lora:layers=1.5", "layers takes a tuple of block indices"),
         ("last-block:count=0", "count must be a whole number of at least 1; got 0"),
+        ("freeze-first:count=-1", "count must be a whole number of at least 0; got -1"),
+        ("modules", r"Name the modules to train, such as modules:pattern=attention\+layer.5"),
+        ("modules:pattern=", "Name the modules to train"),
+        ("modules:pattern=none", "pattern takes module names such as .*; got None"),
     ],
 )
 def test_text_that_is_refused(text: str, said: str) -> None:
@@ -167,6 +193,8 @@ def test_text_that_is_refused(text: str, said: str) -> None:
         {"method": "lora", "rank_pattern": [["query", 1, 2]]},
         {"method": "lora", "alpha_pattern": [[1, 2]]},
         {"method": "last-block", "count": "2"},
+        {"method": "modules", "pattern": [1]},
+        {"method": "modules", "pattern": ["a", ""]},
         {"method": "lroa"},
         {},
     ],

@@ -12,7 +12,17 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from deltafit.files import read_json
-from deltafit.methods import Full, Head, LastBlocks, LoRA, Method, parse_method
+from deltafit.methods import (
+    BitFit,
+    FreezeFirst,
+    Full,
+    Head,
+    LastBlocks,
+    LoRA,
+    Method,
+    Norms,
+    parse_method,
+)
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import expected_memory
 from deltafit.training.memory import measured_memory
@@ -57,7 +67,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize("method", [Head(), LastBlocks(1), LoRA(rank=2), Full()])
+@pytest.mark.parametrize(
+    "method",
+    [Head(), LastBlocks(1), FreezeFirst(1), BitFit(), Norms(), LoRA(rank=2), Full()],
+    ids=str,
+)
 def test_expected_memory_by_part(tiny: str, method: Method) -> None:
     parts = foretold(tiny, method, batch_size=4)
     assert list(parts) == [
@@ -71,7 +85,9 @@ def test_expected_memory_by_part(tiny: str, method: Method) -> None:
     assert parts["temporaries"] > 0 and parts["weights"] == 0
     larger = foretold(tiny, method, batch_size=8)
     assert larger["temporaries"] > parts["temporaries"]
-    top = isinstance(method, Head | LastBlocks)  # the others train from the first block on
+    top = isinstance(
+        method, Head | LastBlocks | FreezeFirst
+    )  # the others train from the first block on
     tokens = sum(map(len, tiny_examples().rows))
     assert parts["constant"] == (4 * HIDDEN * tokens if top else 0)
     assert foretold(tiny, method, epochs=1)["constant"] == 0
@@ -89,6 +105,10 @@ def test_blocks_below_the_first_trained_one_keep_nothing(tiny: str) -> None:
     assert head == 0 and full == LAYERS * last
     assert last < embedding < lora < full
     assert foretold(tiny, LoRA(rank=2, layers=(LAYERS - 1,)))["activations"] < last
+    # Vectors reach down to the first block too, and ask for no layer's input.
+    biases, norms = (foretold(tiny, method)["activations"] for method in (BitFit(), Norms()))
+    assert biases == norms == embedding
+    assert foretold(tiny, FreezeFirst(1))["activations"] == (LAYERS - 1) * last
 
 
 def test_memory_follows_the_passes_that_a_step_is_cut_into(tiny: str, tmp_path: Path) -> None:

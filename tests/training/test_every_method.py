@@ -1,12 +1,13 @@
 """What holds for a run of every method: what it changes, what it saves, and how it goes on."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from deltafit.adapters import adapter_tensors, base_parameters, trained_tensors
-from deltafit.methods import LoRA, Method, parse_method
+from deltafit.methods import DeltaMethod, LoRA, Method, parse_method
 from deltafit.training.interruption import Interrupted
 from deltafit.training.settings import TrainingSettings
 from tests.training.test_resume import (
@@ -24,7 +25,21 @@ TEXTS = (
     "lora:rank=2,freeze_a=true",
     "dora:rank=2,dropout=0.2",
     "adalora:rank=2,initial_rank=4,final=0.3,dropout=0.2",
+    "loha:rank=2",
+    "ia3",
+    "vera:rank=16,dropout=0.2",
+    "freeze-first:count=2",
+    "modules:pattern=attention+layer.2",
+    "bitfit",
+    "norms",
 )
+# What a replacement trains of a BERT besides the head, by parameters' names.
+WHOLE = {
+    "freeze-first": r"bert\.(encoder\.layer\.2|pooler)\..*",
+    "modules": r"bert\.encoder\.layer\.(2|\d\.attention)\..*",
+    "bitfit": r".*\.bias",
+    "norms": r".*\.LayerNorm\.(weight|bias)",
+}
 METHODS = tuple(map(parse_method, TEXTS))
 SETTINGS = TrainingSettings(epochs=3, batch_size=6, max_length=16)
 
@@ -44,9 +59,13 @@ def test_training_changes_exactly_the_methods_own_tensors(
     before = {n: p.detach().clone() for n, p in base_parameters(model).items()}
     started = {n: p.detach().clone() for n, p in own.items()}
     loop_on(classifier, tmp_path, SETTINGS).run()
-    # The head's parameters stand in the base's places while the adapter is active.
+    # What is trained whole stands in the base's places while the adapter is active.
     changed = {n for n, p in base_parameters(model).items() if not torch.equal(p, before[n])}
-    assert changed == set(classifier.head_parameters)
+    whole = WHOLE.get(method.command_line_name, "")
+    assert changed == {n for n in before if re.fullmatch(whole, n)} | set(
+        classifier.head_parameters
+    )
+    assert bool(whole) != isinstance(method, DeltaMethod)
     for name, tensor in own.items():
         assert torch.equal(tensor, started[name]) == (name not in trained), name
 

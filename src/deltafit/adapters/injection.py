@@ -16,27 +16,15 @@ from deltafit.adapters.model import (
     refuse_merged,
     register,
 )
-from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
-from deltafit.adapters.targets import matches, select_targets
+from deltafit.adapters.parts import Parts
+from deltafit.adapters.shared import SharedTensors
+from deltafit.adapters.structure import repeated_blocks, within
+from deltafit.adapters.targets import select_targets
 from deltafit.adapters.tied import first_names, under_first_names
 from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, Method
-
-
-class _Parts:
-    """The model's parameters by part, as replacements choose among them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def every(self) -> tuple[str, ...]:
-        """Return the names of all base parameters."""
-        return tuple(base_parameters(self.model))
-
-    def last_blocks(self, count: int) -> tuple[str, ...]:
-        """Return the names of the last blocks' parameters."""
-        return parameters_of_last_blocks(self.model, count)
+from deltafit.methods.base import means
 
 
 def adapt(
@@ -78,15 +66,19 @@ def adapt(
         values = under_first_names(model, initial or {})
         _check_initial(model, values, replaced_names, base, keep_base)
         layers = {target: _layer(model, target, method, seed) for target in targets}
+        views = [_view(model, target) for target in targets]
+        shared = method.shared_tensors(views) if isinstance(method, DeltaMethod) else {}
         replaced = {
             n: nn.Parameter(values.get(n, base[n]).detach().clone()) if keep_base else base[n]
             for n in replaced_names
         }
     activate(model, None)
-    register(model, name, Adapter(method, targets, replaced), base)
+    adapter = Adapter(method, targets, replaced, SharedTensors(shared))
+    register(model, name, adapter, base)
     for target, (layer_method, tensors) in layers.items():
         parent = model.get_submodule(target.rpartition(".")[0])
-        add_to_layer(model.get_submodule(target), name, layer_method, tensors, parent)
+        module = model.get_submodule(target)
+        add_to_layer(module, name, layer_method, tensors, parent, adapter.shared)
     activate(model, name)
 
 
@@ -138,9 +130,12 @@ def _select(
         return (), replaced
     names = first_names(model)
     excluded = {name.rpartition(".")[0] for name, first in names.items() if first in replaced}
-    targets = select_targets(model, method.target_modules, layers=method.layers, exclude=excluded)
+    targets = select_targets(
+        model, method.target_modules,
+        layers=method.layers, exclude=excluded, defaults=method.default_targets,
+    )  # fmt: skip
     for pattern in method.patterns():
-        if not any(matches(target, pattern) for target in targets):
+        if not any(means(pattern, target) for target in targets):
             raise UsageError(
                 f"A setting is given for {pattern!r}, which is the end of no target's name. "
                 f"Targets are {', '.join(targets[:3])}{' ...' * (len(targets) > 3)}"
@@ -150,7 +145,7 @@ def _select(
 
 def _replaced_names(model: nn.Module, method: Method, head: Sequence[str]) -> tuple[str, ...]:
     first = first_names(model)
-    wanted = {*head, *method.trained_parameters(_Parts(model))}
+    wanted = {*head, *method.trained_parameters(Parts(model))}
     for module_name in method.trained_modules if isinstance(method, DeltaMethod) else ():
         inside = [n for n in first if within(n, module_name)]
         if not inside:

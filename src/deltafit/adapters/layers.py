@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from deltafit.adapters.shared import SharedTensors
 from deltafit.adapters.views import ModuleView, new_view
 from deltafit.methods import DeltaMethod
 
@@ -32,6 +33,7 @@ class LayerState:
         self.original_class = type(module)
         self.methods: dict[str, DeltaMethod] = {}
         self.tensor_names: dict[str, tuple[str, ...]] = {}
+        self.shared: dict[str, SharedTensors] = {}
         self.active: str | None = None
         self.hook: RemovableHandle | None = None
 
@@ -40,6 +42,11 @@ class LayerState:
         return {
             name: getattr(self.view.module, name)[adapter] for name in self.tensor_names[adapter]
         }
+
+    def all_tensors(self, adapter: str) -> dict[str, Tensor]:
+        """Return what the method computes with: an adapter's tensors here, and its shared ones."""
+        own = self.tensors(adapter)
+        return {**own, **self.shared[adapter].beside(next(iter(own.values())))}
 
     def frozen(self, adapter: str) -> tuple[str, ...]:
         """Return which of an adapter's tensors here are kept as they started."""
@@ -52,7 +59,7 @@ class LayerState:
 
     def deltas(self, adapter: str) -> dict[str, Tensor]:
         """Return ``{parameter name: Δ}`` in the layer's view."""
-        return self.methods[adapter].deltas(self.view, self.tensors(adapter))
+        return self.methods[adapter].deltas(self.view, self.all_tensors(adapter))
 
     @contextmanager
     def switched(self, adapter: str | None) -> Iterator[None]:
@@ -72,11 +79,13 @@ class AdaptedLayer(nn.Module):
         state = layer_state(self)
         if state.active is not None and not state.view.plain:
             return state.view.forward_with(state.deltas(state.active), *args, **kwargs)
-        y: Tensor = super().forward(*args, **kwargs)
         if state.active is None:
-            return y
-        x = args[0] if args else next(iter(kwargs.values()))
-        return state.methods[state.active].post(state.view, x, y, state.tensors(state.active))
+            base: Tensor = super().forward(*args, **kwargs)
+            return base
+        method, tensors = state.methods[state.active], state.all_tensors(state.active)
+        x = args[0] if args else next(iter(kwargs.values()))  # a plain layer takes nothing else
+        y: Tensor = super().forward(method.pre(state.view, x, tensors))
+        return method.post(state.view, x, y, tensors)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the base's class: this one is made at run time, in no module."""
@@ -127,6 +136,7 @@ def add_to_layer(
     method: DeltaMethod,
     tensors: Mapping[str, Tensor],
     parent: nn.Module,
+    shared: SharedTensors,
 ) -> None:
     """Give a module one more adapter, inactive. The tensors become its parameters."""
     if not is_adapted(module):
@@ -145,6 +155,7 @@ def add_to_layer(
         getattr(module, name)[adapter] = nn.Parameter(tensor, requires_grad=False)
     state.methods[adapter] = method
     state.tensor_names[adapter] = tuple(tensors)
+    state.shared[adapter] = shared
 
 
 def _is_called(module: nn.Module, args: Any) -> None:
@@ -159,7 +170,7 @@ def remove_from_layer(module: nn.Module, adapter: str) -> None:
         del holder[adapter]
         if not len(holder):
             delattr(module, name)
-    del state.methods[adapter]
+    del state.methods[adapter], state.shared[adapter]
     if not state.methods:
         if state.hook is not None:
             state.hook.remove()

@@ -12,6 +12,7 @@ from torch import nn
 
 from deltafit.adapters.labels import Labels, switch_labels
 from deltafit.adapters.layers import LayerState, is_adapted, layer_state, remove_from_layer
+from deltafit.adapters.shared import SharedTensors
 from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, Method, StepHook
 
@@ -26,6 +27,7 @@ class Adapter:
         method: what was trained.
         targets: names of the modules that carry the method's tensors.
         replaced: parameter name → the adapter's own parameter, in place of the base's.
+        shared: frozen tensors that all targets compute with.
         requires_grad: which of its tensors did when it was last active; at first all that
             are trained.
         labels: what stands aside: its own label names while it is inactive, else the base's.
@@ -34,6 +36,7 @@ class Adapter:
     method: Method
     targets: tuple[str, ...]
     replaced: dict[str, nn.Parameter]
+    shared: SharedTensors
     requires_grad: dict[str, bool] = field(default_factory=dict)
     labels: Labels | None = None
 

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from deltafit.adapters.peft_format import PREFIX
+from deltafit.adapters.peft_format import PREFIX, PeftAdapter
+from deltafit.adapters.peft_lora import LoRAFormat
 from deltafit.errors import DeltafitError
+from deltafit.methods import Method
 from deltafit.methods.base import is_number
 
 _KEY = re.compile(r"(.+)\.lora_([ABE])")
@@ -16,6 +18,19 @@ _SHARED = (
     "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_dropout",
     "modules_to_save", "target_modules", "task_type",
 )  # fmt: skip
+
+
+class AdaLoRAFormat(LoRAFormat):
+    """``lora_A``, ``lora_B`` and ``lora_E``; ours is written as LoRA, which computes the same."""
+
+    peft_type: ClassVar[str] = "ADALORA"
+    method: ClassVar[type[Method] | None] = None
+
+    def read(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+    ) -> PeftAdapter:
+        """Read the LoRA adapter with the same Δ."""
+        return super().read(*as_lora(config, tensors, folder), folder)
 
 
 def as_lora(

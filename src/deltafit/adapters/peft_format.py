@@ -1,138 +1,231 @@
-"""The file format of Hugging Face PEFT: its names for tensors, its ``adapter_config.json``.
+"""The file format of Hugging Face PEFT: what one of its adapter types is, and how it is read.
 
-Only LoRA and DoRA have a place in it here; replacements (full, head, last block) have none. PEFT
-trains a copy of each whole module, so a tied parameter is written under each of its names.
+A type that is known here is a ``PeftFormat`` in a file of its own, and in ``peft_types``'s list.
+Of replacements PEFT knows norms; full, head, last block and the rest have no type.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from deltafit.adapters.layers import view_of
-from deltafit.adapters.structure import within
-from deltafit.adapters.tied import first_names
-from deltafit.adapters.views import Conv1DView
 from deltafit.errors import DeltafitError
-from deltafit.methods import DoRA, LoRA
-from deltafit.methods.dora import MAGNITUDE
+from deltafit.methods import DeltaMethod, Method
 
 PREFIX = "base_model.model."
-_LAYER_KEY = re.compile(rf"(.+)\.(?:(lora_A|lora_B)\.weight|({MAGNITUDE})|lora_embedding_(A|B))")
+SHARED_PREFIX = "base_model."
+_BASE_KEY = re.compile(r"(.+)\.base_layer(\.weight|\.bias)")
+# Keys of every type that say nothing about the computation, or that the tensors say better.
+_UNDERSTOOD = {
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "layers_pattern", "layers_to_transform", "modules_to_save", "peft_type",
+    "peft_version", "revision", "target_modules", "task_type",
+}  # fmt: skip
 
 
-def to_peft_tensors(
-    model: nn.Module, tensors: Mapping[str, Tensor], targets: Collection[str]
-) -> dict[str, Tensor]:
-    """Return an adapter's tensors under PEFT's names."""
-    lookup = {target: view_of(model.get_submodule(target)).lookup for target in targets}
+@dataclass(frozen=True)
+class PeftAdapter:
+    """What a PEFT folder holds, in this package's terms.
+
+    Attributes:
+        method: the method, with exact module names.
+        tensors: ``<module>.lora_A`` and the like, and replaced parameters by their names.
+        replaced: names of the parameters stored whole.
+        base: parameters of the base that PEFT stored too (those of adapted embeddings).
+        shared: tensors that all layers share, where they are stored.
+        notes: sentences about settings that were not understood.
+    """
+
+    method: Method
+    tensors: dict[str, Tensor]
+    replaced: tuple[str, ...]
+    base: dict[str, Tensor]
+    shared: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+class PeftFormat(ABC):
+    """One of PEFT's adapter types: its names and shapes of tensors, and its configuration.
+
+    Attributes:
+        peft_type: what the configuration calls it.
+        title: what people call it.
+        method: what of ours is written so, subclasses included; None where it is only read.
+        prefix: what its names of tensors begin with.
+        lookups: whether PEFT has it for embeddings.
+        understood: its own keys of the configuration that need no note.
+    """
+
+    peft_type: ClassVar[str]
+    title: ClassVar[str]
+    method: ClassVar[type[Method] | None]
+    prefix: ClassVar[str]
+    lookups: ClassVar[bool]
+    understood: ClassVar[frozenset[str]]
+
+    def places(self, model: nn.Module, adapted: Sequence[str]) -> tuple[str, ...]:
+        """Return the modules in which it has something of its own: the adapted ones.
+
+        Args:
+            model: the adapted model.
+            adapted: names of the adapted modules.
+        """
+        return tuple(adapted)
+
+    def to_peft(
+        self, model: nn.Module, method: Method, name: str, tensor: Tensor
+    ) -> tuple[str, Tensor]:
+        """Return PEFT's name for a tensor of one of the places, and it in PEFT's shape.
+
+        Args:
+            model: the adapted model.
+            method: of its adapter.
+            name: ours, ``<module>.<leaf>``.
+            tensor: ours.
+        """
+        return name, tensor
+
+    @abstractmethod
+    def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """Return ``<module>.<our leaf>`` and the tensor in our shape; None of another tensor.
+
+        Args:
+            name: PEFT's, with the module's, without what stands before all names.
+            tensor: PEFT's.
+        """
+
+    @abstractmethod
+    def settings(
+        self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
+    ) -> dict[str, Any]:
+        """Return the type's own keys of the configuration, the fewest that say it all.
+
+        Args:
+            model: the adapted model.
+            method: of its adapter.
+            targets: names of the places.
+            shared: whether what the layers share is stored too.
+        """
+
+    @abstractmethod
+    def method_of(
+        self, config: Mapping[str, Any], layers: Mapping[str, Tensor], folder: Path
+    ) -> Method:
+        """Return the method that a configuration of PEFT's means.
+
+        Args:
+            config: its keys.
+            layers: the layers' tensors, by our names, in PEFT's shapes.
+            folder: where they stand, for errors.
+
+        Raises:
+            DeltafitError: it cannot be loaded here; the sentence says why.
+        """
+
+    def check(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Raise a DeltafitError if a setting has no place here; trained biases have none."""
+        if config.get("bias", "none") != "none":
+            raise DeltafitError(
+                f"{folder}/adapter_config.json: bias is {config['bias']!r}; only 'none' can be "
+                "loaded."
+            )
+
+    def read(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+    ) -> PeftAdapter:
+        """Read what PEFT wrote.
+
+        Raises:
+            DeltafitError: a setting or tensor has no place here; the sentence names it.
+        """
+        self.check(config, folder)
+        ours: dict[str, Tensor] = {}
+        layers: dict[str, Tensor] = {}
+        base: dict[str, Tensor] = {}
+        whole: list[str] = []
+        for key, tensor in tensors.items():
+            name = key.removeprefix(PREFIX)
+            if is_shared(key):
+                continue
+            if found := self.from_peft(name, tensor):
+                ours[found[0]], layers[found[0]] = found[1], tensor
+            elif stored_base := _BASE_KEY.fullmatch(name):
+                base[stored_base[1] + stored_base[2]] = tensor
+            elif any(segment.startswith(self.prefix) for segment in name.split(".")):
+                raise self.variant(name, folder)
+            else:
+                ours[name] = tensor
+                whole.append(name)
+        if not layers:
+            raise DeltafitError(
+                f"{folder} holds no tensor of {self.title}, so there is no adapter to load."
+            )
+        method = self.method_of(config, layers, folder)
+        notes = tuple(
+            f"adapter_config.json sets {key!r} to {value!r}, which is not known here and was "
+            "ignored."
+            for key, value in config.items()
+            if key not in _UNDERSTOOD | self.understood
+            and value not in (None, False, "none", {}, [], "")
+        )
+        # A replacement's own tensors are parameters trained whole, as the head's are.
+        replaced = tuple(whole if isinstance(method, DeltaMethod) else ours)
+        return PeftAdapter(method, ours, replaced, base, stored_shared(tensors), notes)
+
+    def variant(self, name: str, folder: Path) -> DeltafitError:
+        """Return the error for a tensor that the type's plain form does not have."""
+        return DeltafitError(
+            f"{folder}: the tensor {name!r} belongs to a variant of {self.title} that cannot be "
+            "loaded here (such as one with a bias of B)."
+        )
+
+    def holds(self, model: nn.Module, targets: Collection[str]) -> bool:
+        """Return whether PEFT has the type for these modules."""
+        return self.lookups or not any(
+            view_of(model.get_submodule(target)).lookup for target in targets
+        )
+
+
+def from_peft_tensors(form: PeftFormat | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by our names and in our shapes; what layers share is left out.
+
+    Args:
+        form: the type that they were written as; None where PEFT has none.
+        tensors: as they are stored.
+    """
     result = {}
-    for name, tensor in tensors.items():
-        module_name, _, leaf = name.rpartition(".")
-        if module_name not in lookup or leaf == MAGNITUDE:
-            key = name
-        elif lookup[module_name]:
-            key = f"{module_name}.{leaf.replace('lora_', 'lora_embedding_')}"
-        else:
-            key = f"{module_name}.{leaf}.weight"
-        result[PREFIX + key] = tensor
+    for key, tensor in tensors.items():
+        if not is_shared(key):
+            name = key.removeprefix(PREFIX)
+            found = form.from_peft(name, tensor) if form is not None else None
+            ours, value = found or (name, tensor)
+            result[ours] = value
     return result
 
 
-def tied_copies(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of tied parameters under the names that ``tensors`` does not have."""
-    return {
-        name: tensors[first].clone()  # a file of tensors refuses shared memory
-        for name, first in first_names(model).items()
-        if first in tensors and name != first
-    }
+def stored_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that layers share, by our names."""
+    return {k.removeprefix(SHARED_PREFIX): t for k, t in tensors.items() if is_shared(k)}
 
 
-def our_name(key: str) -> str:
-    """Return our name for a tensor of PEFT's: ``<module>.lora_A``, or a parameter's own name."""
-    name = key.removeprefix(PREFIX)
-    match = _LAYER_KEY.fullmatch(name)
-    return f"{match[1]}.{match[2] or match[3] or f'lora_{match[4]}'}" if match else name
+def is_shared(key: str) -> bool:
+    """Return whether PEFT's name is that of a tensor that layers share."""
+    return key.startswith(SHARED_PREFIX) and not key.startswith(PREFIX)
 
 
-def is_of_layer(key: str) -> bool:
-    """Return whether a tensor of PEFT's belongs to an adapted layer, and is no whole parameter."""
-    return _LAYER_KEY.fullmatch(key.removeprefix(PREFIX)) is not None
+def names_of(tensors: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that tensors named ``<module>.<leaf>`` belong to, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
 
 
-def to_peft_config(
-    model: nn.Module,
-    method: LoRA,
-    targets: Sequence[str],
-    replaced: Sequence[str],
-    *,
-    base_name: str | None,
-    task_type: str | None,
-) -> dict[str, Any]:
-    """Return the fewest keys that make PEFT build the same adapter.
+def expression_for(modules: Collection[str]) -> str:
+    """Return the expression for exactly these modules.
 
-    PEFT scales by α/r or α/√r; scaling by α itself is written as α·r.
+    A name would match every module whose name it ends.
     """
-    resolved = {target: method.for_module(target) for target in targets}
-    alphas = {
-        target: m.alpha * m.rank if m.scaling == "alpha" else m.alpha
-        for target, m in resolved.items()
-    }
-    alpha = method.alpha * method.rank if method.scaling == "alpha" else method.alpha
-    config: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "r": method.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": method.dropout,
-        "target_modules": _shortest_targets(model, targets),
-        "bias": "none",
-    }
-    # PEFT reads the names as expressions for the end of a module's name; "^" makes them the whole.
-    ranks = {f"^{re.escape(t)}": m.rank for t, m in resolved.items() if m.rank != method.rank}
-    other_alphas = {f"^{re.escape(t)}": a for t, a in alphas.items() if a != alpha}
-    optional = {
-        "rank_pattern": ranks,
-        "alpha_pattern": other_alphas,
-        "modules_to_save": whole_modules(model, replaced),
-        "use_dora": isinstance(method, DoRA),
-        "use_rslora": method.scaling == "alpha/sqrt(r)",
-        "fan_in_fan_out": any(
-            isinstance(view_of(model.get_submodule(target)), Conv1DView) for target in targets
-        ),
-    }
-    return config | {key: value for key, value in optional.items() if value}
-
-
-def _shortest_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Return last name segments where they match just the targets, else the full names."""
-    leaves = sorted({target.rpartition(".")[2] for target in targets})
-    matched = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in leaves]
-    return leaves if sorted(matched) == sorted(targets) else sorted(targets)
-
-
-def whole_modules(model: nn.Module, parameters: Collection[str]) -> list[str]:
-    """Return the highest modules that hold just the given parameters, under all of their names.
-
-    Raises:
-        DeltafitError: a parameter's module holds others too, which PEFT cannot express.
-    """
-    names = first_names(model)
-    others = [name for name, first in names.items() if first not in parameters]
-    modules: list[str] = []
-    for parameter in (name for name, first in names.items() if first in parameters):
-        parents = parameter.split(".")[:-1]
-        candidates = (".".join(parents[:end]) for end in range(1, len(parents) + 1))
-        whole = (c for c in candidates if not any(within(other, c) for other in others))
-        holder = next(whole, None)
-        if holder is None:
-            raise DeltafitError(
-                f"The parameter {parameter!r} is trained but its whole module is not; PEFT's "
-                "format stores whole modules. Train the whole module."
-            )
-        if holder not in modules:
-            modules.append(holder)
-    return modules
+    return "re:" + "|".join(map(re.escape, modules))

@@ -1,4 +1,4 @@
-"""An adapter on disk: ``adapter_model.safetensors`` and, for LoRA, ``adapter_config.json``.
+"""An adapter on disk: its tensors and, where PEFT has the type, ``adapter_config.json``.
 
 The tensors file carries the method as metadata, so that it reads back exactly; PEFT ignores it.
 """
@@ -13,8 +13,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from deltafit.adapters.injection import adapt
-from deltafit.adapters.layers import layer_state
+from deltafit.adapters.layers import layer_state, view_of
 from deltafit.adapters.model import (
+    Adapter,
     activate,
     adapter_tensors,
     base_parameters,
@@ -23,12 +24,18 @@ from deltafit.adapters.model import (
     remove_adapter,
     trained_tensors,
 )
-from deltafit.adapters.peft_format import our_name, tied_copies, to_peft_config, to_peft_tensors
-from deltafit.adapters.peft_reading import from_peft
+from deltafit.adapters.peft_format import from_peft_tensors, stored_shared
+from deltafit.adapters.peft_types import format_of, from_peft
+from deltafit.adapters.peft_writing import (
+    tied_copies,
+    to_peft_config,
+    to_peft_shared,
+    to_peft_tensors,
+)
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
-from deltafit.methods import DeltaMethod, LoRA, Method, method_from_dict
+from deltafit.methods import DeltaMethod, Method, method_from_dict
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -44,6 +51,7 @@ class StoredAdapter:
         tensors: ``<module>.<tensor>`` of the layers, and replaced parameters by their names.
         replaced: names of the parameters stored whole.
         base: parameters that the base must have, bit for bit, where the file holds such.
+        shared: frozen tensors that all layers share, where the file holds them.
         unties: whether a tied parameter stored under one of its names is meant for that place
             alone, as in PEFT's files.
         notes: sentences about what was not understood.
@@ -53,6 +61,7 @@ class StoredAdapter:
     tensors: dict[str, Tensor]
     replaced: tuple[str, ...]
     base: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
     unties: bool = False
     notes: tuple[str, ...] = ()
 
@@ -85,17 +94,18 @@ def save_adapter(
     adapter = state.adapters[name]
     replaced = tuple(adapter.replaced)
     method, tensors = _as_kept(model, name)
-    config = None
-    if isinstance(method, LoRA):  # made first: it may be refused
-        config = to_peft_config(
-            model, method, adapter.targets, replaced,
-            base_name=base_name, task_type=task_type,
+    form, config, shared = format_of(method), None, _shared_to_store(model, adapter)
+    if form is not None and form.holds(model, adapter.targets):
+        config = to_peft_config(  # made first: it may be refused
+            form, model, method, adapter.targets, replaced,
+            shared=bool(shared), base_name=base_name, task_type=task_type,
         )  # fmt: skip
         tensors |= tied_copies(model, tensors)
+    stored = to_peft_tensors(form, model, method, tensors, adapter.targets)
     metadata = {"method": method.to_dict(), "replaced": replaced}
     write_tensors_atomically(
         folder / TENSORS_FILE,
-        to_peft_tensors(model, tensors, adapter.targets),
+        stored | to_peft_shared(shared),
         # One key: safetensors writes several in a random order, and equal adapters would differ.
         {_METADATA: json.dumps(metadata)},
     )
@@ -118,6 +128,16 @@ def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
         for leaf, tensor in state.kept_tensors(name).items()
     }
     return method, tensors | adapter.replaced
+
+
+def _shared_to_store(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
+    """Return the tensors that an adapter's layers share, if they are not those its method makes."""
+    own = adapter.shared.tensors
+    if not isinstance(adapter.method, DeltaMethod) or not own:
+        return {}
+    views = [view_of(model.get_submodule(target)) for target in adapter.targets]
+    made = adapter.method.shared_tensors(views)
+    return {} if all(torch.equal(own[name], made[name]) for name in own) else own
 
 
 def read_adapter(folder: str | Path) -> StoredAdapter:
@@ -143,7 +163,7 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
     if metadata is None:
         foreign = from_peft(read_json(folder / CONFIG_FILE), tensors, folder)
         return StoredAdapter(
-            foreign.method, foreign.tensors, foreign.replaced, foreign.base,
+            foreign.method, foreign.tensors, foreign.replaced, foreign.base, foreign.shared,
             unties=True, notes=foreign.notes,
         )  # fmt: skip
     try:
@@ -155,7 +175,8 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
         ) from error
     if (folder / CONFIG_FILE).exists():
         read_json(folder / CONFIG_FILE)  # only PEFT needs it, but damaged it is not as it was saved
-    return StoredAdapter(method, {our_name(key): t for key, t in tensors.items()}, replaced)
+    ours = from_peft_tensors(format_of(method), tensors)
+    return StoredAdapter(method, ours, replaced, shared=stored_shared(tensors))
 
 
 def load_adapter(
@@ -182,6 +203,7 @@ def load_adapter(
     )
     try:
         fill_adapter(model, name, tensors)
+        _fill_shared(model_adapters(model).adapters[name], stored.shared)
     except DeltafitError:
         remove_adapter(model, name)
         activate(model, active)
@@ -222,6 +244,20 @@ def fill_adapter(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> Non
         )
     for n, parameter in own.items():
         parameter.data.copy_(tensors[n])
+
+
+def _fill_shared(adapter: Adapter, given: Mapping[str, Tensor]) -> None:
+    """Let an adapter's layers share the given tensors, if there are any."""
+    own = adapter.shared.tensors
+    shapes = {name: list(tensor.shape) for name, tensor in given.items()}
+    wanted = {name: list(tensor.shape) for name, tensor in own.items()}
+    if given and shapes != wanted:
+        raise DeltafitError(
+            f"The adapter does not fit this base: the tensors that its layers share have the "
+            f"shapes {shapes} and not {wanted}. Is it the base model that the adapter was made on?"
+        )
+    if given:
+        adapter.shared.replace(given)
 
 
 def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,8 @@ LayerKind = Literal["linear", "conv1d", "embedding"]
 # Upper case is left out on purpose: DeBERTa's encoder.LayerNorm stands beside the stack but norms
 # the relative positions, and BERT's post-norm family writes its other norms so.
 _FINAL_NORM_NAME = re.compile(r"(final_|post_)?(layer_?norm|norm|ln)(_f|_out|_final)?")
+# LayerNorm, LlamaRMSNorm, BatchNorm1d, RMSNormGated; not Normalizer or NormedLinear.
+_NORM_CLASS = re.compile(r"Norm(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,18 @@ def final_norm(model: nn.Module) -> str | None:
     return None
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Return whether ``module`` is a normalisation with a weight, by its class name.
+def normalises(module: nn.Module) -> bool:
+    """Return whether ``module`` is a normalisation, by the names of its class and their bases.
 
     Every architecture brings an RMSNorm class of its own, so there is no common type to ask for.
     """
-    return type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
+    named = any(_NORM_CLASS.search(kind.__name__) for kind in type(module).__mro__)
+    return named and layer_kind(module) is None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether ``module`` is a normalisation with a weight."""
+    return normalises(module) and getattr(module, "weight", None) is not None
 
 
 def last_blocks(model: nn.Module, count: int) -> list[str]:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.errors import UsageError
+from deltafit.methods.base import means
 
 ALL_LINEAR = "all-linear"
 _REGEX_PREFIX = "re:"
@@ -55,6 +56,7 @@ def select_targets(
     *,
     layers: tuple[int, ...] | None = None,
     exclude: Collection[str] = (),
+    defaults: Mapping[str, str | tuple[str, ...]] | None = None,
 ) -> tuple[str, ...]:
     """Return the full names of the modules to adapt, in the order of the module tree.
 
@@ -74,6 +76,8 @@ def select_targets(
             in no block is then not adapted.
         exclude: modules trained whole, such as the head; neither they nor what is in them is ever
             adapted.
+        defaults: architecture → names, or an expression with the prefix ``re:``, in place of
+            ``DEFAULT_TARGETS``.
 
     Raises:
         UsageError: a name, the expression or the layers match nothing; a name means something
@@ -87,7 +91,10 @@ def select_targets(
             f"name there. Adapt nn.Sequential(model), in which the {kind} is called 0."
         )
     stacks = [stack for stack in repeated_blocks(model) if not is_excluded(stack.name, exclude)]
-    chosen = _choose(model, target_modules, stacks, exclude)
+    if target_modules is None:
+        chosen = _default(model, stacks, exclude, DEFAULT_TARGETS if defaults is None else defaults)
+    else:
+        chosen = _choose(model, target_modules, stacks, exclude)
     if layers is None:
         return chosen
     kept = _in_layers(model, chosen, stacks, layers)
@@ -106,12 +113,10 @@ def matches(module_name: str, target: str) -> bool:
 
 def _choose(
     model: nn.Module,
-    target_modules: str | tuple[str, ...] | None,
+    target_modules: str | tuple[str, ...],
     stacks: list[BlockStack],
     exclude: Collection[str],
 ) -> tuple[str, ...]:
-    if target_modules is None:
-        return _default(model, stacks, exclude)
     if isinstance(target_modules, tuple):
         return _by_names(model, target_modules, exclude)
     if target_modules.lower() != ALL_LINEAR:
@@ -127,12 +132,16 @@ def _choose(
 
 
 def _default(
-    model: nn.Module, stacks: list[BlockStack], exclude: Collection[str]
+    model: nn.Module,
+    stacks: list[BlockStack],
+    exclude: Collection[str],
+    defaults: Mapping[str, str | tuple[str, ...]],
 ) -> tuple[str, ...]:
     architecture = getattr(getattr(model, "config", None), "model_type", None)
-    names = DEFAULT_TARGETS.get(str(architecture), ())
+    names = defaults.get(str(architecture), ())
+    names = (names,) if isinstance(names, str) else names
     linear = _linear_layers(model, stacks, exclude)
-    known = tuple(module for module in linear if any(matches(module, name) for name in names))
+    known = tuple(module for module in linear if any(means(name, module) for name in names))
     if known or linear:
         return known or linear
     raise UsageError(

@@ -49,6 +49,19 @@ def refuse_untied(model: nn.Module, names: Collection[str]) -> None:
             )
 
 
+def refuse_partly(model: nn.Module, names: Collection[str]) -> None:
+    """Raise a DeltafitError if only some of a tied parameter's names are to be trained."""
+    first = first_names(model)
+    given = {first[name]: name for name in names if name in first}
+    for name, parameter in first.items():
+        if parameter in given and name not in names:
+            raise DeltafitError(
+                f"{given[parameter]!r} and {name!r} are one tied parameter of this model, and the "
+                "former alone is chosen: training it would change the latter too. Choose both, "
+                f"neither, or make them two. {_untie(name)}"
+            )
+
+
 def _other_name(first: Mapping[str, str], name: str) -> str:
     """Return a name of the same parameter that is not its first."""
     return next(n for n, f in first.items() if f == first[name] != n)

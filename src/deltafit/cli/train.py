@@ -21,7 +21,8 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            metavar="METHOD", help="full, head, last-block or lora, such as lora:rank=4,alpha=8."
+            metavar="METHOD",
+            help="Such as head, bitfit, full or lora:rank=4,alpha=8 (docs/methods.md).",
         ),
     ] = "lora",
     rank: Rank = None,

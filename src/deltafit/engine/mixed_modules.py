@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters.layers import LayerState, is_adapted, layer_state
 from deltafit.engine.calls import replaced_forward
-from deltafit.engine.division import Divisions
+from deltafit.engine.division import Division, Divisions
 from deltafit.engine.layout import CannotPackError, Layout
 from deltafit.engine.packing import find_layout
 from deltafit.errors import DeltafitError
@@ -129,7 +129,7 @@ class MixedModule:
     def _around_one_base(
         self, state: LayerState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Run the base once, and each segment's update behind it."""
+        """Run the base once, and each segment's update around it."""
         adapters = self.now.adapters
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         with state.switched(None):
@@ -138,16 +138,33 @@ class MixedModule:
                 return y
             division = self.now.divisions.of(x, self.now.layout)
             x = division.ordered(x)
-            y = self._original(x)
-        parts = zip(adapters, division.cut(x), division.cut(y), strict=True)
+            inputs = division.cut(x)
+            outputs = self._of_base(state, x, inputs, division)
+        parts = zip(adapters, inputs, outputs, strict=True)
         return division.join(
             [
-                state.methods[adapter].post(state.view, x_part, y_part, state.tensors(adapter))
+                state.methods[adapter].post(state.view, x_part, y_part, state.all_tensors(adapter))
                 if adapter is not None and adapter in state.methods
                 else y_part
                 for adapter, x_part, y_part in parts
             ]
         )
+
+    def _of_base(
+        self, state: LayerState, x: Tensor, inputs: Sequence[Tensor], division: Division
+    ) -> Sequence[Tensor]:
+        """Return what the base gives for each segment's part of ``x``, as its method changes it."""
+        given = [
+            state.methods[adapter].pre(state.view, part, state.all_tensors(adapter))
+            if adapter is not None and adapter in state.methods
+            else part
+            for adapter, part in zip(self.now.adapters, inputs, strict=True)
+        ]
+        if all(new is part for new, part in zip(given, inputs, strict=True)):
+            return division.cut(self._original(x))
+        if division.one_for_all:
+            return [self._original(part) for part in given]
+        return division.cut(self._original(torch.cat(given)))
 
     def _each(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Run the module once a segment."""

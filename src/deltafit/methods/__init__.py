@@ -4,17 +4,28 @@ from collections.abc import Mapping
 
 from deltafit.methods.adalora import AdaLoRA
 from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts, StepHook
+from deltafit.methods.bitfit import BitFit
 from deltafit.methods.dora import DoRA
+from deltafit.methods.freeze_first import FreezeFirst
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
+from deltafit.methods.ia3 import IA3
 from deltafit.methods.last_blocks import LastBlocks
+from deltafit.methods.loha import LoHa
 from deltafit.methods.lora import LoRA
+from deltafit.methods.modules import Modules
+from deltafit.methods.norms import Norms
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
+from deltafit.methods.vera import VeRA
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
-    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA)
+    method.command_line_name: method
+    for method in (
+        *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
+        *(LoRA, DoRA, AdaLoRA, LoHa, IA3, VeRA),
+    )
 }
 
 
@@ -46,18 +57,25 @@ def method_from_dict(content: dict[str, object]) -> Method:
 
 
 __all__ = [
+    "IA3",
     "METHODS",
     "AdaLoRA",
+    "BitFit",
     "DeltaMethod",
     "DoRA",
+    "FreezeFirst",
     "Full",
     "Head",
     "LastBlocks",
     "Layer",
+    "LoHa",
     "LoRA",
     "Method",
     "ModelParts",
+    "Modules",
+    "Norms",
     "StepHook",
+    "VeRA",
     "method_from_dict",
     "method_with",
     "parse_method",

@@ -48,6 +48,7 @@ class AdaLoRA(DeltaMethod):
 
     command_line_name: ClassVar[str] = "adalora"
     result_name: ClassVar[str] = "adalora"
+    summary: ClassVar[str] = "ΔW = s·P·Λ·Q, whose ranks move to where they are needed, and the head"
     default_learning_rate: ClassVar[float] = 2e-3
     size_setting: ClassVar[str | None] = "initial_rank"
 

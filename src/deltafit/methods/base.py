@@ -5,6 +5,7 @@ one layer, what the change is. A *replacement* trains whole parameters, stored p
 are data: printable, hashable, saved as JSON.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,6 +36,9 @@ class Layer(Protocol):
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
 
+    def lowered(self, x: Tensor, right: Tensor) -> Tensor:
+        """Return ``right · x``, ``[..., r]``, for ``right`` of ``[r, inputs]``."""
+
     def add_low_rank(
         self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
     ) -> Tensor:
@@ -56,6 +60,21 @@ class ModelParts(Protocol):
     def last_blocks(self, count: int) -> tuple[str, ...]:
         """Return the parameter names of the last ``count`` blocks and the norm behind them."""
 
+    def above_blocks(self, count: int) -> tuple[str, ...]:
+        """Return the names of all but the first ``count`` blocks and what feeds them."""
+
+    def biases(self) -> tuple[str, ...]:
+        """Return the names of all biases; there are some."""
+
+    def norms(self) -> tuple[str, ...]:
+        """Return the names of the parameters of normalisation layers; there are some."""
+
+    def in_modules(self, pattern: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of all parameters in the modules that ``pattern`` chooses."""
+
+
+EXPRESSION = "re:"
+"""What a regular expression for whole module names begins with, where names may stand too."""
 
 GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
@@ -86,10 +105,18 @@ class StepHook(ABC):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What is trained. Subclasses are frozen dataclasses of JSON values."""
+    """What is trained. Subclasses are frozen dataclasses of JSON values.
+
+    Attributes:
+        command_line_name: as people write it.
+        result_name: as result files have it.
+        summary: what is trained, in a few words, for the tables of the documents.
+        default_learning_rate: of everything but the head.
+    """
 
     command_line_name: ClassVar[str]
     result_name: ClassVar[str]
+    summary: ClassVar[str]
     default_learning_rate: ClassVar[float]
     size_setting: ClassVar[str | None] = None
     """The setting, a whole number of at least 1, by which the method trains more or less."""
@@ -138,9 +165,15 @@ def _frozen(value: Any) -> Any:
 class DeltaMethod(Method):
     """A method that learns a change Δ of each target layer's parameters.
 
+    Attributes:
+        default_targets: architecture → what ``target_modules`` of None means there; None for the
+            usual ones.
+
     Raises:
         UsageError: a name is no text, or a layer's index no whole number.
     """
+
+    default_targets: ClassVar[Mapping[str, str | tuple[str, ...]] | None] = None
 
     target_modules: str | tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
@@ -149,17 +182,19 @@ class DeltaMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
-        names = "module names such as ('query', 'value')"
-        _check_all(self.trained_modules, str, "trained_modules", names)
+        check_names(self.trained_modules, "trained_modules")
         targets = self.target_modules
         if not isinstance(targets, str):
-            _check_all(targets or (), str, "target_modules", names)
-        elif targets.lower() != "all-linear" and not targets.startswith("re:"):
+            check_names(targets or (), "target_modules")
+        elif targets.lower() != "all-linear" and not targets.startswith(EXPRESSION):
             # So that the method's text says that this is an expression and no name.
-            object.__setattr__(self, "target_modules", f"re:{targets}")
+            object.__setattr__(self, "target_modules", f"{EXPRESSION}{targets}")
 
     def patterns(self) -> tuple[str, ...]:
-        """Return the ends of module names that settings are given for; each must be a target's."""
+        """Return what settings are given for: ends of module names, or expressions (``re:``).
+
+        Each must mean a target.
+        """
         return ()
 
     @abstractmethod
@@ -175,6 +210,13 @@ class DeltaMethod(Method):
             generator_for: gives the random generator of one tensor by its name, so that the
                 values depend on the seed and the name alone, not on the order of construction.
         """
+
+    def shared_tensors(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Return frozen tensors that all layers compute with, on the CPU; kept once, not a layer.
+
+        They depend on the method and the layers' shapes alone, so that they need not be saved.
+        """
+        return {}
 
     def frozen_tensors(self, layer: Layer) -> tuple[str, ...]:
         """Return the names of tensors in ``layer`` that stay as they started."""
@@ -209,10 +251,15 @@ class DeltaMethod(Method):
     def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{parameter name: Δ}``, each Δ in the layer's view."""
 
-    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
-        """Return the adapted output, given the base layer's input ``x`` and output ``y``.
+    def pre(self, layer: Layer, x: Tensor, tensors: Tensors) -> Tensor:
+        """Return what the base layer is given in place of its input ``x``, in x's dtype."""
+        return x
 
-        The fallback computes the layer again with its deltas: slow, and right for every method.
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
+        """Return the adapted output, given the layer's input ``x`` and the base's output ``y``.
+
+        ``y`` is what the base gives for ``pre`` of ``x``. The fallback computes the layer again
+        with its deltas: slow, and right for every method.
         """
         return layer.forward_with(self.deltas(layer, tensors), x)
 
@@ -225,6 +272,18 @@ def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
 def is_number(value: object) -> bool:
     """Return whether a setting is a number: a truth value is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_names(values: object, name: str) -> None:
+    """Raise a UsageError unless ``values``, of the setting ``name``, are names of modules."""
+    _check_all(values, str, name, "module names such as ('query', 'value')")
+
+
+def means(pattern: str, module_name: str) -> bool:
+    """Return whether ``pattern`` is an expression for a module's name, or its last segments."""
+    if pattern.startswith(EXPRESSION):
+        return re.fullmatch(pattern.removeprefix(EXPRESSION), module_name) is not None
+    return f".{module_name}".endswith(f".{pattern}")
 
 
 def check_pattern(values: object, name: str) -> None:

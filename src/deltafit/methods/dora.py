@@ -26,6 +26,7 @@ class DoRA(LoRA):
 
     command_line_name: ClassVar[str] = "dora"
     result_name: ClassVar[str] = "dora"
+    summary: ClassVar[str] = "LoRA for each row's direction, a number for its length, and the head"
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return LoRA's tensors and the magnitudes, ``[outputs]``."""

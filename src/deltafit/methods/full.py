@@ -12,6 +12,7 @@ class Full(Method):
 
     command_line_name: ClassVar[str] = "full"
     result_name: ClassVar[str] = "all"
+    summary: ClassVar[str] = "every parameter"
     default_learning_rate: ClassVar[float] = 5e-5
 
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:

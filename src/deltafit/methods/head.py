@@ -12,4 +12,5 @@ class Head(Method):
 
     command_line_name: ClassVar[str] = "head"
     result_name: ClassVar[str] = "last_layer"
+    summary: ClassVar[str] = "the new head alone"
     default_learning_rate: ClassVar[float] = 5e-3

@@ -17,6 +17,7 @@ class LastBlocks(Method):
 
     command_line_name: ClassVar[str] = "last-block"
     result_name: ClassVar[str] = "last_block"
+    summary: ClassVar[str] = "the last block(s) and the head"
     default_learning_rate: ClassVar[float] = 1e-4
 
     count: int = 1

@@ -67,6 +67,7 @@ class LoRA(DeltaMethod):
 
     command_line_name: ClassVar[str] = "lora"
     result_name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "ΔW = s·B·A in chosen layers, and the head"
     default_learning_rate: ClassVar[float] = 5e-4
     size_setting: ClassVar[str | None] = "rank"
 

@@ -21,6 +21,7 @@ from deltafit.adapters.inspection import (
 )
 from deltafit.adapters.structure import (
     is_matrix,
+    is_norm,
     layer_kind,
     layer_shape,
     repeated_blocks,
@@ -176,9 +177,7 @@ def _kept_values(
     if isinstance(method, Full):
         values = activation_values(model, stacks, 0)
     else:
-        body = set(trained) - set(classifier.head_parameters)
-        modules = [n for n, m in model.named_modules() if layer_kind(m) is not None]
-        targets = tuple(n for n in modules if any(within(p, n) for p in body))
+        targets = _trained_modules(model, set(trained) - set(classifier.head_parameters))
         values = activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
     kept = {block: (count, True) for block, count in values.items()}
     if packed and kept and classifier.reads is not None:
@@ -187,6 +186,19 @@ def _kept_values(
         # Its input, keys and values; what it makes of the first tokens is little.
         kept[list(kept)[-1]] = (shapes[0][0] + sum(outputs for _, outputs in shapes), False)
     return kept
+
+
+def _trained_modules(model: nn.Module, trained: Collection[str]) -> tuple[str, ...]:
+    """Return the modules whose inputs are kept for the gradients of these parameters."""
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        if layer_kind(module) is None and not is_norm(module):
+            continue
+        if own := {parameter for parameter in trained if within(parameter, name)}:
+            # A bias needs no input of its layer: what is around it trains, and not the layer.
+            alone = is_matrix(module) and own == {f"{name}.bias"}
+            found[name.rpartition(".")[0] if alone else name] = None
+    return tuple(found)
 
 
 def _attention_matrices(model: nn.Module, settings: TrainingSettings, *, packed: bool) -> float:

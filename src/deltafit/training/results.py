@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from deltafit.data import Splits
-from deltafit.methods import DeltaMethod
+from deltafit.methods import DeltaMethod, Norms
 from deltafit.prediction.folder import save_classifier, versions
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import costs_of, environment_of
@@ -110,7 +110,8 @@ def _notes(
     """Yield what a person should know of a trained classifier that its figures do not say."""
     if collapsed(logits[part], run.examples[part].labels):
         yield f"The trained model has collapsed: {COLLAPSED}"
-    if run.classifier.head.kind != "architecture" and isinstance(config.method, DeltaMethod):
+    for_peft = isinstance(config.method, DeltaMethod | Norms)
+    if for_peft and run.classifier.head.kind != "architecture":
         yield (
             f"The head ({run.classifier.head.kind} pooling) is deltafit's own, so PEFT does not "
             "load this adapter. `deltafit merge` writes a plain encoder, and the head beside it."
