@@ -1,6 +1,6 @@
 """What does a step of each method cost, beside a step of LoRA? Pairs on the same work.
 
-    python benchmarks/methods.py --data DATA [--only PART] [--methods dora,full] [--pairs 3]
+    python benchmarks/methods.py --data DATA [--only PART] [--methods dora full] [--pairs 3]
                                  [--threads N] [--output FOLDER]
     python benchmarks/methods.py --table [--output FOLDER]
 
@@ -37,6 +37,8 @@ from works import OURS, WARM_UP, WORKS, Work
 
 BASE = "lora"
 NAMES = ("MiniLM, SMS, LoRA q+v", "MiniLM, Banking77, LoRA all")
+# Every method but the base; one is nothing without a setting.
+EXAMPLES = [{"modules": "modules:pattern=attention"}.get(n, n) for n in METHODS if n != BASE]
 COLUMNS = (
     *("work", "method", "pairs", "trained", "ms a step, LoRA", "ms a step"),
     *("times LoRA's", "memory, times LoRA's", "once, s"),
@@ -48,14 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", default="", help="run the works whose names hold this")
-    parser.add_argument("--methods", default=",".join(METHODS), help="names with commas")
+    parser.add_argument("--methods", nargs="+", default=EXAMPLES, help="such as dora ia3")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     output = Path(__file__).parent / "results" / "methods"
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--table", action="store_true", help="print the kept pairs alone")
     options = parser.parse_args()
-    works = works_of([name for name in options.methods.split(",") if name != BASE], options.only)
+    works = works_of(options.methods, options.only)
     if not options.table:
         if options.data is None:
             parser.error("--data is needed to run anything")
@@ -78,7 +80,8 @@ def on_the_same_layers(work: Work, method: str) -> Work:
     """Return LoRA's work with another method in its place, on its layers if it chooses any."""
     chooses = hasattr(parse_method(method), "target_modules")
     targets = work.method.partition(":")[2]
-    return replace(work, method=f"{method}:{targets}" if chooses else method)
+    joint = "," if ":" in method else ":"
+    return replace(work, method=f"{method}{joint}{targets}" if chooses else method)
 
 
 def run(works: Mapping[str, tuple[Work, Work]], options: argparse.Namespace) -> None:

@@ -6,8 +6,17 @@ import pytest
 import torch
 
 import methods
-from deltafit.methods import METHODS
-from methods import BASE, COLUMNS, markdown, on_the_same_layers, row_of, steps_of, works_of
+from deltafit.methods import METHODS, parse_method
+from methods import (
+    BASE,
+    COLUMNS,
+    EXAMPLES,
+    markdown,
+    on_the_same_layers,
+    row_of,
+    steps_of,
+    works_of,
+)
 from tests.benchmarks.test_records import MACHINE
 from tests.benchmarks.test_worker import work_on
 from works import OURS, WORKS
@@ -17,8 +26,11 @@ def test_a_method_with_targets_stands_on_loras_layers() -> None:
     work = WORKS[methods.NAMES[0]]
     assert on_the_same_layers(work, "dora").method == "dora:target_modules=query,value"
     assert on_the_same_layers(work, "full").method == "full"
-    works = works_of([name for name in METHODS if name != BASE], "Banking77")
+    ranked = on_the_same_layers(work, "dora:rank=4")
+    assert ranked.method == "dora:rank=4,target_modules=query,value"
+    works = works_of(EXAMPLES, "Banking77")
     assert len(works) == len(METHODS) - 1
+    assert all(parse_method(own.method) for _, own in works.values())
     assert {base for base, _ in works.values()} == {WORKS[methods.NAMES[1]]}
 
 
