@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from peft.utils import merge_utils
 from torch import Tensor
@@ -76,6 +77,7 @@ def changes(count: int, seed: int, outputs: int = 5, inputs: int = 4) -> list[Ch
     ]
 
 
+@hypothesis_settings(deadline=None)
 @given(
     st.lists(st.floats(-3, 3), min_size=1, max_size=4),
     st.integers(0, 10**6),
@@ -88,6 +90,7 @@ def test_stacked_factors_are_the_sum_of_the_changes(weights: list[float], seed: 
     torch.testing.assert_close(found.dense(), expected, rtol=0, atol=1e-10)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.integers(0, 10**6), st.permutations(range(3)), st.floats(0.05, 1))
 def test_the_order_does_not_matter(seed: int, order: list[int], density: float) -> None:
     those = changes(3, seed)
@@ -142,10 +145,10 @@ PEFTS = [
 
 def pefts(folder: Path, kind: str, **settings: Any) -> dict[str, Tensor]:
     """What PEFT's add_weighted_adapter makes, each Δ as ``[outputs, inputs]``."""
-    model = peft.PeftModel.from_pretrained(tiny_model("bert"), folder / "0", adapter_name="0")
-    names = [str(number) for number in range(len(METHODS))]
-    for name in names[1:]:
-        model.load_adapter(folder / name, adapter_name=name)
+    model = peft.PeftModel.from_pretrained(tiny_model("bert"), folder / "0", adapter_name="a0")
+    names = [f"a{number}" for number in range(len(METHODS))]
+    for number, name in list(enumerate(names))[1:]:
+        model.load_adapter(folder / str(number), adapter_name=name)
     model.base_model.add_weighted_adapter(
         names, list(WEIGHTS), "all", combination_type=kind, **settings
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ def factors(outputs: int, inputs: int, rank: int, seed: int) -> tuple[Tensor, Te
     return left * torch.logspace(0, -2, rank, dtype=torch.float64), right
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES, st.integers(0, 10**6))
 def test_the_singular_values_are_those_of_the_product(
     outputs: int, inputs: int, rank: int, seed: int
@@ -45,6 +46,7 @@ def test_the_singular_values_are_those_of_the_product(
     torch.testing.assert_close(found.right @ found.right.T, identity, rtol=0, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES, st.integers(0, 10**6), st.floats(0.1, 8))
 def test_the_error_is_the_root_of_the_dropped_energy_and_what_is_left_is_the_nearest(
     outputs: int, inputs: int, rank: int, seed: int, factor: float
@@ -67,6 +69,7 @@ def test_the_error_is_the_root_of_the_dropped_energy_and_what_is_left_is_the_nea
         np.testing.assert_allclose(np.linalg.norm(dense - best), distance, atol=1e-10)
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES, st.integers(0, 10**6), st.integers(0, 3))
 def test_the_full_rank_is_the_identity(
     outputs: int, inputs: int, rank: int, seed: int, more: int
@@ -80,6 +83,7 @@ def test_the_full_rank_is_the_identity(
     torch.testing.assert_close(whole.dense(), change.dense(), rtol=1e-5, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES, st.integers(0, 10**6), st.floats(0.01, 0.999))
 def test_the_rank_for_an_energy_is_the_smallest_that_keeps_it(
     outputs: int, inputs: int, rank: int, seed: int, energy: float

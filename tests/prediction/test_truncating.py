@@ -87,7 +87,6 @@ def test_above_the_tolerance_nothing_is_left_behind(base: str, tmp_path: Path) -
     with pytest.raises(DeltafitError, match=r"a logit would change by .* Nothing was written"):
         truncate(tmp_path / "one", tmp_path / "two", rank=1, tolerance=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
-    # Of one canary text the probe would let it pass, and of many it does not.
     texts = tmp_path / "texts.txt"
     texts.write_text("w5 w9 w11\nw40 w41\n")
     wide = truncate(tmp_path / "one", tmp_path / "two", rank=1, tolerance=99, data=texts)

@@ -1,6 +1,6 @@
 """Cutting a trained LoRA adapter to a smaller rank, matrix by matrix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -71,6 +71,7 @@ def truncated(
     changes = changes_of(stored, where)
     cuts = {name: nearest(name, change, choice) for name, change in changes.items()}
     assert isinstance(stored.method, LoRA)
-    whole = {name: stored.tensors[name] for name in stored.replaced}
-    result = stored_of({name: kept for name, (kept, _) in cuts.items()}, whole, like=stored.method)
+    kept = stored_of({name: one for name, (one, _) in cuts.items()}, {}, like=stored.method)
+    rest = {n: t for n, t in stored.tensors.items() if n.rpartition(".")[0] not in changes}
+    result = replace(stored, method=kept.method, tensors=kept.tensors | rest)
     return result, tuple(loss for _, loss in cuts.values())

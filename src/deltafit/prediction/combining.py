@@ -166,6 +166,11 @@ def _longest(every: Sequence[dict[str, Any]]) -> int:
     return max(int(facts["max_length"]) for facts in every)
 
 
+def _weights(facts: dict[str, Any]) -> str:
+    """Return how the base's weights were stored in training; folders of before do not say."""
+    return facts["base"].get("weights") or "float32"
+
+
 def _check_alike(folders: Sequence[Path], every: Sequence[dict[str, Any]]) -> None:
     """Raise a DeltafitError that lists all in which adapters disagree with the first."""
     problems = []
@@ -173,7 +178,7 @@ def _check_alike(folders: Sequence[Path], every: Sequence[dict[str, Any]]) -> No
     for folder, facts in zip(folders[1:], others, strict=True):
         if facts["base"]["tensors"] != first["base"]["tensors"]:
             problems.append(f"{folder} was made on another base ({facts['base']['name']})")
-        elif facts["base"].get("weights") != first["base"].get("weights"):
+        elif _weights(facts) != _weights(first):
             problems.append(f"the base weights of {folder} are stored otherwise")
         if facts["label_names"] != first["label_names"]:
             labels = [
