@@ -140,3 +140,22 @@ def test_what_is_no_product_is_refused(tmp_path: Path, method: Method, said: str
     for use in (rank_errors, lambda stored, at: truncated(stored, RankChoice(1), at)):
         with pytest.raises(DeltafitError, match=said):
             use(read_adapter(tmp_path), "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a, b: (a.fill_(float("nan")), b), "holds values that are not finite"),
+        (lambda a, b: (a, None), "has no pair of factors that fit"),
+        (lambda a, b: (a[1:], b), "has no pair of factors that fit"),
+    ],
+)
+def test_what_is_damaged_is_said(tmp_path: Path, change: Any, said: str) -> None:
+    saved(tmp_path, "bert", LoRA(("query",), rank=2))
+    stored = read_adapter(tmp_path)
+    names = [f"bert.encoder.layer.1.attention.self.query.{leaf}" for leaf in ("lora_A", "lora_B")]
+    for name, tensor in zip(names, change(*(stored.tensors.pop(n) for n in names)), strict=True):
+        if tensor is not None:
+            stored.tensors[name] = tensor
+    with pytest.raises(DeltafitError, match=f"here is damaged: 'bert.*query' {said}"):
+        rank_errors(stored, "here")

@@ -20,6 +20,7 @@ from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, DoRA, LoRA
 
 Value = TypeVar("Value", int, float)
+_FACTORS = ("lora_B", "lora_A")
 
 
 @dataclass(frozen=True)
@@ -202,19 +203,30 @@ def changes_of(stored: StoredAdapter, where: str) -> dict[str, Change]:
         where: its folder, for the sentence.
 
     Raises:
-        DeltafitError: it is of another method; the sentence says what can be done.
+        DeltafitError: it is of another method (the sentence says what can be done), lacks a factor,
+            or holds values that are not finite.
     """
     method = stored.method
     if type(method) is not LoRA:
         raise DeltafitError(
             f"{where} holds an adapter of the method {method.command_line_name}. {_instead(method)}"
         )
-    changes = {}
-    for name, right in stored.tensors.items():
+    changes: dict[str, Change] = {}
+    problems = []
+    for name in stored.tensors:
         module, _, leaf = name.rpartition(".")
-        if leaf == "lora_A" and name not in stored.replaced:
-            factor = method.for_module(module).factor
-            changes[module] = Change(factor, stored.tensors[f"{module}.lora_B"], right)
+        if leaf not in _FACTORS or name in stored.replaced or module in changes:
+            continue
+        left, right = (stored.tensors.get(f"{module}.{factor}") for factor in _FACTORS)
+        if left is None or right is None or left.shape[1:] != right.shape[:1]:
+            problems.append(f"{module!r} has no pair of factors that fit")
+        elif not bool(left.isfinite().all() and right.isfinite().all()):
+            problems.append(f"{module!r} holds values that are not finite")
+        else:
+            changes[module] = Change(method.for_module(module).factor, left, right)
+    if problems or not changes:
+        said = problems[0] if problems else "it holds no low-rank change"
+        raise DeltafitError(f"{where} is damaged: {said}. Restore a copy or train it again.")
     return changes
 
 
