@@ -194,7 +194,9 @@ def combined_changes(
     by_adapter = [changes_of(a, place) for a, place in zip(adapters, where, strict=True)]
     names = list(dict.fromkeys(name for changes in by_adapter for name in changes))
     _refuse_both(names, adapters, where)
-    result, exact, losses = {}, {}, []
+    result: dict[str, Change] = {}
+    exact: dict[str, Change] = {}
+    losses: list[MatrixLoss] = []
     for name in names:
         present = [i for i, changes in enumerate(by_adapter) if name in changes]
         changes = [by_adapter[i][name] for i in present]
@@ -282,7 +284,7 @@ def combined_whole(
     names = dict.fromkeys(name for adapter in adapters for name in adapter.replaced)
     whole = {}
     for name in names:
-        start = 0.0 if name in head else base[name].detach().cpu().double()
+        start: Tensor | float = 0.0 if name in head else base[name].detach().cpu().double()
         own = shares if name in head else weights
         total_change: Tensor = sum(  # type: ignore[assignment]  # not the 0 of an empty sum
             share * (adapter.tensors[name].double() - start)

@@ -71,7 +71,9 @@ def extracted(
     """
     _check_alike(base, tuned, head)
     outside = {name.rpartition(".")[0] for name in head}
-    changes, losses, weights = {}, [], set()
+    changes: dict[str, Change] = {}
+    losses: list[MatrixLoss] = []
+    weights: set[str] = set()
     for name, module in base.named_modules():
         if layer_kind(module) is None or is_excluded(name, outside):
             continue

@@ -39,7 +39,8 @@ def rank_errors(stored: StoredAdapter, where: str) -> RankErrors:
     Raises:
         DeltafitError: it was trained with another method.
     """
-    matrices, lost = {}, {}
+    matrices: dict[str, tuple[float, ...]] = {}
+    lost: dict[str, torch.Tensor] = {}
     for name, change in changes_of(stored, where).items():
         spectrum = spectrum_of_product(change.left, change.right)
         matrices[name] = tuple(spectrum.errors().tolist())

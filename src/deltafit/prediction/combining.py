@@ -168,7 +168,8 @@ def _longest(every: Sequence[dict[str, Any]]) -> int:
 
 def _weights(facts: dict[str, Any]) -> str:
     """Return how the base's weights were stored in training; folders of before do not say."""
-    return facts["base"].get("weights") or "float32"
+    weights: str | None = facts["base"].get("weights")
+    return weights or "float32"
 
 
 def _check_alike(folders: Sequence[Path], every: Sequence[dict[str, Any]]) -> None:
