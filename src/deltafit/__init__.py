@@ -1,23 +1,32 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
 Every command has a function of the same name here: ``train``, ``compare``, ``evaluate``,
-``predict``, ``inspect``, ``merge`` and ``verify``. What is heavy loads when first asked for.
+``predict``, ``inspect``, ``merge``, ``verify``, ``truncate``, ``combine`` and ``extract``. What is
+heavy loads when first asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltafit.adapters.combination import Combination
     from deltafit.experiments.comparison import compare
     from deltafit.methods import IA3, AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA, VeRA
+    from deltafit.prediction.combining import combine
+    from deltafit.prediction.extracting import extract
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
+    from deltafit.prediction.truncating import truncate
     from deltafit.prediction.using import evaluate, predict, verify
     from deltafit.training.progress import ConsoleReporter
     from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
     from deltafit.training.train import train
 
 _HOMES = {
+    "Combination": "deltafit.adapters.combination",
+    "combine": "deltafit.prediction.combining",
+    "extract": "deltafit.prediction.extracting",
+    "truncate": "deltafit.prediction.truncating",
     "compare": "deltafit.experiments.comparison",
     "ConsoleReporter": "deltafit.training.progress",
     "Full": "deltafit.methods",
@@ -42,6 +51,7 @@ _HOMES = {
 __all__ = [
     "IA3",
     "AdaLoRA",
+    "Combination",
     "ConsoleReporter",
     "DataConfig",
     "DoRA",
@@ -52,12 +62,15 @@ __all__ = [
     "LoRA",
     "TrainingSettings",
     "VeRA",
+    "combine",
     "compare",
     "evaluate",
+    "extract",
     "inspect",
     "merge",
     "predict",
     "train",
+    "truncate",
     "verify",
 ]
 
