@@ -20,7 +20,7 @@ from deltafit.adapters import (
 from deltafit.adapters.low_rank import RankChoice
 from deltafit.adapters.truncation import rank_errors, truncated
 from deltafit.errors import DeltafitError
-from deltafit.methods import AdaLoRA, DoRA, Full, LoRA, Method
+from deltafit.methods import IA3, AdaLoRA, DoRA, Full, LoRA, Method, VeRA
 from tests.adapters.adapted import head_of, logits, randomise, theirs_on_disk
 from tests.tiny_models import tiny_model
 
@@ -131,6 +131,8 @@ def test_pefts_own_adapter_and_adalora(tmp_path: Path) -> None:
     ("method", "said"),
     [
         (DoRA(rank=2), "here holds an adapter of the method dora. .*deltafit extract makes of it"),
+        (IA3(), r"method ia3. \(IA\)³ scales whole outputs or inputs .*extract makes of it a LoRA"),
+        (VeRA(rank=5), "method vera. VeRA's factors are drawn .*extract makes of it a LoRA"),
         (Full(), "method full. It holds whole parameters"),
     ],
     ids=str,

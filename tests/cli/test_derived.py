@@ -1,4 +1,4 @@
-"""``truncate``, ``combine``, ``extract`` on a run of the command line."""
+"""``merge``, ``truncate``, ``combine``, ``extract`` and their certificates on the command line."""
 
 import json
 import re
@@ -11,7 +11,8 @@ from tests.cli.commands import Tiny, done, refused
 from tests.cli.test_flags import options
 
 PROOF = re.compile(
-    r"on 16 canary sentences the largest change of a logit is \S+, and \d+ predictions flip\."
+    r"on 16 canary sentences: the largest change of a logit is \S+ "
+    r"\(relative where logits are above 1\), and \d+ predictions? flips?\."
 )
 
 
@@ -56,7 +57,7 @@ def test_combine(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = one_line(done("combine", tiny.run, other, "--weights", "0.25,0.75", "--output", out))
     assert f"Wrote {out}." in text and "Rank 4 in " in text
-    assert len(PROOF.findall(text)) == 3 and f"Against {other}: on 16" in text
+    assert len(PROOF.findall(text)) == 3 and f"Against {other}, on 16" in text
     assert "the canary logits agree" in one_line(done("verify", out))
     sparse = ("--way", "ties", "--density", "0.5", "--energy", "0.9", "--tolerance", "99")
     report = json.loads(
@@ -64,6 +65,16 @@ def test_combine(tiny: Tiny, tmp_path: Path) -> None:
              "--json")
     )  # fmt: skip
     assert 0 < report["certificate"]["energy_lost"] <= 0.1 and len(report["from_each"]) == 2
+
+
+def test_merge(tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = one_line(done("merge", tiny.run, "--output", out, "--data", tiny.test))
+    assert PROOF.search(text) and "on 20 texts given" in text and f"Wrote {out}." in text
+    report = json.loads(done("merge", tiny.run, "--output", tmp_path / "again", "--json"))
+    assert report["certificate"]["canaries"]["largest_change"] < 1e-5
+    kept = json.loads((tmp_path / "again" / "certificate.json").read_text())
+    assert kept["certificate"] == report["certificate"]
 
 
 def test_extract_makes_a_lora_of_a_merged_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
@@ -89,6 +100,10 @@ def test_extract_makes_a_lora_of_a_merged_checkpoint(tiny: Tiny, tmp_path: Path)
     ("code", "words", "said"),
     [
         (1, ["truncate", "RUN", "--rank", "1", "--tolerance", "0"], "allow it with --tolerance"),
+        (1, ["merge", "RUN", "--tolerance", "0"], "Allow it with --tolerance"),
+        (2, ["merge", "RUN", "--tolerance", "nan"], "--tolerance must be a number of at least 0"),
+        (2, ["merge", "RUN", "--text-column", "x"], "--text-column is a column of data"),
+        (1, ["merge", "RUN", "--data", "gone.csv"], "gone.csv"),
         (2, ["truncate", "RUN"], "--rank, a whole number, or energy"),
         (2, ["truncate", "RUN", "--energy", "2"], "--energy must be above 0"),
         (2, ["truncate", "RUN", "--rank", "0"], "--rank"),
@@ -116,5 +131,5 @@ def test_what_is_wrong_is_said_by_its_flag_and_leaves_nothing(
 
 
 def test_the_tolerance_is_the_functions() -> None:
-    for command in ("truncate", "combine", "extract"):
+    for command in ("merge", "truncate", "combine", "extract"):
         assert options(command)["--tolerance"].default == DEFAULT_TOLERANCE

@@ -115,11 +115,13 @@ def test_all_that_disagrees_is_said_at_once(base: str, folders: list[Path], tmp_
     saved_on(base, tmp_path / "labels", labels=(*LABELS[1:], LABELS[0]))
     saved_on(base, tmp_path / "mean", head="mean")
     saved_on(save_model(tmp_path / "gpt", "gpt2"), tmp_path / "elsewhere")
-    names = [tmp_path / name for name in ("labels", "mean", "elsewhere")]
+    saved_on(base, tmp_path / "fewer", labels=("new", *LABELS[1:]))
+    names = [tmp_path / name for name in ("labels", "fewer", "mean", "elsewhere")]
     with pytest.raises(DeltafitError) as error:
         combine([*folders, *names], tmp_path / "out")
     for said in (
-        "labels has the labels good, mixed, bad and not bad, good, mixed",
+        "labels has the labels in another order (good, mixed, bad)",
+        f"fewer has other labels (only there: new; only in {folders[0]}: bad)",
         "mean has a head of another kind (mean)",
         "elsewhere was made on another base",
     ):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DoRA, Full, Head, LastBlocks, LoRA
+from deltafit.methods import IA3, DoRA, Full, Head, LastBlocks, LoRA, Method, VeRA
 from deltafit.prediction.canaries import canary_logits, largest_difference
 from deltafit.prediction.extracting import extract
 from deltafit.prediction.folder import load_saved
@@ -63,18 +63,26 @@ def test_a_checkpoint_becomes_a_lora(base: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["architecture", "mean"])
 @pytest.mark.parametrize(
     ("method", "rank"),
-    [(LoRA("all-linear", rank=2), 2), (DoRA(rank=2), 99), (LastBlocks(1), 99)],
+    [
+        (LoRA("all-linear", rank=2), 2),
+        (DoRA(rank=2), 99),
+        (VeRA(rank=5), 5),
+        (IA3(), 99),
+        (LastBlocks(1), 99),
+    ],
     ids=str,
 )
 def test_a_run_of_any_method_becomes_a_lora(
-    base: str, tmp_path: Path, method: LoRA | LastBlocks, rank: int, head: str
+    base: str, tmp_path: Path, method: Method, rank: int, head: str
 ) -> None:
     saved_on(base, tmp_path / "one", method, head=head)
     report = extract(tmp_path / "one", tmp_path / "out", rank=rank, keep_others=True, tolerance=9)
     if not report.left_out:
         assert report.certificate.canaries.largest_change < 1e-4
         assert report.certificate.canaries.flipped == 0
-    assert (not report.left_out) == (not isinstance(method, LastBlocks))
+    # (IA)³ scales the biases of keys and values too.
+    assert (not report.left_out) == (not isinstance(method, IA3 | LastBlocks))
+    assert all(name.endswith(".bias") for name in report.left_out)
     assert made(tmp_path / "out")["rank"] == rank
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "out"))
     for name in (name for name in one if ".classifier." in name):

@@ -17,9 +17,16 @@ from torch import Tensor
 
 from deltafit.adapters.saving import StoredAdapter
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DeltaMethod, DoRA, LoRA
+from deltafit.methods import IA3, DeltaMethod, DoRA, LoRA, VeRA
 
 Value = TypeVar("Value", int, float)
+_DENSE = "so its Δ has the full rank, and no adapter here holds a dense Δ."
+_NO_PRODUCT = "Its Δ is no product s·B·A."
+_WHY: dict[type[DeltaMethod], str] = {
+    DoRA: f"DoRA scales each row of W + s·B·A, {_DENSE}",
+    IA3: f"(IA)³ scales whole outputs or inputs of W, {_DENSE}",
+    VeRA: "VeRA's factors are drawn for all layers together, and the folder holds vectors alone.",
+}
 _FACTORS = ("lora_B", "lora_A")
 
 
@@ -232,14 +239,12 @@ def changes_of(stored: StoredAdapter, where: str) -> dict[str, Change]:
 
 def _instead(method: object) -> str:
     """Return why there is no s·B·A in a method's adapter, and what can be done."""
-    if isinstance(method, DoRA):
-        return (
-            "DoRA scales each row of W + s·B·A, so its Δ has the full rank, and no adapter here "
-            "holds a dense Δ. deltafit merge writes it exactly, into a whole checkpoint; deltafit "
-            "extract makes of it a LoRA of the rank you choose."
-        )
     if isinstance(method, DeltaMethod):
-        return "Its Δ is no product s·B·A; deltafit extract makes a LoRA of it."
+        why = next((text for kind, text in _WHY.items() if isinstance(method, kind)), _NO_PRODUCT)
+        return (
+            f"{why} deltafit merge writes it exactly, into a whole checkpoint; deltafit extract "
+            "makes of it a LoRA of the rank you choose."
+        )
     return (
         "It holds whole parameters and no low-rank Δ; deltafit extract makes a LoRA of what "
         "changed in them."

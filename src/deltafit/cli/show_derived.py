@@ -13,6 +13,7 @@ from deltafit.cli.show import add_row, percent, say, table_of
 from deltafit.prediction.certificates import Agreement, Certificate
 from deltafit.prediction.combining import CombineReport
 from deltafit.prediction.extracting import ExtractReport
+from deltafit.prediction.merging import MergeReport
 from deltafit.prediction.truncating import TruncateReport
 
 _PARAMETERS_SHOWN = 5
@@ -33,6 +34,28 @@ def show_errors(console: Console, errors: RankErrors) -> None:
     say(console, "The share of energy that a rank keeps is 1 less the error's square.")
 
 
+def show_merge(console: Console, report: MergeReport) -> None:
+    """Print where the checkpoint is, its certificate, and what to know before it is used."""
+    say(console, f"Wrote {report.folder}.")
+    _show_agreement(console, report.certificate, "the adapter on its base")
+    lost = report.certificate.energy_lost
+    if lost:
+        say(console, f"The sum's rounding loses {_share(lost)} of the energy ‖ΔW‖².")
+    if report.quantised is not None:
+        say(
+            console,
+            f"The adapter was trained on base weights in {report.quantised}, and merged into those "
+            "in float32. The checkpoint therefore does not predict what the adapter does; evaluate "
+            "it before you rely on it.",
+        )
+    if report.head_apart:
+        say(
+            console,
+            "transformers has no class for this head, so the checkpoint is the encoder alone; "
+            "head.json says how to read logits off it with head.safetensors.",
+        )
+
+
 def show_truncate(console: Console, report: TruncateReport) -> None:
     """Print where the adapter is, and its certificate."""
     say(console, f"Wrote {report.folder}.")
@@ -42,9 +65,9 @@ def show_truncate(console: Console, report: TruncateReport) -> None:
 def show_combine(console: Console, folders: Sequence[Path], report: CombineReport) -> None:
     """Print where the adapter is, its certificate, and how far it is from each that went in."""
     say(console, f"Wrote {report.folder}.")
-    _show_certificate(console, report.certificate, "the combination before it was cut to its rank")
+    _show_certificate(console, report.certificate, "the combination at its full rank")
     for folder, seen in zip(folders, report.from_each, strict=True):
-        say(console, f"Against {folder}: {_sentence(seen, 'canary sentences')}")
+        say(console, _sentence(seen, "canary sentences", str(folder)))
 
 
 def show_extract(console: Console, tuned: str, report: ExtractReport) -> None:
@@ -54,7 +77,7 @@ def show_extract(console: Console, tuned: str, report: ExtractReport) -> None:
     if report.whole:
         say(console, f"Stored whole beside the head: {_listed(report.whole)}.")
     if report.left_out:
-        share = percent(sum(report.left_out.values()))
+        share = _share(sum(report.left_out.values()))
         say(
             console,
             f"Left as in the base, since they are no matrices: {_listed(list(report.left_out))} "
@@ -65,29 +88,42 @@ def show_extract(console: Console, tuned: str, report: ExtractReport) -> None:
 def _show_certificate(console: Console, found: Certificate, reference: str) -> None:
     ranks = [loss.rank for loss in found.matrices]
     span = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
-    error = math.sqrt(found.energy_lost)
-    say(
-        console,
-        f"Rank {span} in {len(ranks)} matrices; {percent(found.energy_lost)} of the energy is "
-        f"lost (relative error {error:.2e}).",
+    count = "1 matrix" if len(ranks) == 1 else f"{len(ranks)} matrices"
+    lost = found.energy_lost
+    said = (
+        f"{_share(lost)} of the energy ‖ΔW‖² is lost (relative error {math.sqrt(lost):.2g})"
+        if lost
+        else "nothing is lost"
     )
+    say(console, f"Rank {span} in {count}; {said}.")
     worst = max(found.matrices, key=lambda loss: loss.error)
     if worst.error > 0:
         say(
             console,
-            f"Of single matrices {worst.name} loses most (relative error {worst.error:.2e} at "
+            f"Of single matrices {worst.name} loses most (relative error {worst.error:.2g} at "
             f"rank {worst.rank} of {worst.full_rank}).",
         )
-    say(console, f"Against {reference}: {_sentence(found.canaries, 'canary sentences')}")
+    _show_agreement(console, found, reference)
+
+
+def _show_agreement(console: Console, found: Certificate, reference: str) -> None:
+    say(console, _sentence(found.canaries, "canary sentences", reference))
     if found.probe is not None:
-        say(console, f"Against {reference}: {_sentence(found.probe, 'texts given')}")
+        say(console, _sentence(found.probe, "texts given", reference))
 
 
-def _sentence(seen: Agreement, what: str) -> str:
+def _sentence(seen: Agreement, what: str, reference: str) -> str:
+    flips = "prediction flips" if seen.flipped == 1 else "predictions flip"
     return (
-        f"on {seen.texts} {what} the largest change of a logit is {seen.largest_change:.1e}, and "
-        f"{seen.flipped} predictions flip."
+        f"Against {reference}, on {seen.texts} {what}: the largest change of a logit is "
+        f"{seen.largest_change:.2g} (relative where logits are above 1), and "
+        f"{seen.flipped} {flips}."
     )
+
+
+def _share(part: float) -> str:
+    """Return 0.0123 as "1.23 %", and what would be 0.00 % with the digits that it has."""
+    return percent(part) if part >= 5e-5 else f"{100 * part:.1g} %"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -96,7 +132,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def as_json(
-    found: RankErrors | TruncateReport | CombineReport | ExtractReport,
+    found: RankErrors | MergeReport | TruncateReport | CombineReport | ExtractReport,
 ) -> dict[str, Any]:
     """Return a report as JSON values."""
     content = asdict(found)

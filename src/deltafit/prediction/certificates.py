@@ -1,4 +1,4 @@
-"""What an adapter made from others is told to be: how far its logits lie from where they should."""
+"""What is made of adapters is told to be: how far its logits lie from where they should."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,14 +36,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What cutting to a rank changed.
+    """What a merge, a cut to a rank or another conversion changed.
 
     Attributes:
         canaries: on the sentences that travel with the adapter.
         probe: on the texts that were given; None where none were.
         energy_lost: share of ‖ΔW‖², all matrices together, that was lost; its root is the relative
             error in the Frobenius norm.
-        matrices: what each matrix kept and lost.
+        matrices: what each matrix kept and lost; none of a merge, which cuts nothing.
     """
 
     canaries: Agreement
@@ -122,8 +122,17 @@ def certify(
     lost: float,
     *,
     tolerance: float,
+    advice: str = "Keep a larger rank or share of the energy, or allow it with --tolerance.",
 ) -> Certificate:
     """Return the certificate of what says ``actual`` in place of ``expected``.
+
+    Args:
+        actual: its logits.
+        expected: what they should be.
+        losses: what each matrix lost.
+        lost: share of the energy that was lost.
+        tolerance: the largest change of a logit, relative where logits are above 1.
+        advice: what can be done about a larger one.
 
     Raises:
         DeltafitError: a logit changes by more than ``tolerance``.
@@ -135,12 +144,13 @@ def certify(
     for what, seen in (("canary sentences", found.canaries), ("texts given", found.probe)):
         # Also true for NaN.
         if seen is not None and not seen.largest_change <= tolerance:
+            # Below that it is rounding.
+            energy = f", and {100 * lost:.2g} % of the energy ‖ΔW‖² is lost" if lost > 1e-6 else ""
             raise DeltafitError(
                 f"On the {seen.texts} {what} a logit would change by {seen.largest_change:.2g} "
                 f"(relative where logits are above 1), more than the tolerance of {tolerance:g}; "
-                f"{seen.flipped} predictions would flip, and {100 * lost:.2g} % of the change's "
-                "energy is lost. Nothing was written. Keep a larger rank or share of the energy, "
-                "or allow it with --tolerance."
+                f"{seen.flipped} of the predictions would flip{energy}. "
+                f"Nothing was written. {advice}"
             )
     return found
 

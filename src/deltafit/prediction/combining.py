@@ -182,10 +182,8 @@ def _check_alike(folders: Sequence[Path], every: Sequence[dict[str, Any]]) -> No
         elif _weights(facts) != _weights(first):
             problems.append(f"the base weights of {folder} are stored otherwise")
         if facts["label_names"] != first["label_names"]:
-            labels = [
-                ", ".join(names[:5]) for names in (facts["label_names"], first["label_names"])
-            ]
-            problems.append(f"{folder} has the labels {labels[0]} and not {labels[1]}")
+            said = _difference(facts["label_names"], first["label_names"], folders[0])
+            problems.append(f"{folder} {said}")
         heads = [(one["head"]["kind"], sorted(one["head_parameters"])) for one in (facts, first)]
         if heads[0] != heads[1]:
             problems.append(f"{folder} has a head of another kind ({facts['head']['kind']})")
@@ -194,6 +192,21 @@ def _check_alike(folders: Sequence[Path], every: Sequence[dict[str, Any]]) -> No
             f"These adapters cannot be combined with {folders[0]}: {'; '.join(problems)}. Adapters "
             "that are combined share base, labels, their order, and the kind of head."
         )
+
+
+def _difference(labels: Sequence[str], first: Sequence[str], folder: Path) -> str:
+    """Return in what labels differ from those of the first adapter, which lies in ``folder``."""
+    own = [name for name in labels if name not in first]
+    lacked = [name for name in first if name not in labels]
+    said = [f"only there: {_listed(own)}"] * bool(own)
+    said += [f"only in {folder}: {_listed(lacked)}"] * bool(lacked)
+    if not said:
+        return f"has the labels in another order ({_listed(labels)})"
+    return f"has other labels ({'; '.join(said)})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
 
 
 def _base_of(
