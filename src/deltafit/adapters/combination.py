@@ -278,7 +278,8 @@ def combined_whole(
         total = math.fsum(weights)
         if abs(total) < 1e-9:
             raise UsageError(
-                "weights add up to zero, so there is no mean of the heads: choose one adapter's."
+                "weights add up to zero, so there is no mean of the heads: name the adapter whose "
+                "head is taken with --head."
             )
         shares = [weight / total for weight in weights]
     names = dict.fromkeys(name for adapter in adapters for name in adapter.replaced)

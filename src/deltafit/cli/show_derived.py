@@ -17,6 +17,7 @@ from deltafit.prediction.merging import MergeReport
 from deltafit.prediction.truncating import TruncateReport
 
 _PARAMETERS_SHOWN = 5
+_Others = Sequence[tuple[str, Agreement]]  # of each, by its folder
 
 
 def show_errors(console: Console, errors: RankErrors) -> None:
@@ -31,7 +32,11 @@ def show_errors(console: Console, errors: RankErrors) -> None:
     for name, own in (("all together", errors.overall), *errors.matrices.items()):
         add_row(table, name, *(f"{own[rank]:.3f}" if rank < len(own) else "0" for rank in ranks))
     console.print(table)
-    say(console, "The share of energy that a rank keeps is 1 less the error's square.")
+    say(
+        console,
+        "The share of the energy ‖ΔW‖² that a rank keeps is 1 less the error's square. To cut, add "
+        "--output and --rank, or --energy with the share to keep.",
+    )
 
 
 def show_merge(console: Console, report: MergeReport) -> None:
@@ -65,9 +70,8 @@ def show_truncate(console: Console, report: TruncateReport) -> None:
 def show_combine(console: Console, folders: Sequence[Path], report: CombineReport) -> None:
     """Print where the adapter is, its certificate, and how far it is from each that went in."""
     say(console, f"Wrote {report.folder}.")
-    _show_certificate(console, report.certificate, "the combination at its full rank")
-    for folder, seen in zip(folders, report.from_each, strict=True):
-        say(console, _sentence(seen, "canary sentences", str(folder)))
+    each = list(zip(map(str, folders), report.from_each, strict=True))
+    _show_certificate(console, report.certificate, "the uncut combination", each)
 
 
 def show_extract(console: Console, tuned: str, report: ExtractReport) -> None:
@@ -85,7 +89,9 @@ def show_extract(console: Console, tuned: str, report: ExtractReport) -> None:
         )
 
 
-def _show_certificate(console: Console, found: Certificate, reference: str) -> None:
+def _show_certificate(
+    console: Console, found: Certificate, reference: str, others: _Others = ()
+) -> None:
     ranks = [loss.rank for loss in found.matrices]
     span = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
     count = "1 matrix" if len(ranks) == 1 else f"{len(ranks)} matrices"
@@ -103,22 +109,26 @@ def _show_certificate(console: Console, found: Certificate, reference: str) -> N
             f"Of single matrices {worst.name} loses most (relative error {worst.error:.2g} at "
             f"rank {worst.rank} of {worst.full_rank}).",
         )
-    _show_agreement(console, found, reference)
+    _show_agreement(console, found, reference, others)
 
 
-def _show_agreement(console: Console, found: Certificate, reference: str) -> None:
-    say(console, _sentence(found.canaries, "canary sentences", reference))
-    if found.probe is not None:
-        say(console, _sentence(found.probe, "texts given", reference))
-
-
-def _sentence(seen: Agreement, what: str, reference: str) -> str:
-    flips = "prediction flips" if seen.flipped == 1 else "predictions flip"
-    return (
-        f"Against {reference}, on {seen.texts} {what}: the largest change of a logit is "
-        f"{seen.largest_change:.2g} (relative where logits are above 1), and "
-        f"{seen.flipped} {flips}."
+def _show_agreement(
+    console: Console, found: Certificate, reference: str, others: _Others = ()
+) -> None:
+    """Print how far logits and predictions are from the reference's, and from others'."""
+    table = table_of(
+        "How far it is from what it was made of",
+        *("against", "texts", "largest logit change", "flipped"),
+        left=("against", "texts"),
     )
+    rows = [(reference, found.canaries, "canaries"), (reference, found.probe, "of --data")]
+    rows += [(name, seen, "canaries") for name, seen in others]
+    for name, seen, what in rows:
+        if seen is not None:
+            change = f"{seen.largest_change:.2g}"
+            add_row(table, name, f"{seen.texts} {what}", change, str(seen.flipped))
+    console.print(table)
+    say(console, "A change is relative where logits are above 1; flipped are predictions.")
 
 
 def _share(part: float) -> str:
