@@ -35,7 +35,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 ROOMS = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
 DOCUMENTS = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")
+    ROOT / name
+    for name in (
+        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+        *("docs/architecture.md", "docs/adapters.md"),
+    )
 ]
 
 
@@ -119,7 +123,7 @@ def test_every_method_is_saved_and_loaded_and_is_data(
 
 
 def test_every_method_is_in_the_documents() -> None:
-    readme, _, _, architecture = (path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    readme, _, _, architecture, _ = (path.read_text(encoding="utf-8") for path in DOCUMENTS)
     for name, method in METHODS.items():
         row = f"| `{name}` | `{method.__name__}` | `{method.result_name}` |"
         assert row in readme
