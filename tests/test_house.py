@@ -38,7 +38,7 @@ DOCUMENTS = [
     ROOT / name
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-        *("docs/architecture.md", "docs/methods.md"),
+        *("docs/architecture.md", "docs/methods.md", "docs/adapters.md"),
     )
 ]
 
@@ -127,7 +127,7 @@ def test_every_method_is_saved_and_loaded_and_is_data(
 
 
 def test_every_method_is_in_the_documents() -> None:
-    readme, _, _, architecture, _ = (path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    readme, _, _, architecture, *_ = (path.read_text(encoding="utf-8") for path in DOCUMENTS)
     for name, method in METHODS.items():
         row = f"| `{name}` | `{method.__name__}` | `{method.result_name}` |"
         assert row in readme
@@ -189,6 +189,7 @@ def test_command_lines_in_documents_are_understood(path: Path) -> None:
     if path.name == "README.md":
         assert {parsed_command(words) for words in lines} == {
             *("train", "compare", "evaluate", "predict", "inspect", "merge", "verify"),
+            *("truncate", "combine", "extract"),
         }
     for words in lines:
         if words[0].islower() and not words[0].startswith("-"):

@@ -1,13 +1,15 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
 Every command has a function of the same name here: ``train``, ``compare``, ``evaluate``,
-``predict``, ``inspect``, ``merge`` and ``verify``. What is heavy loads when first asked for.
+``predict``, ``inspect``, ``merge``, ``verify``, ``truncate``, ``combine`` and ``extract``. What is
+heavy loads when first asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltafit.adapters.combination import Combination
     from deltafit.experiments.comparison import compare
     from deltafit.methods import (
         IA3,
@@ -24,14 +26,21 @@ if TYPE_CHECKING:
         Norms,
         VeRA,
     )
+    from deltafit.prediction.combining import combine
+    from deltafit.prediction.extracting import extract
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
+    from deltafit.prediction.truncating import truncate
     from deltafit.prediction.using import evaluate, predict, verify
     from deltafit.training.progress import ConsoleReporter
     from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
     from deltafit.training.train import train
 
 _HOMES = {
+    "Combination": "deltafit.adapters.combination",
+    "combine": "deltafit.prediction.combining",
+    "extract": "deltafit.prediction.extracting",
+    "truncate": "deltafit.prediction.truncating",
     "compare": "deltafit.experiments.comparison",
     "ConsoleReporter": "deltafit.training.progress",
     "Full": "deltafit.methods",
@@ -62,6 +71,7 @@ __all__ = [
     "IA3",
     "AdaLoRA",
     "BitFit",
+    "Combination",
     "ConsoleReporter",
     "DataConfig",
     "DoRA",
@@ -76,12 +86,15 @@ __all__ = [
     "Norms",
     "TrainingSettings",
     "VeRA",
+    "combine",
     "compare",
     "evaluate",
+    "extract",
     "inspect",
     "merge",
     "predict",
     "train",
+    "truncate",
     "verify",
 ]
 

@@ -77,7 +77,7 @@ def test_every_command_is_a_function_of_the_same_name() -> None:
     import deltafit as package
 
     assert set(COMMANDS) == set(package.__all__) & set(COMMANDS)
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 10
     for name in COMMANDS:
         assert callable(getattr(package, name)) and inspect.getdoc(getattr(package, name))
 
@@ -111,6 +111,7 @@ HEAVY = ("torch", "transformers", "sklearn", "numpy", "scipy", "pandas", "matplo
 REFUSED = [
     *("predict nowhere w1", "evaluate nowhere --data d.csv", "verify nowhere"),
     *("merge nowhere --output out", "inspect no/such/model"),
+    *("truncate nowhere", "combine nowhere --output out", "extract no/such/model --output out"),
     *(f"{command} --model {model} --data {data} --output {output}"
       for command in ("train", "compare")
       for model, data, output in (

@@ -145,7 +145,9 @@ def test_merging_is_into_the_float32_base_and_says_what_changed(tmp_path: Path, 
     classifier = saved(tmp_path, kind)
     sentences = verify(tmp_path / "adapter").facts["canaries"]
     proven = canary_logits(classifier, sentences, MAX_LENGTH)
-    report = merge(tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(DeltafitError, match=f"was trained on base weights in {kind}, and is merg"):
+        merge(tmp_path / "adapter", tmp_path / "merged", tolerance=1e-5)
+    report = merge(tmp_path / "adapter", tmp_path / "merged", tolerance=9)
     assert report.quantised == kind
     # The oracle: the adapter on the checkpoint as it lies on disk.
     plain = load_classifier(resolve_model(str(tmp_path / "base")), LABELS, HeadSettings(), seed=0)
@@ -154,9 +156,13 @@ def test_merging_is_into_the_float32_base_and_says_what_changed(tmp_path: Path, 
     plain.model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     found = canary_logits(plain, sentences, MAX_LENGTH)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert report.largest_change == pytest.approx(largest_difference(found, proven), rel=1e-3)
-    assert report.largest_change > 1e-4, "another base gives other logits"
-    assert report.flipped == int((found.argmax(1) != proven.argmax(1)).sum())
+    said = report.certificate.canaries
+    assert said.largest_change == pytest.approx(largest_difference(found, proven), rel=1e-3)
+    assert said.largest_change > 1e-4, "another base gives other logits"
+    assert said.flipped == int((found.argmax(1) != proven.argmax(1)).sum())
+    kept = json.loads((tmp_path / "merged" / "certificate.json").read_text())
+    assert kept["base_weights_in_training"] == kind
+    assert kept["certificate"] == report.certificate.to_dict()
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in stored.values())
 

@@ -50,6 +50,27 @@ def merge(model: nn.Module) -> None:
     state.merged = originals
 
 
+@torch.no_grad()
+def lost_to_rounding(model: nn.Module) -> float:
+    """Return the share of ‖Δ‖² that merging the active adapter loses, 0 to 1.
+
+    A sum has no more digits than the weight, so of a Δ that is small beside it the last are lost.
+    Replacements have no Δ and lose nothing.
+    """
+    state = model_adapters(model)
+    energy = lost = 0.0
+    assert state.active is not None and state.merged is None
+    for target in state.adapters[state.active].targets:
+        layer = layer_state(model.get_submodule(target))
+        deltas = layer.deltas(state.active)
+        for leaf, value in layer.view.changed(deltas).items():
+            change = layer.view.to_parameter(deltas[leaf]) if leaf == "weight" else deltas[leaf]
+            added = value.double() - layer.view.parameter(leaf).double()
+            energy += float(change.double().square().sum())
+            lost += float((added - change.double()).square().sum())
+    return lost / energy if energy > 0 else 0.0
+
+
 def _plain(module: nn.Module, name: str, leaf: str) -> nn.Parameter:
     parameter = module._parameters.get(leaf)
     if parameter is None:

@@ -9,13 +9,16 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from deltafit.cli.combine import combine
 from deltafit.cli.compare import compare
 from deltafit.cli.evaluate import evaluate
+from deltafit.cli.extract import extract
 from deltafit.cli.inspect import inspect
 from deltafit.cli.merge import merge
 from deltafit.cli.predict import predict
 from deltafit.cli.running import explained
 from deltafit.cli.train import train
+from deltafit.cli.truncate import truncate
 from deltafit.cli.verify import verify
 
 
@@ -54,7 +57,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (train, compare, evaluate, predict, inspect, merge, verify):
+for _command in (
+    *(train, compare, evaluate, predict, inspect, merge, verify),
+    *(truncate, combine, extract),
+):
     app.command(cls=_Command)(_command)
 
 

@@ -20,6 +20,22 @@ TargetModules = Annotated[
     ),
 ]
 Layers = Annotated[str | None, typer.Option(metavar="INTS", help="Blocks to adapt, such as 4,5.")]
+OutputFolder = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="The new folder; must not exist yet.")
+]
+CutRank = Annotated[
+    int | None, typer.Option(metavar="INT", min=1, help="The rank that every matrix is cut to.")
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(metavar="FLOAT", help="Instead: the share of each ‖ΔW‖² to keep, such as 0.99."),
+]
+Probe = Annotated[
+    str | None, typer.Option(metavar="DATA", help="Texts to compare the predictions on as well.")
+]
+Tolerance = Annotated[
+    float, typer.Option(metavar="FLOAT", help="The largest change of a logit that is let pass.")
+]
 BatchTokens = Annotated[
     int, typer.Option(metavar="INT", min=1, help="Most tokens in one forward pass.")
 ]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     # Rooms that load torch and transformers: a command loads those that it uses.
     from deltafit.experiments.comparison import Comparison
     from deltafit.prediction.folder import SavedClassifier
-    from deltafit.prediction.merging import MergeReport
     from deltafit.training.run import RunResult
 
 CLASSES_SHOWN = 20
@@ -139,28 +138,6 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
     console.print(table)
     if len(classes) > CLASSES_SHOWN:
         say(console, f"{len(classes) - CLASSES_SHOWN} better classes are in --json.")
-
-
-def show_merge(console: Console, report: "MergeReport") -> None:
-    """Print where the checkpoint is and what merging changed."""
-    if report.quantised is not None:
-        say(
-            console,
-            f"The adapter was trained on base weights in {report.quantised}, and merged into those "
-            "in float32. The checkpoint therefore does not predict what the adapter does; evaluate "
-            "it before you rely on it.",
-        )
-    say(
-        console,
-        f"Wrote {report.folder}. On the canary sentences the largest change of a logit is "
-        f"{report.largest_change:.1e}, and {report.flipped} predictions flip.",
-    )
-    if report.head_apart:
-        say(
-            console,
-            "transformers has no class for this head, so the checkpoint is the encoder alone; "
-            "head.json says how to read logits off it with head.safetensors.",
-        )
 
 
 def show_verified(console: Console, folder: Path, saved: "SavedClassifier") -> None:

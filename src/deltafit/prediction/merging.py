@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from deltafit.adapters import merge_and_unload, quantisation_of
+from deltafit.adapters.merging import lost_to_rounding
 from deltafit.adapters.quantised import Quantisation
 from deltafit.errors import DeltafitError
 from deltafit.files import (
@@ -16,68 +19,104 @@ from deltafit.files import (
     write_tensors_atomically,
 )
 from deltafit.prediction.canaries import TOLERANCE, canary_logits, largest_difference
+from deltafit.prediction.certificates import (
+    DEFAULT_TOLERANCE,
+    Certificate,
+    certify,
+    check_tolerance,
+    look,
+    probe_texts,
+)
 from deltafit.prediction.folder import load_saved, load_unquantised
+from deltafit.prediction.location import adapter_folder
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.pooling import PooledClassifier
 
 HEAD_FILE = "head.safetensors"
+CERTIFICATE_FILE = "certificate.json"
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What merging changed, on the canary sentences.
+    """A merged checkpoint.
 
     Attributes:
-        folder: the checkpoint.
-        largest_change: the largest change of a logit, relative where logits are above 1.
-        flipped: predictions that changed, of 16.
+        folder: the checkpoint's.
+        certificate: how far it lies from the adapter on the base that it was trained on.
         head_apart: whether the head is a file of its own, since transformers has no such class.
         quantised: how the base weights were stored in training, if not in float32. The adapter was
             then merged into the float32 ones, and what changed is chiefly their rounding.
     """
 
     folder: Path
-    largest_change: float
-    flipped: int
+    certificate: Certificate
     head_apart: bool
     quantised: Quantisation | None
 
 
-def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -> MergeReport:
+def merge(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    data: str | Path | None = None,
+    text_column: str | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    model: str | None = None,
+) -> MergeReport:
     """Add a saved adapter to its base and write a plain transformers checkpoint.
 
     With the architecture's own head the checkpoint loads with
-    ``AutoModelForSequenceClassification`` and predicts the same, longer texts too where the
-    tokenizer is called with ``truncation=True``. A pooled head has no class in transformers: the
+    ``AutoModelForSequenceClassification``; longer texts are cut alike where the tokenizer is called
+    with ``truncation=True``. A pooled head has no class in transformers: the
     checkpoint is the encoder alone (``AutoModel``), and ``head.safetensors`` and ``head.json``
     beside it say how to read logits off it.
 
     An adapter that was trained on a quantised base is merged into the base in float32: rounding the
     sum again would lose what is small in Δ. The checkpoint then predicts otherwise than the adapter
-    does on its own base; the report says by how much.
+    does on its own base; the certificate says by how much, and stands in ``certificate.json``.
 
     Args:
         folder: a run's folder or its ``adapter`` folder.
         output: the new folder; refused if it exists.
+        data: texts to compare the predictions on beside the canary sentences.
+        text_column: the column of texts, where it is not to be found by itself.
+        tolerance: the largest change of a logit, relative where logits are above 1.
         model: where to find the base, if not where it was found when training.
 
     Raises:
-        DeltafitError: the folder cannot be loaded or proven, or merging changes its predictions.
-        UsageError: ``output`` exists.
+        DeltafitError: the folder cannot be loaded or proven, a logit changes by more than
+            ``tolerance``, or the sum itself, on one base, changes predictions; nothing is written.
+        UsageError: ``output`` exists, or a value is out of its range.
     """
     output = Path(output)
+    check_tolerance(tolerance)
     refuse_existing(output)
+    texts = probe_texts(data, text_column)
     saved = load_saved(folder, model=model)
     classifier = saved.classifier
     sentences, max_length = saved.facts["canaries"], saved.max_length
-    proven = before = canary_logits(classifier, sentences, max_length)
-    quantised = quantisation_of(classifier.model)
+    proven = look(classifier, sentences, texts, max_length)
+    before, quantised = proven.canaries, quantisation_of(classifier.model)
     if quantised is not None:
         del saved, classifier  # the memory of a model, before the next is loaded
         classifier = load_unquantised(folder, model=model)
         before = canary_logits(classifier, sentences, max_length)
+    lost = lost_to_rounding(classifier.model)
     merge_and_unload(classifier.model)
-    after = canary_logits(classifier, sentences, max_length)
+    after = look(classifier, sentences, texts, max_length)
+    _check_sum(folder, after.canaries, before)
+    found = certify(after, proven, (), lost, tolerance=tolerance, advice=_advice(quantised))
+    place = str(adapter_folder(folder).resolve())
+    made = {
+        **{"by": "merge", "of": [place], "base_weights_in_training": quantised or "float32"},
+        **{"tolerance": tolerance, "certificate": found.to_dict()},
+    }
+    _write(classifier, output, max_length, made)
+    return MergeReport(output, found, isinstance(classifier.model, PooledClassifier), quantised)
+
+
+def _check_sum(folder: str | Path, after: np.ndarray, before: np.ndarray) -> None:
+    """Refuse a sum that is not what the adapter computes on the same base: a fault, no rounding."""
     change = largest_difference(after, before)
     flipped = int((before.argmax(1) != after.argmax(1)).sum())
     if not change <= TOLERANCE or flipped:
@@ -85,18 +124,19 @@ def merge(folder: str | Path, output: str | Path, *, model: str | None = None) -
             f"Merging {folder} would change its predictions: a canary's logit moves by "
             f"{change:.2g} and {flipped} of {len(before)} predictions flip. Nothing was written."
         )
-    _write(classifier, output, max_length)
-    return MergeReport(
-        output,
-        largest_difference(after, proven),
-        int((proven.argmax(1) != after.argmax(1)).sum()),
-        isinstance(classifier.model, PooledClassifier),
-        quantised,
+
+
+def _advice(quantised: Quantisation | None) -> str:
+    if quantised is None:
+        return "Allow it with --tolerance."
+    return (
+        f"The adapter was trained on base weights in {quantised}, and is merged into those in "
+        "float32. Allow it with --tolerance, and evaluate the checkpoint before you rely on it."
     )
 
 
-def _write(classifier: Classifier, output: Path, max_length: int) -> None:
-    """Write a merged classifier as a plain checkpoint."""
+def _write(classifier: Classifier, output: Path, max_length: int, made: dict[str, Any]) -> None:
+    """Write a merged classifier as a plain checkpoint, and how it was made beside it."""
     pooled = isinstance(classifier.model, PooledClassifier)
     plain = classifier.model.get_submodule("encoder") if pooled else classifier.model
     assert isinstance(plain, PreTrainedModel)
@@ -108,6 +148,7 @@ def _write(classifier: Classifier, output: Path, max_length: int) -> None:
     with write_folder_atomically(output) as temporary:
         plain.save_pretrained(temporary)
         classifier.tokenizer.save_pretrained(temporary)
+        write_json_atomically(temporary / CERTIFICATE_FILE, made)
         if pooled:
             _write_head(classifier.model, temporary, names, max_length)
 
