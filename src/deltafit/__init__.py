@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA
+    from deltafit.methods import AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA, Sparse
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -25,6 +25,7 @@ _HOMES = {
     "LastBlocks": "deltafit.methods",
     "AdaLoRA": "deltafit.methods",
     "DoRA": "deltafit.methods",
+    "Sparse": "deltafit.methods",
     "LoRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
@@ -47,6 +48,7 @@ __all__ = [
     "HeadConfig",
     "LastBlocks",
     "LoRA",
+    "Sparse",
     "TrainingSettings",
     "compare",
     "evaluate",

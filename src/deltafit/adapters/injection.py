@@ -283,4 +283,8 @@ def _layer(
     if own:
         raise DeltafitError(f"{name} has a {own[0]} already: another library has adapted it.")
     device, dtype = next(module.parameters()).device, adapter_dtype(module)
-    return resolved, {n: t.to(device=device, dtype=dtype).contiguous() for n, t in tensors.items()}
+    # Indices stay the integers that they are.
+    moved = {
+        n: t.to(device, dtype if t.is_floating_point() else t.dtype) for n, t in tensors.items()
+    }
+    return resolved, {n: t.contiguous() for n, t in moved.items()}

@@ -30,8 +30,8 @@ def to_peft_tensors(
     result = {}
     for name, tensor in tensors.items():
         module_name, _, leaf = name.rpartition(".")
-        if module_name not in lookup or leaf == MAGNITUDE:
-            key = name
+        if module_name not in lookup or leaf not in ("lora_A", "lora_B"):
+            key = name  # PEFT's own name for a magnitude; others are of methods it has no file for
         elif lookup[module_name]:
             key = f"{module_name}.{leaf.replace('lora_', 'lora_embedding_')}"
         else:

@@ -11,10 +11,12 @@ from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.lora import LoRA
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
+from deltafit.methods.sparse import Sparse
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
-    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA)
+    method.command_line_name: method
+    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Sparse)
 }
 
 
@@ -57,6 +59,7 @@ __all__ = [
     "LoRA",
     "Method",
     "ModelParts",
+    "Sparse",
     "StepHook",
     "method_from_dict",
     "method_with",

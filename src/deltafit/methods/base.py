@@ -35,6 +35,12 @@ class Layer(Protocol):
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
 
+    def lowered(self, x: Tensor, right: Tensor) -> Tensor:
+        """Return ``right · x``, ``[..., r]``, for ``right`` of ``[r, inputs]``.
+
+        ``x`` is ``[..., inputs]``, or token indices ``[...]`` for a lookup.
+        """
+
     def add_low_rank(
         self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
     ) -> Tensor:

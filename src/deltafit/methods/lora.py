@@ -201,8 +201,8 @@ def _check_rank(rank: object) -> None:
         raise UsageError(
             f"rank must be a whole number of at least 1; got {rank}. LoRA's rank is the number of "
             "columns of B (8 is usual). A fraction is used for another method, a sparse update "
-            f"that trains a fixed random {rank:.0%} of the weights, which is not LoRA and not "
-            "offered here; for a low-rank update, give a rank such as 4, 8 or 16."
+            f"that trains a fixed random {rank:.0%} of the weights and is not LoRA: that is "
+            f"sparse:density={rank} here. For a low-rank update, give a rank such as 4, 8 or 16."
         )
     raise UsageError(f"rank must be a whole number of at least 1; got {rank!r}.")
 
