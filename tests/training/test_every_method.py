@@ -26,6 +26,9 @@ TEXTS = (
     "adalora:rank=2,initial_rank=4,final=0.3,dropout=0.2",
     "sparse:density=0.1",
     "sparse:density=0.1,mask=magnitude,alpha=2",
+    "sparse:density=0.1,mask=gradient",
+    "lora:rank=3,initialisation=eva,dropout=0.2",
+    "dora:rank=2,initialisation=eva,rho=1",
 )
 METHODS = tuple(map(parse_method, TEXTS))
 SETTINGS = TrainingSettings(epochs=3, batch_size=6, max_length=16)

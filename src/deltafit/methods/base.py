@@ -8,7 +8,7 @@ are data: printable, hashable, saved as JSON.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Generator, Tensor
 
@@ -66,6 +66,14 @@ class ModelParts(Protocol):
 GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
 """A method's tensors in one layer, by its names for them."""
+
+Statistic = Literal["inputs", "gradient"]
+"""What a method may need to know of each layer from data, in float64 on the CPU.
+
+``"inputs"``: ``mean``, ``[inputs]``, and ``second_moment``, ``[inputs, inputs]``, of what a layer
+is called with, over the tokens of a sample. ``"gradient"``: ``gradient``, of the loss summed over
+a sample with respect to the weight, in the weight's view.
+"""
 
 
 class StepHook(ABC):
@@ -165,6 +173,30 @@ class DeltaMethod(Method):
             generator_for: gives the random generator of one tensor by its name, so that the
                 values depend on the seed and the name alone, not on the order of construction.
         """
+
+    def statistic(self) -> Statistic | None:
+        """Return what the method must know of each of its layers before it starts, if anything."""
+        return None
+
+    def informed(self, statistics: Mapping[str, Tensors]) -> "DeltaMethod":
+        """Return the method with what data decides for all layers together, such as their ranks.
+
+        Args:
+            statistics: module name → what ``statistic`` names.
+        """
+        return self
+
+    def initialise_from(
+        self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
+    ) -> dict[str, Tensor]:
+        """Return what ``initialise`` says, given what is known of the layer from data.
+
+        Args:
+            statistic: what ``statistic`` names, of this layer; empty if it names nothing.
+            layer: as for ``initialise``.
+            generator_for: as for ``initialise``.
+        """
+        return self.initialise(layer, generator_for)
 
     def frozen_tensors(self, layer: Layer) -> tuple[str, ...]:
         """Return the names of tensors in ``layer`` that stay as they started."""

@@ -1,17 +1,18 @@
 """Sparse updates, a fixed mask: Bhardwaj et al., "SHiRA", 2024 (arXiv:2406.13175), section 3."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
 
-from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Statistic, Tensors
 from deltafit.methods.masked import MaskedProduct, placed
 
-Mask = Literal["random", "magnitude"]
+Mask = Literal["random", "magnitude", "gradient"]
 VALUES, INDICES = "sparse_values", "sparse_indices"
 
 
@@ -28,7 +29,9 @@ class Sparse(DeltaMethod):
         density: share of each weight's entries that are trained, above 0 and at most 1; at least
             one entry is.
         alpha: α.
-        mask: which entries: ``"random"``, as the seed has it; or ``"magnitude"``, the largest |W|.
+        mask: which entries: ``"random"``, as the seed has it; ``"magnitude"``, the largest |W|; or
+            ``"gradient"``, the largest |∂loss/∂W|, of the loss summed over some training texts.
+            Such an adapter is saved as one with a random mask: its indices are all that counts.
 
     Raises:
         UsageError: a value is out of its range.
@@ -68,6 +71,30 @@ class Sparse(DeltaMethod):
             return _starting_at(_random(size, self._count(layer), generator_for(INDICES)), size)
         return self._largest(layer.view().detach().cpu(), layer)
 
+    def statistic(self) -> Statistic | None:
+        """Return ``"gradient"`` for a mask that is chosen by it."""
+        return "gradient" if self.mask == "gradient" else None
+
+    def initialise_from(
+        self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
+    ) -> dict[str, Tensor]:
+        """Return the tensors of ``initialise``, for the mask by gradient too.
+
+        Raises:
+            DeltafitError: the gradient is zero or not finite, and says nothing of the entries.
+        """
+        if self.mask != "gradient":
+            return self.initialise(layer, generator_for)
+        gradient = statistic["gradient"]
+        size = float(gradient.abs().max())
+        if not 0 < size < math.inf:
+            raise DeltafitError(
+                f"The largest gradient of a weight's entries is {size:g}, so no mask can be chosen "
+                "by it. Below a new pooled head, which starts at zero, all are zero: let the head "
+                "start from a probe (--head-start probe), or take mask=random or magnitude."
+            )
+        return self._largest(gradient, layer)
+
     def frozen_tensors(self, layer: Layer) -> tuple[str, ...]:
         """Return the indices: the mask is fixed."""
         return (INDICES,)
@@ -89,6 +116,10 @@ class Sparse(DeltaMethod):
                 x.to(values.dtype), values, tensors[INDICES], layer.outputs
             )
         return y + change.to(y.dtype)
+
+    def kept(self, layers: Mapping[str, Tensors]) -> "Sparse":
+        """Return the method with a mask that takes no data to begin with."""
+        return replace(self, mask="random") if self.mask == "gradient" else self
 
     def _count(self, layer: Layer) -> int:
         return max(1, round(self.density * layer.inputs * layer.outputs))
