@@ -43,7 +43,7 @@ def test_inputs_that_do_not_vary_explain_nothing() -> None:
 
 
 def test_more_directions_than_inputs_are_refused() -> None:
-    with pytest.raises(DeltafitError, match="rank of at most 7 there, .* it is 8"):
+    with pytest.raises(DeltafitError, match=r"rank of at most 7 there, .* it is 8"):
         principal_directions(statistic_of(inputs()), 8)
 
 

@@ -132,9 +132,8 @@ def test_behind_a_head_of_zeros_there_is_no_gradient_to_choose_by(bert: str) -> 
     found = look(classifier, GRADIENT)
     with pytest.raises(DeltafitError, match="new pooled head, which starts at zero"):
         adapt(classifier.model, GRADIENT, statistics=found)
-    head = {n: torch.ones_like(p) for n, p in classifier.model.named_parameters()}
-    head = {n: head[n] for n in classifier.head_parameters}
-    head["classifier.weight"][0] = -1
+    model = classifier.model
+    head = {n: torch.randn_like(model.get_parameter(n)) for n in classifier.head_parameters}
     found = look(classifier, GRADIENT, head=head)
     adapt(classifier.model, GRADIENT, statistics=found)
 

@@ -110,8 +110,6 @@ def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) ->
         DeltafitError: as ``adapt``.
     """
     targets, replaced = _select(model, method, head)
-    for target in targets:
-        check_statistic(method, target, _view(model, target))
     return (*targets, *replaced)
 
 
@@ -144,6 +142,8 @@ def _select(
     names = first_names(model)
     excluded = {name.rpartition(".")[0] for name, first in names.items() if first in replaced}
     targets = select_targets(model, method.target_modules, layers=method.layers, exclude=excluded)
+    for target in targets:
+        check_statistic(method, target, _view(model, target))
     for pattern in method.patterns():
         if not any(matches(target, pattern) for target in targets):
             raise UsageError(
@@ -271,7 +271,6 @@ def _layer(
     """Return the method as it applies to one module, and its tensors there."""
     assert isinstance(method, DeltaMethod)
     module, view = model.get_submodule(name), _view(model, name)
-    check_statistic(method, name, view)
     resolved = method.for_module(name)
     tensors = resolved.initialise_from(
         statistic, view, lambda tensor: generator_for(seed, f"{name}.{tensor}")

@@ -206,7 +206,7 @@ class Learner:
         Its frozen tensors are made anew when it is resumed; but on another number of threads a
         mask chosen by a gradient may come out otherwise, and the trained values are of this one.
         """
-        return self._frozen | (self.hook.state if self.hook is not None else {})
+        return {**self._frozen, **(self.hook.state if self.hook is not None else {})}
 
     def _order(self, epoch: int) -> list[int]:
         if self._order_of_epoch[0] != epoch:
