@@ -62,8 +62,8 @@ class _Moments:
     def add(self, x: Tensor) -> None:
         rows = x.detach().reshape(-1, x.shape[-1]).double()
         if not self.count:
-            self.sum = torch.zeros_like(rows[0])
-            self.products = torch.zeros(2 * rows.shape[1:], dtype=rows.dtype, device=rows.device)
+            self.sum = rows.new_zeros(rows.shape[1])
+            self.products = rows.new_zeros(rows.shape[1], rows.shape[1])
         self.count += len(rows)
         self.sum += rows.sum(0)
         self.products.addmm_(rows.T, rows)

@@ -168,6 +168,8 @@ class DeltaMethod(Method):
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return the method's tensors for ``layer`` such that Δ = 0, in float64 on the CPU.
 
+        A method that names a ``statistic`` is started by ``initialise_from``.
+
         Args:
             layer: the layer to adapt.
             generator_for: gives the random generator of one tensor by its name, so that the

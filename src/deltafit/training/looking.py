@@ -115,7 +115,7 @@ def _gradients(
     try:
         with evaluating(model):
             for row in rows:
-                loss_of(row).backward()  # type: ignore[no-untyped-call]  # torch has no types there
+                loss_of(row).backward()
                 advance(1)
         return {
             target: {"gradient": gradient}
