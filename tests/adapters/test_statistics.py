@@ -32,6 +32,13 @@ def queries_and_values(model: nn.Module) -> list[str]:
     return [n for n, _ in model.named_modules() if n.endswith((".query", ".value"))]
 
 
+def uneven_model() -> nn.Module:
+    """A model behind whose first block two features say almost all: few directions explain it."""
+    model = tiny_model("bert")
+    model.get_submodule("bert.encoder.layer.0.output.LayerNorm").weight.data[:2] = 20
+    return model
+
+
 def words(model: nn.Module) -> Tensor:
     """Tokens of a batch, all of which count."""
     return tiny_inputs(model, batch=8, length=12)["input_ids"]
@@ -83,7 +90,7 @@ def test_embeddings_have_no_directions() -> None:
 
 @pytest.mark.parametrize("method", [EVA, DoRA(("query", "value"), rank=3, initialisation="eva")])
 def test_eva_starts_where_the_base_is_and_is_saved_as_lora(method: LoRA, tmp_path: Path) -> None:
-    model = tiny_model("bert")
+    model = uneven_model()
     base = logits(model)
     adapt(model, method, head=head_of(model), statistics=statistics_of(model))
     torch.testing.assert_close(logits(model), base, rtol=1e-6, atol=1e-6)
@@ -94,8 +101,8 @@ def test_eva_starts_where_the_base_is_and_is_saved_as_lora(method: LoRA, tmp_pat
     save_adapter(model, tmp_path, task_type="SEQ_CLS")
     stored = read_adapter(tmp_path).method
     assert type(stored) is type(method) and stored.initialisation == "kaiming"
-    theirs = peft.PeftModel.from_pretrained(tiny_model("bert"), tmp_path).eval()
-    torch.testing.assert_close(logits(theirs), changed, rtol=1e-5, atol=1e-5)
+    theirs = peft.PeftModel.from_pretrained(uneven_model(), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs), changed, rtol=1e-4, atol=1e-4)
 
 
 def test_ranks_alphas_and_directions_are_those_of_pefts_eva() -> None:
