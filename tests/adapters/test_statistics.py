@@ -93,7 +93,7 @@ def test_eva_starts_where_the_base_is_and_is_saved_as_lora(method: LoRA, tmp_pat
     model = uneven_model()
     base = logits(model)
     adapt(model, method, head=head_of(model), statistics=statistics_of(model))
-    torch.testing.assert_close(logits(model), base, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(model), base, rtol=1e-5, atol=1e-5)
     ranks = [len(t) for n, t in adapter_tensors(model, "default").items() if n.endswith("lora_A")]
     assert sum(ranks) == 3 * len(ranks) and max(ranks) <= 6 and len(set(ranks)) > 1
     randomise(model)
