@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LoRA,
         Modules,
         Norms,
+        Sparse,
         VeRA,
     )
     from deltafit.prediction.inspecting import inspect
@@ -44,6 +45,7 @@ _HOMES = {
     "LoRA": "deltafit.methods",
     "Modules": "deltafit.methods",
     "Norms": "deltafit.methods",
+    "Sparse": "deltafit.methods",
     "VeRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
@@ -71,6 +73,7 @@ __all__ = [
     "LoRA",
     "Modules",
     "Norms",
+    "Sparse",
     "TrainingSettings",
     "VeRA",
     "compare",

@@ -105,6 +105,7 @@ def test_the_names_of_methods() -> None:
         "adalora": "adalora",
         "ia3": "ia3",
         "vera": "vera",
+        "sparse": "sparse",
     }
 
 
