@@ -51,6 +51,7 @@ def test_counts_are_what_minilm_has(tables: dict[str, Any], minilm_path: Path) -
         "adalora": 6 * 2 * 12 * (2 * d + 1) + head,
         "ia3": 6 * (2 * d + f) + head,
         "vera": 6 * 2 * (d + 256) + head,
+        "sparse": 6 * 2 * round(d * d / 5) + head,
     }
     found = {name: int(counts[name].replace(",", "")) for name in expected}
     assert found == expected

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LoRA,
         Modules,
         Norms,
+        Sparse,
         VeRA,
     )
     from deltafit.prediction.combining import combine
@@ -55,6 +56,7 @@ _HOMES = {
     "LoRA": "deltafit.methods",
     "Modules": "deltafit.methods",
     "Norms": "deltafit.methods",
+    "Sparse": "deltafit.methods",
     "VeRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
@@ -84,6 +86,7 @@ __all__ = [
     "LoRA",
     "Modules",
     "Norms",
+    "Sparse",
     "TrainingSettings",
     "VeRA",
     "combine",

@@ -15,10 +15,12 @@ EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def randomise(model: nn.Module, name: str = "default", seed: int = 1, std: float = 0.3) -> None:
-    """Give every tensor of an adapter random values, as if it had been trained."""
+    """Give an adapter's tensors random values, as if it had been trained; indices stay."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in adapter_tensors(model, name).values():
+            if not tensor.is_floating_point():
+                continue
             values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             tensor.copy_(std * values)
 

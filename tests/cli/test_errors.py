@@ -18,7 +18,7 @@ from tests.training.tiny_runs import LABELS
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--method", "lora:rank=0.2"], "a sparse update that trains a fixed random 20% of"),
+        (["--method", "lora:rank=0.2"], "that is sparse:density=0.2 here"),
         (["--rank", "0.2"], "deltafit: --rank must be a whole number of at least 1"),
         (["--rank", "eight"], "deltafit: --rank takes a number; got 'eight'"),
         (["--method", "lora:rank=eight"], "deltafit: lora:rank takes a number"),

@@ -106,6 +106,7 @@ def test_the_names_of_methods() -> None:
         "loha": "loha",
         "ia3": "ia3",
         "vera": "vera",
+        "sparse": "sparse",
     }
 
 

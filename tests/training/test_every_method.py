@@ -32,6 +32,11 @@ TEXTS = (
     "modules:pattern=attention+layer.2",
     "bitfit",
     "norms",
+    "sparse:density=0.1",
+    "sparse:density=0.1,mask=magnitude,alpha=2",
+    "sparse:density=0.1,mask=gradient",
+    "lora:rank=3,initialisation=eva,dropout=0.2",
+    "dora:rank=2,initialisation=eva,rho=1",
 )
 # What a replacement trains of a BERT besides the head, by parameters' names.
 WHOLE = {

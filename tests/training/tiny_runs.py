@@ -18,6 +18,7 @@ from deltafit.data import resolve_model
 from deltafit.engine import StateStores
 from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
+from deltafit.training.looking import look_at_texts
 from deltafit.training.loop import Examples, TrainingLoop
 from deltafit.training.progress import Silent
 from deltafit.training.settings import DataConfig, TrainingSettings
@@ -105,7 +106,11 @@ def adapted(
     """Load a checkpoint and adapt it."""
     settings = HeadSettings(head)  # type: ignore[arg-type]  # tests give strings
     classifier = load_classifier(resolve_model(model), LABELS, settings, seed=seed)
-    adapt(classifier.model, method or LoRA(rank=2), seed=seed, head=classifier.head_parameters)
+    method, training = method or LoRA(rank=2), TrainingSettings(seed=seed)
+    adapt(
+        classifier.model, method, seed=seed, head=classifier.head_parameters,
+        statistics=look_at_texts(classifier, tiny_examples(), method, training, Silent()),
+    )  # fmt: skip
     return classifier
 
 

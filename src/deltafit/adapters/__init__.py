@@ -1,7 +1,7 @@
 """Where an adapter sits: select targets, inject, switch, merge, save and load."""
 
 from deltafit.adapters.counting import trained_values
-from deltafit.adapters.injection import adapt, check_fits, generator_for, keyed_seed
+from deltafit.adapters.injection import adapt, check_fits
 from deltafit.adapters.layers import is_adapted, layer_state, view_of
 from deltafit.adapters.merging import merge, merge_and_unload, merged, unmerge
 from deltafit.adapters.model import (
@@ -10,6 +10,7 @@ from deltafit.adapters.model import (
     adapter_tensors,
     base_parameters,
     disabled,
+    frozen_tensors,
     model_adapters,
     rate_factors,
     remove_adapter,
@@ -31,6 +32,7 @@ from deltafit.adapters.saving import (
     read_adapter,
     save_adapter,
 )
+from deltafit.adapters.seeding import generator_for, keyed_seed
 from deltafit.adapters.targets import select_targets
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "dequantise",
     "disabled",
     "fill_adapter",
+    "frozen_tensors",
     "generator_for",
     "is_adapted",
     "keyed_seed",

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from deltafit.adapters.injection import generator_for
 from deltafit.adapters.low_rank import (
     Change,
     MatrixLoss,
@@ -19,6 +18,7 @@ from deltafit.adapters.low_rank import (
     spectrum_of_dense,
 )
 from deltafit.adapters.saving import StoredAdapter
+from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.structure import within
 from deltafit.errors import DeltafitError, UsageError
 

@@ -6,8 +6,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from deltafit.adapters.injection import check_fits, generator_for
+from deltafit.adapters.injection import check_fits
 from deltafit.adapters.layers import view_of
+from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.views import ModuleView
 from deltafit.methods import DeltaMethod, Layer, Method
 

@@ -1,10 +1,8 @@
 """Putting an adapter on a model: everything is checked and made first, then put in its place."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from deltafit.adapters.layers import adapter_dtype, add_to_layer, is_adapted, view_of
 from deltafit.adapters.model import (
@@ -17,14 +15,17 @@ from deltafit.adapters.model import (
     register,
 )
 from deltafit.adapters.parts import Parts
+from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.shared import SharedTensors
+from deltafit.adapters.statistics import Statistics, check_statistic, informed
 from deltafit.adapters.structure import repeated_blocks, within
 from deltafit.adapters.targets import select_targets
 from deltafit.adapters.tied import first_names, under_first_names
 from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, Method
-from deltafit.methods.base import means
+from deltafit.methods.base import Tensors
+from deltafit.methods.checks import means
 
 
 def adapt(
@@ -36,6 +37,7 @@ def adapt(
     head: Sequence[str] = (),
     initial: Mapping[str, Tensor] | None = None,
     keep_base: bool = True,
+    statistics: Statistics | None = None,
 ) -> None:
     """Add an adapter to ``model`` and make it the active, trainable one.
 
@@ -53,19 +55,22 @@ def adapt(
             another number of outputs so: a head with other labels.
         keep_base: False trains the replaced parameters in place, without a copy to return to:
             what full fine-tuning in a process of its own wants. ``initial`` must be empty then.
+        statistics: what data says of each target, for a method that starts from that.
 
     Raises:
         UsageError: targets or trained modules match nothing; the sentence lists candidates.
         DeltafitError: the name is taken or unusable, nothing would be trained, starting values do
-            not fit, or an adapter is merged.
+            not fit, or an adapter is merged; or the method needs to know what ``statistics`` lack.
     """
     _check_name(model, name)
     targets, replaced_names = _select(model, method, head)
+    known = statistics or {}
+    method = informed(method, targets, known)
     with disabled(model):  # shapes and values are the base's
         base = base_parameters(model)
         values = under_first_names(model, initial or {})
         _check_initial(model, values, replaced_names, base, keep_base)
-        layers = {target: _layer(model, target, method, seed) for target in targets}
+        layers = {t: _layer(model, t, method, seed, known.get(t, {})) for t in targets}
         views = [_view(model, target) for target in targets]
         shared = method.shared_tensors(views) if isinstance(method, DeltaMethod) else {}
         replaced = {
@@ -97,8 +102,6 @@ def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) ->
         DeltafitError: as ``adapt``.
     """
     targets, replaced = _select(model, method, head)
-    for target in targets:
-        _view(model, target)
     return (*targets, *replaced)
 
 
@@ -134,6 +137,8 @@ def _select(
         model, method.target_modules,
         layers=method.layers, exclude=excluded, defaults=method.default_targets,
     )  # fmt: skip
+    for target in targets:
+        check_statistic(method, target, _view(model, target))
     for pattern in method.patterns():
         if not any(means(pattern, target) for target in targets):
             raise UsageError(
@@ -248,17 +253,6 @@ def _whole_layers(resized: Mapping[str, object], base: Mapping[str, nn.Parameter
     return all(name in resized for name in base if name.rpartition(".")[0] in modules)
 
 
-def keyed_seed(seed: int, name: str) -> int:
-    """Return a seed of 63 bits that depends on ``seed`` and the name of its use alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def generator_for(seed: int, tensor_name: str) -> Generator:
-    """Return a CPU generator that depends on ``seed`` and the tensor's name alone."""
-    return torch.Generator().manual_seed(keyed_seed(seed, tensor_name))
-
-
 def _view(model: nn.Module, name: str) -> ModuleView:
     try:
         return view_of(model.get_submodule(name))
@@ -267,15 +261,21 @@ def _view(model: nn.Module, name: str) -> ModuleView:
 
 
 def _layer(
-    model: nn.Module, name: str, method: Method, seed: int
+    model: nn.Module, name: str, method: Method, seed: int, statistic: Tensors
 ) -> tuple[DeltaMethod, dict[str, Tensor]]:
     """Return the method as it applies to one module, and its tensors there."""
     assert isinstance(method, DeltaMethod)
     module, view = model.get_submodule(name), _view(model, name)
     resolved = method.for_module(name)
-    tensors = resolved.initialise(view, lambda tensor: generator_for(seed, f"{name}.{tensor}"))
+    tensors = resolved.initialise_from(
+        statistic, view, lambda tensor: generator_for(seed, f"{name}.{tensor}")
+    )
     own = [n for n in tensors if hasattr(module, n) and not is_adapted(module)]
     if own:
         raise DeltafitError(f"{name} has a {own[0]} already: another library has adapted it.")
     device, dtype = next(module.parameters()).device, adapter_dtype(module)
-    return resolved, {n: t.to(device=device, dtype=dtype).contiguous() for n, t in tensors.items()}
+    # Indices stay the integers that they are.
+    moved = {
+        n: t.to(device, dtype if t.is_floating_point() else t.dtype) for n, t in tensors.items()
+    }
+    return resolved, {n: t.contiguous() for n, t in moved.items()}

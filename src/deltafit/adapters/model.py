@@ -99,6 +99,12 @@ def trained_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return {n: tensor for n, tensor in adapter_tensors(model, name).items() if n not in frozen}
 
 
+def frozen_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Return those of ``adapter_tensors`` that stay as they started."""
+    trained = trained_tensors(model, name)
+    return {n: tensor for n, tensor in adapter_tensors(model, name).items() if n not in trained}
+
+
 def rate_factors(model: nn.Module) -> dict[nn.Parameter, float]:
     """Return what learning rates are multiplied by, for adapters' tensors where it is not 1."""
     states = [layer_state(module) for module in model.modules() if is_adapted(module)]

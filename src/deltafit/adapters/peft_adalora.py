@@ -11,7 +11,7 @@ from deltafit.adapters.peft_format import PREFIX, PeftAdapter
 from deltafit.adapters.peft_lora import LoRAFormat
 from deltafit.errors import DeltafitError
 from deltafit.methods import Method
-from deltafit.methods.base import is_number
+from deltafit.methods.checks import is_number
 
 _KEY = re.compile(r"(.+)\.lora_([ABE])")
 _SHARED = (

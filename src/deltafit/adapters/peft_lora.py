@@ -12,7 +12,7 @@ from deltafit.adapters.layers import view_of
 from deltafit.adapters.peft_format import PeftFormat, expression_for
 from deltafit.errors import DeltafitError
 from deltafit.methods import DoRA, LoRA, Method
-from deltafit.methods.base import is_number
+from deltafit.methods.checks import is_number
 from deltafit.methods.dora import MAGNITUDE
 
 Value = TypeVar("Value", int, float)

@@ -19,7 +19,7 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.errors import UsageError
-from deltafit.methods.base import means
+from deltafit.methods.checks import means
 
 ALL_LINEAR = "all-linear"
 _REGEX_PREFIX = "re:"

@@ -17,6 +17,7 @@ from deltafit.methods.modules import Modules
 from deltafit.methods.norms import Norms
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
+from deltafit.methods.sparse import Sparse
 from deltafit.methods.vera import VeRA
 
 # The one list of methods. Command line and result files take their names from here.
@@ -24,7 +25,7 @@ METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
     for method in (
         *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
-        *(LoRA, DoRA, AdaLoRA, LoHa, IA3, VeRA),
+        *(LoRA, DoRA, AdaLoRA, LoHa, IA3, VeRA, Sparse),
     )
 }
 
@@ -74,6 +75,7 @@ __all__ = [
     "ModelParts",
     "Modules",
     "Norms",
+    "Sparse",
     "StepHook",
     "VeRA",
     "method_from_dict",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from deltafit.errors import UsageError
 from deltafit.methods.allocation import RankAllocator
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors, is_number
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors
+from deltafit.methods.checks import is_number
 from deltafit.methods.lora import LoRA, add_update
 
 _SETTINGS = ("target_modules", "layers", "trained_modules")

@@ -5,15 +5,14 @@ one layer, what the change is. A *replacement* trains whole parameters, stored p
 are data: printable, hashable, saved as JSON.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Generator, Tensor
 
-from deltafit.errors import UsageError
+from deltafit.methods.checks import EXPRESSION, check_all, check_names
 from deltafit.methods.values import write
 
 
@@ -37,7 +36,10 @@ class Layer(Protocol):
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
 
     def lowered(self, x: Tensor, right: Tensor) -> Tensor:
-        """Return ``right · x``, ``[..., r]``, for ``right`` of ``[r, inputs]``."""
+        """Return ``right · x``, ``[..., r]``, for ``right`` of ``[r, inputs]``.
+
+        ``x`` is ``[..., inputs]``, or token indices ``[...]`` for a lookup.
+        """
 
     def add_low_rank(
         self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
@@ -73,12 +75,17 @@ class ModelParts(Protocol):
         """Return the names of all parameters in the modules that ``pattern`` chooses."""
 
 
-EXPRESSION = "re:"
-"""What a regular expression for whole module names begins with, where names may stand too."""
-
 GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
 """A method's tensors in one layer, by its names for them."""
+
+Statistic = Literal["inputs", "gradient"]
+"""What a method may need to know of each layer from data, in float64 on the CPU.
+
+``"inputs"``: ``mean``, ``[inputs]``, and ``second_moment``, ``[inputs, inputs]``, of what a layer
+is called with, over the tokens of a sample. ``"gradient"``: ``gradient``, of the loss summed over
+a sample with respect to the weight, in the weight's view.
+"""
 
 
 class StepHook(ABC):
@@ -181,7 +188,7 @@ class DeltaMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+        check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
         check_names(self.trained_modules, "trained_modules")
         targets = self.target_modules
         if not isinstance(targets, str):
@@ -205,11 +212,37 @@ class DeltaMethod(Method):
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return the method's tensors for ``layer`` such that Δ = 0, in float64 on the CPU.
 
+        A method that names a ``statistic`` is started by ``initialise_from``.
+
         Args:
             layer: the layer to adapt.
             generator_for: gives the random generator of one tensor by its name, so that the
                 values depend on the seed and the name alone, not on the order of construction.
         """
+
+    def statistic(self) -> Statistic | None:
+        """Return what the method must know of each of its layers before it starts, if anything."""
+        return None
+
+    def informed(self, statistics: Mapping[str, Tensors]) -> "DeltaMethod":
+        """Return the method with what data decides for all layers together, such as their ranks.
+
+        Args:
+            statistics: module name → what ``statistic`` names.
+        """
+        return self
+
+    def initialise_from(
+        self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
+    ) -> dict[str, Tensor]:
+        """Return what ``initialise`` says, given what is known of the layer from data.
+
+        Args:
+            statistic: what ``statistic`` names, of this layer; empty if it names nothing.
+            layer: as for ``initialise``.
+            generator_for: as for ``initialise``.
+        """
+        return self.initialise(layer, generator_for)
 
     def shared_tensors(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Return frozen tensors that all layers compute with, on the CPU; kept once, not a layer.
@@ -262,36 +295,3 @@ class DeltaMethod(Method):
         with its deltas: slow, and right for every method.
         """
         return layer.forward_with(self.deltas(layer, tensors), x)
-
-
-def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
-    if not isinstance(values, tuple) or any(type(value) is not kind for value in values):
-        raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")
-
-
-def is_number(value: object) -> bool:
-    """Return whether a setting is a number: a truth value is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def check_names(values: object, name: str) -> None:
-    """Raise a UsageError unless ``values``, of the setting ``name``, are names of modules."""
-    _check_all(values, str, name, "module names such as ('query', 'value')")
-
-
-def means(pattern: str, module_name: str) -> bool:
-    """Return whether ``pattern`` is an expression for a module's name, or its last segments."""
-    if pattern.startswith(EXPRESSION):
-        return re.fullmatch(pattern.removeprefix(EXPRESSION), module_name) is not None
-    return f".{module_name}".endswith(f".{pattern}")
-
-
-def check_pattern(values: object, name: str) -> None:
-    """Raise a UsageError unless ``values`` are pairs of a module name and something."""
-    pairs = isinstance(values, tuple) and all(
-        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in values
-    )
-    if not pairs:
-        raise UsageError(
-            f"{name} takes a number for each module name, such as {{'query': 4}}; got {values!r}."
-        )

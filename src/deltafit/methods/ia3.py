@@ -13,14 +13,12 @@ from torch import Tensor
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods.base import (
-    EXPRESSION,
     DeltaMethod,
     GeneratorFor,
     Layer,
     Tensors,
-    check_names,
-    means,
 )
+from deltafit.methods.checks import EXPRESSION, check_names, means
 
 VECTOR = "ia3_l"
 # In BERT's family attention ends in an output.dense too, which is none of the three.

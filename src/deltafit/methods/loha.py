@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors, is_number
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
+from deltafit.methods.checks import is_number
 from deltafit.methods.lora_start import random_factor
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")

@@ -14,10 +14,11 @@ from deltafit.methods.base import (
     DeltaMethod,
     GeneratorFor,
     Layer,
+    Statistic,
     Tensors,
-    check_pattern,
-    is_number,
 )
+from deltafit.methods.checks import check_pattern, is_number
+from deltafit.methods.eva import explained_shares, principal_directions, redistributed
 from deltafit.methods.lora_start import (
     FROM_WEIGHT,
     Initialisation,
@@ -52,7 +53,11 @@ class LoRA(DeltaMethod):
             ``"gaussian"`` with standard deviation 1/√rank; or ``"orthogonal"``, orthonormal along
             the rank. ``"pissa"`` and ``"olora"`` start both in the weight (``lora_start`` has the
             formulas) and take s·B₀·A₀ off again, so that the base stays the base; such an adapter
-            is saved as plain LoRA of twice the rank.
+            is saved as plain LoRA of twice the rank. ``"eva"`` starts A along the directions in
+            which the layer's inputs vary most over some training texts, and B at zero, and moves
+            ranks between layers (``eva`` has the formulas); not for embeddings.
+        rho: of ``"eva"``: how many times its rank a layer may get at most; 1 moves none. The
+            scaling s of a layer stays as it was.
         learning_rate_ratio: the rate of B as a multiple of A's (LoRA+: Hayou et al.,
             arXiv:2402.12354; 16 there); of A for a lookup, whose A starts at zero.
         freeze_a: train B alone and keep A (of a lookup: A alone and keep B) as it started
@@ -76,6 +81,7 @@ class LoRA(DeltaMethod):
     dropout: float = 0.0
     scaling: Scaling = "alpha/r"
     initialisation: Initialisation = "kaiming"
+    rho: float = 2.0
     learning_rate_ratio: float = 1.0
     freeze_a: bool = False
     rank_pattern: tuple[tuple[str, int], ...] = ()
@@ -95,6 +101,8 @@ class LoRA(DeltaMethod):
         ratio = self.learning_rate_ratio
         if not is_number(ratio) or not 0 < ratio < math.inf:
             raise UsageError(f"learning_rate_ratio must be a number above 0; got {ratio!r}.")
+        if not is_number(self.rho) or not 1 <= self.rho < math.inf:
+            raise UsageError(f"rho must be a finite number of at least 1; got {self.rho!r}.")
         if not isinstance(self.freeze_a, bool):
             raise UsageError(f"freeze_a must be true or false; got {self.freeze_a!r}.")
         for name, value, choices in (
@@ -123,6 +131,45 @@ class LoRA(DeltaMethod):
             rank_pattern=(),
             alpha_pattern=(),
         )
+
+    def statistic(self) -> Statistic | None:
+        """Return ``"inputs"`` for a start along their variance."""
+        return "inputs" if self.initialisation == "eva" else None
+
+    def informed(self, statistics: Mapping[str, Tensors]) -> "LoRA":
+        """Return the method with ranks moved by explained variance, and each layer's s as it was.
+
+        That is for ``"eva"``, unless rho is 1.
+        """
+        if self.initialisation != "eva" or self.rho == 1:
+            return self
+        before = {name: self.for_module(name) for name in statistics}
+        shares = {name: explained_shares(statistic) for name, statistic in statistics.items()}
+        ranks = redistributed(shares, {n: own.rank for n, own in before.items()}, self.rho)
+        alphas = {
+            name: own.alpha * own.factor / replace(own, rank=ranks[name]).factor
+            for name, own in before.items()
+        }
+        # Longest first: one name may be the end of another.
+        names = sorted(ranks, key=len, reverse=True)
+        return replace(
+            self,
+            rank_pattern=tuple((name, ranks[name]) for name in names),
+            alpha_pattern=tuple((name, alphas[name]) for name in names),
+        )
+
+    def initialise_from(
+        self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
+    ) -> dict[str, Tensor]:
+        """Return the tensors of ``initialise``; with ``"eva"``, A has the inputs' directions.
+
+        Raises:
+            DeltafitError: the rank is too large for them, or to start from the weight.
+        """
+        if self.initialisation != "eva":
+            return self.initialise(layer, generator_for)
+        plain = replace(self, initialisation="kaiming").initialise(layer, generator_for)
+        return {**plain, "lora_A": principal_directions(statistic, self.rank)}
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return ``lora_A`` ``[rank, inputs]`` and ``lora_B`` ``[outputs, rank]``; one is zero.
@@ -166,7 +213,9 @@ class LoRA(DeltaMethod):
         return add_update(layer, x, y, factors_of(tensors), self.factor, self.dropout)
 
     def kept(self, layers: Mapping[str, Tensors]) -> "LoRA":
-        """Return the method itself, or plain LoRA of twice the rank if it started in the weight."""
+        """Return plain LoRA: of twice the rank if it started in the weight."""
+        if self.initialisation == "eva":
+            return replace(self, initialisation="kaiming", rho=LoRA.rho)
         if self.initialisation not in FROM_WEIGHT:
             return self
         growth = {"alpha/r": 2.0, "alpha": 1.0, "alpha/sqrt(r)": math.sqrt(2)}[self.scaling]
@@ -227,8 +276,8 @@ def _check_rank(rank: object) -> None:
         raise UsageError(
             f"rank must be a whole number of at least 1; got {rank}. LoRA's rank is the number of "
             "columns of B (8 is usual). A fraction is used for another method, a sparse update "
-            f"that trains a fixed random {rank:.0%} of the weights, which is not LoRA and not "
-            "offered here; for a low-rank update, give a rank such as 4, 8 or 16."
+            f"that trains a fixed random {rank:.0%} of the weights and is not LoRA: that is "
+            f"sparse:density={rank} here. For a low-rank update, give a rank such as 4, 8 or 16."
         )
     raise UsageError(f"rank must be a whole number of at least 1; got {rank!r}.")
 

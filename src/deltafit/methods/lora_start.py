@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from deltafit.errors import DeltafitError
 from deltafit.methods.base import Layer
 
-Initialisation = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
+Initialisation = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"]
 FROM_WEIGHT = ("pissa", "olora")
 """Starting points with B·A other than zero, which is taken off again: Δ = s·(B·A - B₀·A₀)."""
 
@@ -20,7 +20,7 @@ def random_factor(
     """Return the one factor that starts at random, float64 ``[rows, columns]``.
 
     Args:
-        name: one that does not start from the weight.
+        name: one that starts neither from the weight nor from data.
         shape: of the factor; one side is the rank.
         rank: of Δ.
         generator: of the random numbers.

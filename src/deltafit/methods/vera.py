@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors, is_number
+from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
+from deltafit.methods.checks import is_number
 
 _LARGEST_KEY = 2**63 - 1  # that torch's generators take
 

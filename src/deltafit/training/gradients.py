@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from deltafit.data import class_weights as balanced_weights
 from deltafit.errors import UsageError
 from deltafit.tasks.classification import Classifier, batch_of, classification_loss, logits_of
 from deltafit.training.constant import ConstantStates
@@ -75,6 +76,13 @@ class StepGradients:
             logits = logits_of(self.model, batch)
         smoothing = self.settings.label_smoothing
         return summed_loss(logits, self.train, rows, self.class_weights, smoothing)
+
+
+def loss_weights(train: Examples, settings: TrainingSettings, num_labels: int) -> Tensor:
+    """Return the weight of each class in the loss, ``[num_labels]``, on the CPU."""
+    if settings.class_weights == "balanced":
+        return torch.tensor(balanced_weights(train.labels, num_labels))
+    return torch.ones(num_labels)
 
 
 def weight_of(train: Examples, rows: Sequence[int], class_weights: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Several runs from their configurations to their folders, trained jointly on one base model."""
 
 import gc
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE
 from deltafit.training.joined import JoinedLoop, JoinedRun
+from deltafit.training.looking import look_at_texts
 from deltafit.training.memory import measured_memory
 from deltafit.training.preparation import Prepared, load_for, prepare, structure_of
 from deltafit.training.progress import Reporter
@@ -146,7 +148,7 @@ def _run(
     run = prepare(configs[0], splits, features, reporter)
     run.classifier.model.to(accelerator.device)
     names = [f"run{number}" for number in range(len(configs))]
-    _adapt(configs, names, run, splits, features)
+    seconds = _adapt(configs, names, run, splits, features, reporter)
     before = _before(configs, names, run, splits, reporter, before)
     checkpoints = {
         name: checkpoint
@@ -171,6 +173,7 @@ def _run(
             outcomes.append(failures[name])
             continue
         activate(run.classifier.model, name)
+        loop.learners[name].course.seconds += seconds[name]
         metrics = write_results(
             config, run, splits, folder, reporter, accelerator,
             before=before[config.settings.seed], course=loop.learners[name].course,
@@ -190,8 +193,13 @@ def _adapt(
     run: Prepared,
     splits: Splits,
     features: FrozenFeatures,
-) -> None:
-    """Put every run's adapter on the one model, with the head that its own seed gives."""
+    reporter: Reporter,
+) -> dict[str, float]:
+    """Put every run's adapter on the one model, with the head that its own seed gives.
+
+    Returns:
+        The seconds that looking at texts took, by the runs' names.
+    """
     shared = run.classifier
     heads: dict[int, dict[str, Any]] = {}
     for config in configs:
@@ -202,12 +210,19 @@ def _adapt(
                 name: source.model.get_parameter(name).detach().clone()
                 for name in shared.head_parameters
             }
+    seconds = {}
     for name, config in zip(names, configs, strict=True):
-        seed = config.settings.seed
-        adapt(
-            shared.model, config.method,
-            name=name, seed=seed, head=shared.head_parameters, initial=heads[seed],
+        seed, began = config.settings.seed, time.perf_counter()
+        statistics = look_at_texts(
+            shared, run.examples["train"], config.method, config.settings, reporter,
+            head=heads[seed],
         )  # fmt: skip
+        seconds[name] = time.perf_counter() - began
+        adapt(
+            shared.model, config.method, name=name, seed=seed,
+            head=shared.head_parameters, initial=heads[seed], statistics=statistics,
+        )  # fmt: skip
+    return seconds
 
 
 def _before(

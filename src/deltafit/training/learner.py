@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deltafit.adapters import model_adapters, rate_factors, step_hook
-from deltafit.data import class_weights, epoch_order
+from deltafit.adapters import frozen_tensors, model_adapters, rate_factors, step_hook
+from deltafit.data import epoch_order
 from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.metrics import find_metric
@@ -24,6 +24,7 @@ from deltafit.training.checkpoints import (
     save_checkpoint,
 )
 from deltafit.training.course import Course, Examples
+from deltafit.training.gradients import loss_weights
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
@@ -80,17 +81,14 @@ class Learner:
         factors = rate_factors(classifier.model)
         optimiser = make_optimiser(self.trainable, head, settings, learning_rate, factors)
         self.optimiser = accelerator.prepare(optimiser)
-        weights = (
-            class_weights(train.labels, len(classifier.label_names))
-            if settings.class_weights == "balanced"
-            else [1.0] * len(classifier.label_names)
-        )
-        self.class_weights = torch.tensor(weights, device=accelerator.device)
+        weights = loss_weights(train, settings, len(classifier.label_names))
+        self.class_weights = weights.to(accelerator.device)
         self.rows_per_step = settings.batch_size * settings.accumulation
         self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
         self.total_steps = settings.epochs * self.steps_per_epoch
         active = model_adapters(classifier.model).active
         self.hook = step_hook(classifier.model, active, self.total_steps) if active else None
+        self._frozen = frozen_tensors(classifier.model, active) if active else {}
 
     @property
     def finished(self) -> bool:
@@ -210,8 +208,12 @@ class Learner:
 
     @property
     def _of_method(self) -> dict[str, Tensor]:
-        """What the method remembers besides its parameters."""
-        return self.hook.state if self.hook is not None else {}
+        """What decides how the run goes on besides what is trained.
+
+        Its frozen tensors are made anew when it is resumed; but on another number of threads a
+        mask chosen by a gradient may come out otherwise, and the trained values are of this one.
+        """
+        return {**self._frozen, **(self.hook.state if self.hook is not None else {})}
 
     def _penalise(self) -> None:
         """Add the gradient of the method's own penalty, the same in every process."""

@@ -1,6 +1,7 @@
 """One run from its configuration to metrics, costs and an adapter on disk."""
 
 import gc
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from deltafit.training.costs import expected_memory
 from deltafit.training.course import Course
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE, finished_metrics
+from deltafit.training.looking import look_at_texts
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
 from deltafit.training.preparation import Prepared, prepare
@@ -107,13 +109,14 @@ def _run(
     if before is None:
         held_out = [name for name in run.examples if name != "train"]
         before, _ = judge_parts("before training", held_out, config, run, splits, reporter)
-    _adapt(config, run)
+    seconds = _adapt(config, run, reporter)
     checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     decided = checkpoint.state["course"]["precision"] if checkpoint else None
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows, decided)
     if states is not None:  # what earlier runs left is none of this one's
         foretold["process_before"] -= states.bytes_held(in_memory=True)
     course, peak = _train(config, run, folder, reporter, accelerator, checkpoint, states)
+    course.seconds += seconds
     metrics = write_results(
         config, run, splits, folder, reporter, accelerator,
         before=before, course=course, peak=peak,
@@ -121,7 +124,13 @@ def _run(
     return {**metrics, "expected_memory": foretold}
 
 
-def _adapt(config: RunConfig, run: Prepared) -> None:
+def _adapt(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
+    """Adapt the run's model; return the seconds that looking at texts took for it."""
+    began = time.perf_counter()
+    statistics = look_at_texts(
+        run.classifier, run.examples["train"], config.method, config.settings, reporter
+    )
+    seconds = time.perf_counter() - began
     adapt(
         run.classifier.model,
         config.method,
@@ -129,7 +138,9 @@ def _adapt(config: RunConfig, run: Prepared) -> None:
         head=run.classifier.head_parameters,
         # A run of its own has no use for the values that a replacement trains away from.
         keep_base=isinstance(config.method, DeltaMethod),
+        statistics=statistics,
     )
+    return seconds
 
 
 def _train(

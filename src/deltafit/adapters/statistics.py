@@ -1,0 +1,98 @@
+"""What data says of the layers to adapt, for methods that look before they start."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltafit.errors import DeltafitError
+from deltafit.methods import DeltaMethod, Layer, Method
+from deltafit.methods.base import Tensors
+
+Statistics = Mapping[str, Tensors]
+"""What ``DeltaMethod.statistic`` names, by the names of modules."""
+
+
+def informed(method: Method, targets: Collection[str], statistics: Statistics) -> Method:
+    """Return the method with what data decides for all of its layers together.
+
+    Args:
+        method: any; those that do not look at data come back as they are.
+        targets: names of the modules to adapt.
+        statistics: of each of them.
+
+    Raises:
+        DeltafitError: the method needs to know something that ``statistics`` does not hold.
+    """
+    wanted = method.statistic() if isinstance(method, DeltaMethod) else None
+    if wanted is None:
+        return method
+    assert isinstance(method, DeltaMethod)
+    missing = [target for target in targets if target not in statistics]
+    if missing:
+        more = f" (nor of {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DeltafitError(
+            f"{method} starts from what data says of each layer ({wanted}), and of {missing[0]!r} "
+            f"nothing is known{more}: no text was shown, or none runs through it. Training looks "
+            "at texts by itself; give adapt(..., statistics=...) in a loop of your own, and leave "
+            "out modules that are not used."
+        )
+    return method.informed({target: statistics[target] for target in targets})
+
+
+def check_statistic(method: Method, name: str, layer: Layer) -> None:
+    """Raise a DeltafitError if a layer has not what the method wants to know of it."""
+    wanted = method.statistic() if isinstance(method, DeltaMethod) else None
+    if wanted == "inputs" and layer.lookup:
+        raise DeltafitError(
+            f"{name} is an embedding: its inputs are tokens, which have no directions that "
+            f"{method} could start from. Leave it out of the targets, or start at random."
+        )
+
+
+class _Moments:
+    """Sums over the inputs of one layer, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.products = 0, torch.empty(0), torch.empty(0)
+
+    def add(self, x: Tensor) -> None:
+        rows = x.detach().reshape(-1, x.shape[-1]).double()
+        if not self.count:
+            self.sum = rows.new_zeros(rows.shape[1])
+            self.products = rows.new_zeros(rows.shape[1], rows.shape[1])
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.products.addmm_(rows.T, rows)
+
+    def statistic(self) -> dict[str, Tensor]:
+        sums = {"mean": self.sum, "second_moment": self.products}
+        return {name: (tensor / self.count).cpu() for name, tensor in sums.items()}
+
+
+@contextmanager
+def input_moments(
+    model: nn.Module, names: Collection[str]
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Collect mean and second moment of what named modules are called with in the block.
+
+    What is yielded is filled when the block ends, with the modules that were called. Every position
+    counts once, so inputs should be without padding.
+    """
+    moments: dict[str, _Moments] = {}
+    statistics: dict[str, dict[str, Tensor]] = {}
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        moments.setdefault(name, _Moments()).add(args[0] if args else next(iter(kwargs.values())))
+
+    with ExitStack() as stack:
+        for name in names:
+            hook = model.get_submodule(name).register_forward_pre_hook(
+                partial(look, name), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        yield statistics
+    statistics.update({name: of_layer.statistic() for name, of_layer in moments.items()})

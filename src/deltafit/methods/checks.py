@@ -1,0 +1,42 @@
+"""What settings may be: numbers, names of modules, and patterns of them."""
+
+import re
+
+from deltafit.errors import UsageError
+
+EXPRESSION = "re:"
+"""What a regular expression for whole module names begins with, where names may stand too."""
+
+
+def check_all(values: object, kind: type, name: str, wanted: str) -> None:
+    """Raise a UsageError unless ``values``, of the setting ``name``, is a tuple of ``kind``."""
+    if not isinstance(values, tuple) or any(type(value) is not kind for value in values):
+        raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")
+
+
+def is_number(value: object) -> bool:
+    """Return whether a setting is a number: a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_names(values: object, name: str) -> None:
+    """Raise a UsageError unless ``values``, of the setting ``name``, are names of modules."""
+    check_all(values, str, name, "module names such as ('query', 'value')")
+
+
+def means(pattern: str, module_name: str) -> bool:
+    """Return whether ``pattern`` is an expression for a module's name, or its last segments."""
+    if pattern.startswith(EXPRESSION):
+        return re.fullmatch(pattern.removeprefix(EXPRESSION), module_name) is not None
+    return f".{module_name}".endswith(f".{pattern}")
+
+
+def check_pattern(values: object, name: str) -> None:
+    """Raise a UsageError unless ``values`` are pairs of a module name and something."""
+    pairs = isinstance(values, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in values
+    )
+    if not pairs:
+        raise UsageError(
+            f"{name} takes a number for each module name, such as {{'query': 4}}; got {values!r}."
+        )
