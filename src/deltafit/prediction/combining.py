@@ -177,7 +177,9 @@ def _check_alike(folders: Sequence[Path], every: Sequence[dict[str, Any]]) -> No
     problems = []
     first, *others = every
     for folder, facts in zip(folders[1:], others, strict=True):
-        if facts["base"]["tensors"] != first["base"]["tensors"]:
+        # Under a pooled head the same base has other names, and cannot be told from another one.
+        pooled = [one["head"]["kind"] != "architecture" for one in (facts, first)]
+        if pooled[0] == pooled[1] and facts["base"]["tensors"] != first["base"]["tensors"]:
             problems.append(f"{folder} was made on another base ({facts['base']['name']})")
         elif _weights(facts) != _weights(first):
             problems.append(f"the base weights of {folder} are stored otherwise")
