@@ -115,13 +115,16 @@ def test_none_can_be_typed(
     assert getattr(given[0].settings, field) is None
 
 
-@pytest.mark.parametrize("name", METHODS)
+# One is nothing without a name.
+@pytest.mark.parametrize(
+    "text", [{"modules": "modules:pattern=layer.2"}.get(n, n) for n in METHODS]
+)
 def test_methods_by_name(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     given = _configs(monkeypatch)
-    done("train", *tiny.start(tmp_path / "run"), "--method", name)
-    assert given[0].method == METHODS[name]()
+    done("train", *tiny.start(tmp_path / "run"), "--method", text)
+    assert given[0].method == parse_method(text)
 
 
 def test_trackers_are_repeatable(tiny: Tiny, tmp_path: Path) -> None:
