@@ -76,6 +76,7 @@ def test_one_adapter_of_weight_1_is_itself(folders: list[Path], tmp_path: Path) 
         assert one.keys() == same.keys() and all(torch.equal(one[n], same[n]) for n in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "combination",
     [
