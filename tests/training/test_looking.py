@@ -139,6 +139,7 @@ def test_behind_a_head_of_zeros_there_is_no_gradient_to_choose_by(bert: str) -> 
     adapt(classifier.model, GRADIENT, statistics=found)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_mask_that_it_began_with(
     inputs: tuple[str, str],  # noqa: F811
     tmp_path: Path,
@@ -175,6 +176,7 @@ def test_looking_is_part_of_the_time_alone_and_jointly(
         assert 1000 < result.metrics["costs"]["training_seconds"] < 2000
 
 
+@pytest.mark.slow
 def test_joined_runs_look_each_with_its_own_head_and_come_out_as_alone(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
