@@ -209,7 +209,7 @@ def activation_values(
     Korthikanti et al., 2022 (arXiv:2205.05198), section 4.1, without the frozen layers' inputs.
     Embeddings, head and temporaries are not counted. A model without blocks counts as one block.
     """
-    matrices = attention_matrices(model) * sequence_length if stacks else 0
+    matrices = int(attention_matrices(model)) * sequence_length if stacks else 0
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     outside = [t for t in targets or () if all(stack.index_of(t) is None for stack in stacks)]
     kept = {}
@@ -245,14 +245,15 @@ def _kept_by_block(model: nn.Module, block: str, trained: list[str] | None, rank
     return outputs + norms + width + gated + composed + read
 
 
-def attention_matrices(model: nn.Module) -> int:
+def attention_matrices(model: nn.Module, *, packed: bool = False) -> float:
     """Return the attention matrices that a block keeps: 3 a head with dropout, or 1 if eager."""
     config = getattr(model, "config", None)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
     if any(getattr(config, name, 0) for name in names):
-        return 3 * heads
-    return heads if getattr(config, "_attn_implementation", None) == "eager" else 0
+        # Packed: the weights, and a byte for each that says whether it was dropped.
+        return heads * (1 + 1 / VALUE_BYTES if packed else 3)
+    return 0 if packed or getattr(config, "_attn_implementation", None) != "eager" else heads
 
 
 def _matrices(model: nn.Module, targets: Iterable[str], rank: int) -> tuple[MatrixCost, ...]:

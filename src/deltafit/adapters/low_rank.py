@@ -7,7 +7,6 @@ is never formed.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from deltafit.adapters.peft_format import expression_for
 from deltafit.adapters.saving import StoredAdapter
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import IA3, DeltaMethod, DoRA, LoRA, VeRA
@@ -264,7 +264,7 @@ def stored_of(
     """
     ranks = {name: change.rank for name, change in changes.items()}
     factors = {name: change.factor for name, change in changes.items()}
-    targets = "re:" + "|".join(map(re.escape, changes))
+    targets = expression_for(changes)
     method = LoRA(
         target_modules=targets if like is None else like.target_modules,
         layers=None if like is None else like.layers,

@@ -21,6 +21,7 @@ from deltafit.adapters.structure import (
 from deltafit.adapters.targets import matches
 from deltafit.adapters.tied import first_names, refuse_partly
 from deltafit.errors import DeltafitError, UsageError
+from deltafit.methods.checks import EXPRESSION
 
 _SHOWN = 8  # names offered where none is near
 
@@ -157,7 +158,7 @@ class Parts:
     def _modules(self, pattern: str | tuple[str, ...], parameters: Sequence[str]) -> set[str]:
         holders = _holders(parameters)
         if isinstance(pattern, str):
-            expression = _compiled(pattern.removeprefix("re:"))
+            expression = _compiled(pattern.removeprefix(EXPRESSION))
             found = {holder for holder in holders if expression.fullmatch(holder)}
             if not found:
                 raise UsageError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deltafit.adapters.layers import view_of
 from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, Method
+from deltafit.methods.checks import EXPRESSION
 
 PREFIX = "base_model.model."
 SHARED_PREFIX = "base_model."
@@ -228,4 +229,4 @@ def expression_for(modules: Collection[str]) -> str:
 
     A name would match every module whose name it ends.
     """
-    return "re:" + "|".join(map(re.escape, modules))
+    return EXPRESSION + "|".join(map(re.escape, modules))

@@ -19,10 +19,9 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.errors import UsageError
-from deltafit.methods.checks import means
+from deltafit.methods.checks import EXPRESSION, means
 
 ALL_LINEAR = "all-linear"
-_REGEX_PREFIX = "re:"
 
 # Query and value of the attention, or the one projection that holds both: Hu et al., "LoRA", 2021,
 # section 4.2, and the same names as PEFT's table wherever that has the architecture.
@@ -187,7 +186,7 @@ def _by_names(
 
 
 def _by_regex(model: nn.Module, expression: str, exclude: Collection[str]) -> tuple[str, ...]:
-    pattern = expression.removeprefix(_REGEX_PREFIX)
+    pattern = expression.removeprefix(EXPRESSION)
     try:
         compiled = re.compile(pattern)
     except re.error as error:

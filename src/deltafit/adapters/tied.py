@@ -1,6 +1,6 @@
 """Tied parameters: one tensor that stands in several places and so has several names."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,27 +39,30 @@ def refuse_untied(model: nn.Module, names: Collection[str]) -> None:
 
     PEFT trains a copy of the module, and leaves the other places with the base's values.
     """
-    first = first_names(model)
-    given = {first[name]: name for name in names if name in first}
-    for name, parameter in first.items():
-        if parameter in given and name not in names:
-            raise DeltafitError(
-                f"{given[parameter]!r} and {name!r} are one tied parameter of this model, and the "
-                f"adapter has values for the former alone: PEFT untied the two. {_untie(name)}"
-            )
+    for former, other in _halves(model, names):
+        raise DeltafitError(
+            f"{former!r} and {other!r} are one tied parameter of this model, and the adapter has "
+            f"values for the former alone: PEFT untied the two. {_untie(other)}"
+        )
 
 
 def refuse_partly(model: nn.Module, names: Collection[str]) -> None:
     """Raise a DeltafitError if only some of a tied parameter's names are to be trained."""
+    for former, other in _halves(model, names):
+        raise DeltafitError(
+            f"{former!r} and {other!r} are one tied parameter of this model, and the former alone "
+            "is chosen: training it would change the latter too. Choose both, neither, or make "
+            f"them two. {_untie(other)}"
+        )
+
+
+def _halves(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield one of ``names`` and another name of the same parameter that is not among them."""
     first = first_names(model)
     given = {first[name]: name for name in names if name in first}
     for name, parameter in first.items():
         if parameter in given and name not in names:
-            raise DeltafitError(
-                f"{given[parameter]!r} and {name!r} are one tied parameter of this model, and the "
-                "former alone is chosen: training it would change the latter too. Choose both, "
-                f"neither, or make them two. {_untie(name)}"
-            )
+            yield given[parameter], name
 
 
 def _other_name(first: Mapping[str, str], name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deltafit.errors import UsageError
 from deltafit.methods.allocation import RankAllocator
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors
-from deltafit.methods.checks import is_number
+from deltafit.methods.checks import check_above_zero, check_below_one, check_whole, is_number
 from deltafit.methods.lora import LoRA, add_update
 
 _SETTINGS = ("target_modules", "layers", "trained_modules")
@@ -67,22 +67,17 @@ class AdaLoRA(DeltaMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("rank", "initial_rank", "interval"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name} must be a whole number of at least 1; got {value!r}.")
+            check_whole(getattr(self, name), name)
         if self.rank > self.initial_rank:
             raise UsageError(
                 f"rank, the average in the end, must be at most initial_rank; got {self.rank} and "
                 f"{self.initial_rank}."
             )
-        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
-            raise UsageError(f"alpha must be a finite number above 0; got {self.alpha!r}.")
+        check_above_zero(self.alpha, "alpha")
         if not is_number(self.orthogonality) or not 0 <= self.orthogonality < math.inf:
             raise UsageError(f"orthogonality must be at least 0; got {self.orthogonality!r}.")
         for name in ("dropout", "warmup", "final", "sensitivity", "uncertainty"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < 1:
-                raise UsageError(f"{name} must be at least 0 and below 1; got {value!r}.")
+            check_below_one(getattr(self, name), name)
         if self.warmup + self.final > 1:
             raise UsageError(
                 f"warmup and final are shares of one training; {self.warmup} and {self.final} are "
@@ -98,10 +93,6 @@ class AdaLoRA(DeltaMethod):
     def factor(self) -> float:
         """The scaling s of Δ = s·P·Λ·Q."""
         return self.alpha / self.initial_rank
-
-    def for_module(self, module_name: str) -> "AdaLoRA":
-        """Return the method itself: it has no patterns."""
-        return self
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return Q, Λ and P: ``lora_A``, ``lora_E`` ``[initial_rank, 1]``, ``lora_B``; Λ is 0."""

@@ -204,9 +204,9 @@ class DeltaMethod(Method):
         """
         return ()
 
-    @abstractmethod
     def for_module(self, module_name: str) -> "DeltaMethod":
-        """Return the method as it applies to one module, its patterns resolved."""
+        """Return the method as it applies to one module: itself, unless it has patterns."""
+        return self
 
     @abstractmethod
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:

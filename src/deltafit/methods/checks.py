@@ -1,6 +1,8 @@
 """What settings may be: numbers, names of modules, and patterns of them."""
 
+import math
 import re
+from typing import TypeGuard
 
 from deltafit.errors import UsageError
 
@@ -14,9 +16,27 @@ def check_all(values: object, kind: type, name: str, wanted: str) -> None:
         raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Return whether a setting is a number: a truth value is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_whole(value: object, name: str, least: int = 1) -> None:
+    """Raise a UsageError unless the setting ``name`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+
+
+def check_above_zero(value: object, name: str) -> None:
+    """Raise a UsageError unless the setting ``name`` is a finite number above 0."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise UsageError(f"{name} must be a finite number above 0; got {value!r}.")
+
+
+def check_below_one(value: object, name: str) -> None:
+    """Raise a UsageError unless the setting ``name`` is a number from 0 to below 1."""
+    if not is_number(value) or not 0 <= value < 1:
+        raise UsageError(f"{name} must be at least 0 and below 1; got {value!r}.")
 
 
 def check_names(values: object, name: str) -> None:

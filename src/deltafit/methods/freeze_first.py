@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltafit.errors import UsageError
 from deltafit.methods.base import Method, ModelParts
+from deltafit.methods.checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class FreezeFirst(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 0:
-            raise UsageError(f"count must be a whole number of at least 0; got {self.count!r}.")
+        check_whole(self.count, "count", least=0)
 
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of what lies above the first blocks."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltafit.errors import UsageError
 from deltafit.methods.base import Method, ModelParts
+from deltafit.methods.checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class LastBlocks(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
-            raise UsageError(f"count must be a whole number of at least 1; got {self.count!r}.")
+        check_whole(self.count, "count")
 
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the parameters of the last blocks."""

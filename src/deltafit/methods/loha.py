@@ -3,7 +3,6 @@
 As an adapter: Yeh et al., "LyCORIS", 2023 (arXiv:2309.14859), section 3.2 (LoHa).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltafit.errors import UsageError
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
-from deltafit.methods.checks import is_number
+from deltafit.methods.checks import check_above_zero, check_whole
 from deltafit.methods.lora_start import random_factor
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -50,19 +48,13 @@ class LoHa(DeltaMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.rank) is not int or self.rank < 1:
-            raise UsageError(f"rank must be a whole number of at least 1; got {self.rank!r}.")
-        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
-            raise UsageError(f"alpha must be a finite number above 0; got {self.alpha!r}.")
+        check_whole(self.rank, "rank")
+        check_above_zero(self.alpha, "alpha")
 
     @property
     def factor(self) -> float:
         """The scaling s."""
         return self.alpha / self.rank
-
-    def for_module(self, module_name: str) -> "LoHa":
-        """Return the method itself: it has no patterns."""
-        return self
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return the four factors, of which ``hada_w2_b`` is zero."""

@@ -17,7 +17,13 @@ from deltafit.methods.base import (
     Statistic,
     Tensors,
 )
-from deltafit.methods.checks import check_pattern, is_number
+from deltafit.methods.checks import (
+    check_above_zero,
+    check_below_one,
+    check_pattern,
+    check_whole,
+    is_number,
+)
 from deltafit.methods.eva import explained_shares, principal_directions, redistributed
 from deltafit.methods.lora_start import (
     FROM_WEIGHT,
@@ -94,10 +100,8 @@ class LoRA(DeltaMethod):
         for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
             _check_rank(rank)
         for alpha in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):
-            if not is_number(alpha) or not 0 < alpha < math.inf:
-                raise UsageError(f"alpha must be a finite number above 0; got {alpha!r}.")
-        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1; got {self.dropout!r}.")
+            check_above_zero(alpha, "alpha")
+        check_below_one(self.dropout, "dropout")
         ratio = self.learning_rate_ratio
         if not is_number(ratio) or not 0 < ratio < math.inf:
             raise UsageError(f"learning_rate_ratio must be a number above 0; got {ratio!r}.")
@@ -270,8 +274,6 @@ def factors_of(tensors: Tensors) -> tuple[Tensor, Tensor]:
 
 
 def _check_rank(rank: object) -> None:
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return
     if isinstance(rank, float) and 0 < rank < 1:
         raise UsageError(
             f"rank must be a whole number of at least 1; got {rank}. LoRA's rank is the number of "
@@ -279,7 +281,7 @@ def _check_rank(rank: object) -> None:
             f"that trains a fixed random {rank:.0%} of the weights and is not LoRA: that is "
             f"sparse:density={rank} here. For a low-rank update, give a rank such as 4, 8 or 16."
         )
-    raise UsageError(f"rank must be a whole number of at least 1; got {rank!r}.")
+    check_whole(rank, "rank")
 
 
 def _matching(pattern: tuple[tuple[str, Value], ...], module_name: str, default: Value) -> Value:

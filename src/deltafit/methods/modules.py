@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from deltafit.errors import UsageError
 from deltafit.methods.base import Method, ModelParts
+from deltafit.methods.checks import EXPRESSION
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Modules(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = self.pattern
-        if isinstance(given, str) and not given.startswith("re:"):
+        if isinstance(given, str) and not given.startswith(EXPRESSION):
             object.__setattr__(self, "pattern", (given,))
         elif not isinstance(given, str | tuple) or any(type(name) is not str for name in given):
             raise UsageError(

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Statistic, Tensors
-from deltafit.methods.checks import is_number
+from deltafit.methods.checks import check_above_zero, is_number
 from deltafit.methods.masked import MaskedProduct, placed
 
 Mask = Literal["random", "magnitude", "gradient"]
@@ -56,14 +56,9 @@ class Sparse(DeltaMethod):
                 "density is the share of the weights that are trained, above 0 and at most 1; got "
                 f"{self.density!r}."
             )
-        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
-            raise UsageError(f"alpha must be a finite number above 0; got {self.alpha!r}.")
+        check_above_zero(self.alpha, "alpha")
         if self.mask not in get_args(Mask):
             raise UsageError(f"mask must be one of {', '.join(get_args(Mask))}; got {self.mask!r}.")
-
-    def for_module(self, module_name: str) -> "Sparse":
-        """Return the method itself: it has no patterns."""
-        return self
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return ``sparse_values`` ``[k]``, zeros, and ``sparse_indices`` ``[k]``, rising.

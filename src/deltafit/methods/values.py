@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
 from deltafit.errors import UsageError
+from deltafit.methods.checks import EXPRESSION
 
 # Only a comma before the next setting separates: others belong to a list or an expression.
 _NEXT = re.compile(r",(?=\s*[\w-]+\s*=)|,\s*$")
@@ -102,7 +103,7 @@ def _read_union(text: str, kind: Any, where: str) -> Any:
     if text.lower() == "none":
         return None
     options = [option for option in get_args(kind) if option is not type(None)]
-    if str in options and (text.lower() == "all-linear" or text.startswith("re:")):
+    if str in options and (text.lower() == "all-linear" or text.startswith(EXPRESSION)):
         return text
     return read(text, next(option for option in options if option is not str), where)
 

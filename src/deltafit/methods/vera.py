@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from deltafit.errors import UsageError
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
-from deltafit.methods.checks import is_number
+from deltafit.methods.checks import check_below_one, check_whole, is_number
 
 _LARGEST_KEY = 2**63 - 1  # that torch's generators take
 
@@ -54,23 +54,17 @@ class VeRA(DeltaMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.rank) is not int or self.rank < 1:
-            raise UsageError(f"rank must be a whole number of at least 1; got {self.rank!r}.")
+        check_whole(self.rank, "rank")
         if not is_number(self.d_initial) or not math.isfinite(self.d_initial):
             raise UsageError(f"d_initial must be a finite number; got {self.d_initial!r}.")
         if self.d_initial == 0:
             raise UsageError("d_initial must not be 0: b starts at zero, and neither would learn.")
-        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1; got {self.dropout!r}.")
+        check_below_one(self.dropout, "dropout")
         key = self.projection_prng_key
         if type(key) is not int or not 0 <= key <= _LARGEST_KEY:
             raise UsageError(
                 f"projection_prng_key must be a whole number from 0 to 2^63 - 1; got {key!r}."
             )
-
-    def for_module(self, module_name: str) -> "VeRA":
-        """Return the method itself: it has no patterns."""
-        return self
 
     def shared_tensors(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Return A and B, ``vera_A`` and ``vera_B``, float32 and of the widest layers' shapes."""

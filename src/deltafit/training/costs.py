@@ -123,7 +123,7 @@ def expected_memory(
     packed = _may_pack(model, settings)
     kept = _kept_values(classifier, config.method, trained, packed=packed)
     largest = max(activation_values(model, repeated_blocks(model), 0).values())
-    heads = _attention_matrices(model, settings, packed=packed)
+    heads = attention_matrices(model, packed=packed) * (settings.base_dropout == "configured")
     mixed = mixed_precision_of(settings.precision, config.method) != "no"
     size = HALF_BYTES if mixed else VALUE_BYTES
 
@@ -199,15 +199,6 @@ def _trained_modules(model: nn.Module, trained: Collection[str]) -> tuple[str, .
             alone = is_matrix(module) and own == {f"{name}.bias"}
             found[name.rpartition(".")[0] if alone else name] = None
     return tuple(found)
-
-
-def _attention_matrices(model: nn.Module, settings: TrainingSettings, *, packed: bool) -> float:
-    """Return the attention matrices that a block keeps; see ``attention_matrices``."""
-    if settings.base_dropout == "off":
-        return 0
-    matrices = attention_matrices(model)
-    # Packed, the weights are kept, and a byte for each that says whether it was dropped.
-    return matrices / 3 * (1 + 1 / VALUE_BYTES) if packed else matrices
 
 
 def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
