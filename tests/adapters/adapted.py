@@ -7,7 +7,13 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from deltafit.adapters import adapt, adapter_tensors, save_adapter
+from deltafit.adapters import (
+    adapt,
+    adapter_tensors,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
 from deltafit.methods import LoRA, Method
 from tests.tiny_models import tiny_inputs, tiny_model
 
@@ -87,3 +93,52 @@ def saved(folder: Path | str, method: Method | None = None, labels: int = 3) -> 
     randomise(model)
     save_adapter(model, folder)
     return logits(model)
+
+
+def in_peft(architecture: str, folder: Path, **options: bool) -> nn.Module:
+    """A saved adapter on a tiny model, loaded by PEFT."""
+    return peft.PeftModel.from_pretrained(tiny_model(architecture), folder, **options).eval()
+
+
+def through_peft(architecture: str, method: Method, folder: Path) -> tuple[nn.Module, nn.Module]:
+    """Save an adapter with random values, load it in PEFT, and read both ours and theirs back.
+
+    What is loaded gives the same logits there, and the very same ones here. Returns our model and
+    PEFT's.
+    """
+    model = tiny_model(architecture)
+    adapt(model, method, head=head_of(model))
+    randomise(model)
+    adapted = logits(model)
+    save_adapter(model, folder, base_name="somewhere", task_type="SEQ_CLS")
+    theirs = in_peft(architecture, folder)
+    torch.testing.assert_close(logits(theirs), adapted, **EXACT)
+    assert not torch.allclose(adapted, logits(tiny_model(architecture)), atol=1e-2)
+    theirs.save_pretrained(folder / "again")
+    for one in (folder, folder / "again"):
+        again = tiny_model(architecture)
+        load_adapter(again, found := read_adapter(one))
+        assert type(found.method) is type(method) and found.notes == ()
+        assert torch.equal(logits(again), adapted)
+    return model, theirs
+
+
+def gradients_beside_peft(
+    architecture: str, method: Method, folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of one loss under the same random values: ours, and PEFT's trainable ones.
+
+    Ours by their names; PEFT's by its names, without what stands before every module's.
+    """
+    model = tiny_model(architecture)
+    adapt(model, method, head=head_of(model))
+    randomise(model)
+    save_adapter(model, folder, task_type="SEQ_CLS")
+    theirs = in_peft(architecture, folder, is_trainable=True)
+    for each in (model, theirs):
+        each(**tiny_inputs(model)).logits.square().sum().backward()
+    return {n: t.grad for n, t in adapter_tensors(model, "default").items()}, {
+        n.removeprefix("base_model.model."): p.grad
+        for n, p in theirs.named_parameters()
+        if p.requires_grad
+    }

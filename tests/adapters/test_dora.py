@@ -19,9 +19,16 @@ from deltafit.adapters import (
     unmerge,
 )
 from deltafit.methods import DoRA
-from tests.adapters.adapted import EXACT, head_of, logits, randomise, theirs_on_disk
+from tests.adapters.adapted import (
+    EXACT,
+    gradients_beside_peft,
+    head_of,
+    logits,
+    randomise,
+    theirs_on_disk,
+)
 from tests.adapters.test_law import example, make
-from tests.tiny_models import tiny_inputs, tiny_model
+from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -100,21 +107,10 @@ def test_theirs_loads_here(targets: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_gradients_are_pefts(architecture: str, tmp_path: Path) -> None:
-    model = tiny_model(architecture)
-    adapt(model, DoRA(rank=3), head=head_of(model))
-    randomise(model)
-    save_adapter(model, tmp_path, task_type="SEQ_CLS")
-    theirs = peft.PeftModel.from_pretrained(
-        tiny_model(architecture), tmp_path, is_trainable=True
-    ).eval()
-    for each in (model, theirs):
-        each(**tiny_inputs(model)).logits.square().sum().backward()
-    named = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
-    for name, tensor in adapter_tensors(model, "default").items():
+    gradients, named = gradients_beside_peft(architecture, DoRA(rank=3), tmp_path)
+    for name, gradient in gradients.items():
         if ".lora_" in name:
-            module, _, leaf = name.rpartition(".")
-            theirs_grad = named[f"base_model.model.{module}.{leaf}.default.weight"]
-            torch.testing.assert_close(tensor.grad, theirs_grad, **EXACT)
+            torch.testing.assert_close(gradient, named[f"{name}.default.weight"], **EXACT)
 
 
 def test_dropout_drops_loras_part_alone() -> None:

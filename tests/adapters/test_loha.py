@@ -7,7 +7,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from deltafit.adapters import (
@@ -21,9 +20,9 @@ from deltafit.adapters import (
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import LoHa
 from deltafit.methods.loha import NAMES
-from tests.adapters.adapted import head_of, logits, randomise
+from tests.adapters.adapted import gradients_beside_peft, head_of, logits, randomise, through_peft
 from tests.adapters.test_law import example, make
-from tests.tiny_models import tiny_inputs, tiny_model
+from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -34,11 +33,6 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {"target_modules": "all-linear", "rank": 3, "alpha": 5.0}),
     ("llama", {"target_modules": "all-linear", "layers": (0, -1), "rank": 4}),
 ]
-
-
-def theirs_of(folder: Path, architecture: str, **more: Any) -> nn.Module:
-    """Our saved adapter in PEFT."""
-    return peft.PeftModel.from_pretrained(tiny_model(architecture), folder, **more).eval()
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding"])
@@ -71,20 +65,7 @@ def test_the_rank_of_the_change_is_the_square() -> None:
 def test_ours_loads_in_peft_and_comes_back(
     architecture: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = tiny_model(architecture)
-    adapt(model, LoHa(**settings), head=head_of(model))
-    randomise(model)
-    adapted = logits(model)
-    save_adapter(model, tmp_path, base_name="somewhere", task_type="SEQ_CLS")
-    theirs = theirs_of(tmp_path, architecture)
-    torch.testing.assert_close(logits(theirs), adapted, **EXACT)
-    assert not torch.allclose(adapted, logits(tiny_model(architecture)), atol=1e-2)
-    theirs.save_pretrained(tmp_path / "again")
-    for folder in (tmp_path, tmp_path / "again"):
-        again = tiny_model(architecture)
-        load_adapter(again, found := read_adapter(folder))
-        assert isinstance(found.method, LoHa) and found.notes == ()
-        assert torch.equal(logits(again), adapted)
+    through_peft(architecture, LoHa(**settings), tmp_path)
 
 
 @pytest.mark.parametrize("targets", [["query", "dense"], ["value"]])
@@ -102,22 +83,12 @@ def test_theirs_loads_here(targets: list[str], tmp_path: Path) -> None:
 
 
 def test_gradients_are_pefts(tmp_path: Path) -> None:
-    model = tiny_model("bert")
-    adapt(model, LoHa("all-linear", rank=3), head=head_of(model))
-    randomise(model)
-    save_adapter(model, tmp_path, task_type="SEQ_CLS")
-    theirs = theirs_of(tmp_path, "bert", is_trainable=True)
-    for one in (model, theirs):
-        one(**tiny_inputs(one)).logits.square().sum().backward()
-    expected = {
-        name.removeprefix("base_model.model.").replace(".default", ""): p.grad
-        for name, p in theirs.named_parameters()
-        if "hada_" in name
-    }
-    found = {n: t for n, t in adapter_tensors(model, "default").items() if "hada_" in n}
+    gradients, named = gradients_beside_peft("bert", LoHa("all-linear", rank=3), tmp_path)
+    expected = {n.replace(".default", ""): g for n, g in named.items() if "hada_" in n}
+    found = {n: gradient for n, gradient in gradients.items() if "hada_" in n}
     assert set(found) == set(expected) and len(found) > 8
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor.grad, expected[name], rtol=1e-4, atol=1e-5)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "bert"])
