@@ -24,15 +24,11 @@ def trained_values(model: nn.Module, method: Method, *, head: Sequence[str]) -> 
     Raises:
         DeltafitError: the method does not fit the model.
     """
-    parameters = dict(model.named_parameters())
-    count = 0
-    for name in check_fits(model, method, head=head):
-        if name in parameters:
-            count += 0 if name in head else parameters[name].numel()
-        else:
-            assert isinstance(method, DeltaMethod)
-            layer = _Empty.of(view_of(model.get_submodule(name)))
-            count += _in_layer(method.for_module(name), layer)
+    targets, replaced = check_fits(model, method, head=head)
+    count = sum(model.get_parameter(name).numel() for name in replaced if name not in head)
+    for name in targets:
+        assert isinstance(method, DeltaMethod)
+        count += _in_layer(method.for_module(name), _Empty.of(view_of(model.get_submodule(name))))
     return count
 
 

@@ -87,7 +87,9 @@ def adapt(
     activate(model, name)
 
 
-def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) -> tuple[str, ...]:
+def check_fits(
+    model: nn.Module, method: Method, *, head: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Raise what ``adapt`` would raise of the method on this model; its weights are not read.
 
     Args:
@@ -101,8 +103,7 @@ def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) ->
     Raises:
         DeltafitError: as ``adapt``.
     """
-    targets, replaced = _select(model, method, head)
-    return (*targets, *replaced)
+    return _select(model, method, head)
 
 
 def _check_name(model: nn.Module, name: str) -> None:

@@ -18,6 +18,8 @@ from deltafit.adapters.peft_format import expression_for
 from deltafit.adapters.saving import StoredAdapter
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import IA3, DeltaMethod, DoRA, LoRA, VeRA
+from deltafit.methods.checks import check_whole
+from deltafit.methods.lora import longest_first
 
 Value = TypeVar("Value", int, float)
 _DENSE = "so its Δ has the full rank, and no adapter here holds a dense Δ."
@@ -136,8 +138,8 @@ class RankChoice:
             raise UsageError(
                 "rank, a whole number, or energy, a share to keep such as 0.99: give one of them."
             )
-        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
-            raise UsageError(f"rank must be a whole number of at least 1; got {self.rank!r}.")
+        if self.rank is not None:
+            check_whole(self.rank, "rank")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(f"energy must be above 0 and at most 1; got {self.energy!r}.")
 
@@ -284,7 +286,5 @@ def stored_of(
 
 
 def _pattern(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
-    """Return each module's value, the longest name first: one may be another's end."""
-    if len(set(values.values())) == 1:
-        return ()
-    return tuple(sorted(values.items(), key=lambda item: -len(item[0])))
+    """Return each module's value; none where all are alike."""
+    return longest_first(values) if len(set(values.values())) > 1 else ()

@@ -14,6 +14,7 @@ from deltafit.errors import DeltafitError
 from deltafit.methods import DoRA, LoRA, Method
 from deltafit.methods.checks import is_number
 from deltafit.methods.dora import MAGNITUDE
+from deltafit.methods.lora import longest_first
 
 Value = TypeVar("Value", int, float)
 _LAYER_KEY = re.compile(rf"(.+)\.(?:(lora_A|lora_B)\.weight|({MAGNITUDE})|lora_embedding_(A|B))")
@@ -140,7 +141,7 @@ def _pattern(values: Mapping[str, Value], default: Value) -> tuple[tuple[str, Va
     """Return the values that are not the default; all of them if names are ends of others."""
     other = {name: value for name, value in values.items() if value != default}
     if any(name.endswith(f".{end}") for end in other for name in values):
-        other = dict(sorted(values.items(), key=lambda item: -len(item[0])))
+        return longest_first(values)
     return tuple(other.items())
 
 

@@ -27,10 +27,8 @@ def informed(method: Method, targets: Collection[str], statistics: Statistics) -
     Raises:
         DeltafitError: the method needs to know something that ``statistics`` does not hold.
     """
-    wanted = method.statistic() if isinstance(method, DeltaMethod) else None
-    if wanted is None:
+    if not isinstance(method, DeltaMethod) or (wanted := method.statistic()) is None:
         return method
-    assert isinstance(method, DeltaMethod)
     missing = [target for target in targets if target not in statistics]
     if missing:
         more = f" (nor of {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -43,10 +41,9 @@ def informed(method: Method, targets: Collection[str], statistics: Statistics) -
     return method.informed({target: statistics[target] for target in targets})
 
 
-def check_statistic(method: Method, name: str, layer: Layer) -> None:
+def check_statistic(method: DeltaMethod, name: str, layer: Layer) -> None:
     """Raise a DeltafitError if a layer has not what the method wants to know of it."""
-    wanted = method.statistic() if isinstance(method, DeltaMethod) else None
-    if wanted == "inputs" and layer.lookup:
+    if method.statistic() == "inputs" and layer.lookup:
         raise DeltafitError(
             f"{name} is an embedding: its inputs are tokens, which have no directions that "
             f"{method} could start from. Leave it out of the targets, or start at random."

@@ -12,7 +12,7 @@ from deltafit.errors import UsageError
 from deltafit.methods.allocation import RankAllocator
 from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors
 from deltafit.methods.checks import check_above_zero, check_below_one, check_whole, is_number
-from deltafit.methods.lora import LoRA, add_update
+from deltafit.methods.lora import LoRA, add_update, longest_first
 
 _SETTINGS = ("target_modules", "layers", "trained_modules")
 
@@ -133,15 +133,13 @@ class AdaLoRA(DeltaMethod):
     def kept(self, layers: Mapping[str, Tensors]) -> LoRA:
         """Return LoRA with the rank that each layer has left, at least 1."""
         ranks = {name: max(1, len(_left(tensors))) for name, tensors in layers.items()}
-        # Longest first: one name may be the end of another.
-        pattern = sorted(ranks.items(), key=lambda item: -len(item[0]))
         return LoRA(
             **{name: getattr(self, name) for name in _SETTINGS},
             rank=self.rank,
             alpha=self.factor,
             scaling="alpha",
             dropout=self.dropout,
-            rank_pattern=tuple(pattern),
+            rank_pattern=longest_first(ranks),
         )
 
     def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:

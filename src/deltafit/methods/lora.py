@@ -154,13 +154,7 @@ class LoRA(DeltaMethod):
             name: own.alpha * own.factor / replace(own, rank=ranks[name]).factor
             for name, own in before.items()
         }
-        # Longest first: one name may be the end of another.
-        names = sorted(ranks, key=len, reverse=True)
-        return replace(
-            self,
-            rank_pattern=tuple((name, ranks[name]) for name in names),
-            alpha_pattern=tuple((name, alphas[name]) for name in names),
-        )
+        return replace(self, rank_pattern=longest_first(ranks), alpha_pattern=longest_first(alphas))
 
     def initialise_from(
         self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
@@ -282,6 +276,11 @@ def _check_rank(rank: object) -> None:
             f"sparse:density={rank} here. For a low-rank update, give a rank such as 4, 8 or 16."
         )
     check_whole(rank, "rank")
+
+
+def longest_first(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    """Return a pattern of each module's value; the longer of two names that end alike is first."""
+    return tuple(sorted(values.items(), key=lambda item: -len(item[0])))
 
 
 def _matching(pattern: tuple[tuple[str, Value], ...], module_name: str, default: Value) -> Value:

@@ -18,10 +18,11 @@ from deltafit.files import (
     write_json_atomically,
     write_tensors_atomically,
 )
-from deltafit.prediction.canaries import TOLERANCE, canary_logits, largest_difference
+from deltafit.prediction.canaries import TOLERANCE, canary_logits
 from deltafit.prediction.certificates import (
     DEFAULT_TOLERANCE,
     Certificate,
+    agreement,
     certify,
     check_tolerance,
     look,
@@ -117,12 +118,12 @@ def merge(
 
 def _check_sum(folder: str | Path, after: np.ndarray, before: np.ndarray) -> None:
     """Refuse a sum that is not what the adapter computes on the same base: a fault, no rounding."""
-    change = largest_difference(after, before)
-    flipped = int((before.argmax(1) != after.argmax(1)).sum())
-    if not change <= TOLERANCE or flipped:
+    found = agreement(after, before)
+    if not found.largest_change <= TOLERANCE or found.flipped:
         raise DeltafitError(
             f"Merging {folder} would change its predictions: a canary's logit moves by "
-            f"{change:.2g} and {flipped} of {len(before)} predictions flip. Nothing was written."
+            f"{found.largest_change:.2g} and {found.flipped} of {found.texts} predictions flip. "
+            "Nothing was written."
         )
 
 

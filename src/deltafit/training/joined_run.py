@@ -103,7 +103,8 @@ def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     groups: dict[object, list[RunConfig]] = {}
     for config in configs:
         if isinstance(config.method, DeltaMethod):
-            trained = check_fits(structure, config.method, head=head)
+            targets, replaced = check_fits(structure, config.method, head=head)
+            trained = (*targets, *replaced)
             places = [[stack.index_of(name) for stack in stacks] for name in trained]
             indices = [index for place in places for index in place if index is not None]
             outside = frozenset(

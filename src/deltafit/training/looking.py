@@ -55,10 +55,8 @@ def look_at_texts(
     Raises:
         DeltafitError: the method does not fit the model.
     """
-    wanted = method.statistic() if isinstance(method, DeltaMethod) else None
-    if wanted is None:
+    if not isinstance(method, DeltaMethod) or (wanted := method.statistic()) is None:
         return {}
-    assert isinstance(method, DeltaMethod)
     rows = epoch_order(len(train), settings.seed, 0)[:TEXTS]
     advance = Counted(reporter, "looking at texts", len(rows))
     if wanted == "inputs":
@@ -81,9 +79,7 @@ def _input_moments(
     advance: Callable[[int], None],
 ) -> Statistics:
     model = classifier.model
-    fitting = check_fits(model, method, head=classifier.head_parameters)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    targets = [name for name in fitting if name not in parameters]
+    targets, _ = check_fits(model, method, head=classifier.head_parameters)
     with (
         disabled(model),
         evaluating(model),
