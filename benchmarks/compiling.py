@@ -1,7 +1,7 @@
 """Does torch.compile pay? The same training steps and passes of prediction, eager and compiled.
 
     python benchmarks/compiling.py --data DATA [--steps 100] [--warm-up 20] [--pairs 3]
-                                   [--threads N]
+                                   [--limit MINUTES] [--threads N]
 
 DATA holds ``sms_spam/train.csv``. MiniLM trains with LoRA on query and value in batches of 8, as
 deltafit trains it, packed; and predicts with the adapter merged, packed, a batch of texts a step.
@@ -9,7 +9,8 @@ Each way runs in a process of its own, in turn: eager; the whole model under
 ``torch.compile(dynamic=True)``, in which whatever depends on the lengths of a batch breaks the
 graph; and each block so by itself. Compiling happens in the warm-up, and what it took is what the
 warm-up took longer than the eager one. Lengths that were not met before can make torch compile
-again later, so that is counted too. It prints a table as Markdown and keeps nothing.
+again later, so that is counted too. A way that takes longer than the limit with its steps is
+stopped, and its row says so. It prints a table as Markdown and keeps nothing.
 """
 
 import argparse
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="timed, behind the warm-up")
     parser.add_argument("--warm-up", type=int, default=20, help="steps in which torch compiles")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=15, help="minutes of a way, with its steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
@@ -80,15 +82,25 @@ def main() -> None:
     rows = []
     for name, run in (("training", train), ("prediction, merged", predict)):
         pairs: list[dict[str, Steps]] = []
+        left = list(WAYS)
         for number in range(options.pairs):
-            turned = WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]
             pairs.append({})
-            for way in turned:
+            for way in (*left[number % len(left) :], *left[: number % len(left)]):
                 console.print(f"{name}, pair {number + 1} of {options.pairs}: {way}")
-                pairs[-1][way] = in_another_process(
-                    run, work, way, options.data, WORK.model, options.threads
-                )
-        rows += [row_of(name, way, pairs, options.warm_up) for way in WAYS if way != EAGER]
+                try:
+                    pairs[-1][way] = in_another_process(
+                        run, work, way, options.data, WORK.model, options.threads,
+                        limit=60 * options.limit,
+                    )  # fmt: skip
+                except TimeoutError:
+                    left.remove(way)
+        rows += [
+            row_of(name, way, pairs, options.warm_up)
+            if way in left
+            else stopped_row_of(name, way, options.limit)
+            for way in WAYS
+            if way != EAGER
+        ]
     print(markdown(rows, machine(options.threads)))
 
 
@@ -182,6 +194,13 @@ def row_of(name: str, way: str, pairs: Sequence[dict[str, Steps]], warm_up: int)
         *(f"{median(counts):.0f}" for counts in ([run.graphs[-1] for run in compiled], late)),
         f"{median(run.breaks for run in compiled):.0f}",
     ]
+
+
+def stopped_row_of(name: str, way: str, limit: float) -> list[str]:
+    """Return the cells of a way that took longer than ``limit`` minutes."""
+    cells = dict.fromkeys(COLUMNS, "–")
+    named = {"work": name, "way": way, "compiling s": f"stopped after {60 * limit:.0f}"}
+    return list((cells | named).values())
 
 
 def markdown(rows: Sequence[Sequence[str]], facts: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TimedOut
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -114,10 +115,27 @@ def memory() -> int:
     return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def in_another_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function where the memory it needs is not counted as this process's."""
+def in_another_process(
+    function: Callable[..., Result], *arguments: Any, limit: float | None = None
+) -> Result:
+    """Call a function where the memory it needs is not counted as this process's.
+
+    Args:
+        function: what to call.
+        arguments: of it.
+        limit: seconds after which it is stopped; None for as long as it takes.
+
+    Raises:
+        TimeoutError: it was stopped.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        future = pool.submit(function, *arguments)
+        try:
+            return future.result(limit)
+        except TimedOut as error:  # Python 3.10's is not the builtin
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise TimeoutError(f"It took longer than {limit} seconds.") from error
 
 
 def has_bf16_units() -> bool:

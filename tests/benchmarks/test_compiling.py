@@ -1,5 +1,7 @@
 """Eager and compiled steps: what runs, and the figures taken from them."""
 
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import torch
 from torch import nn
 
 import compiling
-from compiling import BLOCKS, COLUMNS, EAGER, WHOLE, Steps, row_of
+from compiling import BLOCKS, COLUMNS, EAGER, WHOLE, Steps, row_of, stopped_row_of
+from measuring import in_another_process
 from tests.benchmarks.test_records import MACHINE
 from tests.benchmarks.test_worker import work_on
 
@@ -27,6 +30,16 @@ def test_compiling_is_earned_back_by_faster_steps() -> None:
     slower = dict(zip(COLUMNS, row_of("training", BLOCKS, [pair, pair], 2), strict=True))
     assert (slower["pairs"], slower["earned back after steps"]) == ("2", "never")
     assert slower["times as fast"] == "0.8× (0.8 to 0.8)"
+
+
+def test_a_way_that_takes_too_long_is_stopped_and_said() -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        in_another_process(time.sleep, 60, limit=0.1)
+    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+    cells = dict(zip(COLUMNS, stopped_row_of("training", WHOLE, 15), strict=True))
+    assert (cells["work"], cells["way"]) == ("training", WHOLE)
+    assert (cells["compiling s"], cells["times as fast"]) == ("stopped after 900", "–")
 
 
 @pytest.mark.slow

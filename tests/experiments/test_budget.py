@@ -12,7 +12,7 @@ from deltafit.adapters import adapt, trained_tensors, trained_values
 from deltafit.errors import UsageError
 from deltafit.experiments.budget import sized_to
 from deltafit.experiments.comparison import compare
-from deltafit.methods import AdaLoRA, DoRA, Head, LastBlocks, LoRA, Method, parse_method
+from deltafit.methods import AdaLoRA, DoRA, Head, LastBlocks, LoRA, Method, Sparse, parse_method
 from deltafit.training.settings import TrainingSettings
 from tests.adapters.adapted import head_of
 from tests.tiny_models import tiny_model
@@ -60,6 +60,18 @@ def test_no_other_size_is_nearer(method: Method, budget: int) -> None:
 
     assert distance(size) <= distance(size + 1)
     assert size == 1 or distance(size) <= distance(size - 1)
+
+
+def test_the_density_of_a_sparse_update_is_its_size() -> None:
+    model = on_meta(tiny_model("bert"))
+    head, largest = head_of(model), trained_values(model, Sparse(density=1.0), head=())
+    for budget in (40, 777, 2000, largest // 2):
+        ((sized),) = sized_to(budget, [Sparse(mask="magnitude")], model, head)
+        assert isinstance(sized.method, Sparse) and sized.method.mask == "magnitude"
+        assert abs(trained_values(model, sized.method, head=head) - budget) <= 12
+        assert f"density={sized.method.density} comes nearest" in sized.note
+    ((all_of_it),) = sized_to(50 * largest, [Sparse()], model, head)
+    assert all_of_it.method == Sparse(density=1.0)
 
 
 def test_adaloras_final_rank_keeps_its_share() -> None:

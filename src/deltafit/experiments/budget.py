@@ -56,25 +56,29 @@ def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -
             f"has no size to choose: it trains {format_count(own)} parameters besides the head, "
             f"under a budget of {format_count(budget)}",
         )
+
+    def setting(size: int) -> str:
+        return f"{method.size_setting}={getattr(method.with_size(size), str(method.size_setting))}"
+
     least = count(1)
     if least > 2 * budget:
         raise UsageError(
-            f"{method} trains {format_count(least)} parameters with {method.size_setting}=1 "
+            f"{method} trains {format_count(least)} parameters with {setting(1)} "
             f"already, more than twice the budget of {format_count(budget)}. Raise the budget, or "
             "choose fewer target_modules."
         )
     size = _nearest(budget, count)
     return Sized(
         method.with_size(size),
-        f"{method.size_setting}={size} comes nearest to the budget of {format_count(budget)}: "
+        f"{setting(size)} comes nearest to the budget of {format_count(budget)}: "
         f"{format_count(count(size))} parameters besides the head",
     )
 
 
 def _nearest(budget: int, count: Callable[[int], int]) -> int:
-    """Return the size whose count, which rises with the size, is nearest to the budget."""
+    """Return the size whose count, which rises with it up to all, is nearest to the budget."""
     high = 1
-    while count(high) < budget:
+    while count(high) < budget and count(high) < count(2 * high):
         high *= 2
     low = high // 2
     while high - low > 1:  # below the budget, and not below it

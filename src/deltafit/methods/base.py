@@ -126,7 +126,7 @@ class Method(ABC):
     summary: ClassVar[str]
     default_learning_rate: ClassVar[float]
     size_setting: ClassVar[str | None] = None
-    """The setting, a whole number of at least 1, by which the method trains more or less."""
+    """The setting by which the method trains more or less; see ``with_size``."""
 
     def __post_init__(self) -> None:
         # Lists and mappings are welcome; as tuples they make the method hashable.
@@ -138,7 +138,10 @@ class Method(ABC):
         return ()
 
     def with_size(self, size: int) -> "Method":
-        """Return the method with another value of its ``size_setting``.
+        """Return the method with another value of its ``size_setting``, larger for a larger size.
+
+        Args:
+            size: at least 1.
 
         Raises:
             ValueError: it has none.

@@ -44,6 +44,7 @@ class Sparse(DeltaMethod):
         "ΔW = α·(M ⊙ Θ): a fifth of the entries of each chosen weight, and the head"
     )
     default_learning_rate: ClassVar[float] = 5e-4
+    size_setting: ClassVar[str | None] = "density"
 
     density: float = 0.2
     alpha: float = 1.0
@@ -59,6 +60,10 @@ class Sparse(DeltaMethod):
         check_above_zero(self.alpha, "alpha")
         if self.mask not in get_args(Mask):
             raise UsageError(f"mask must be one of {', '.join(get_args(Mask))}; got {self.mask!r}.")
+
+    def with_size(self, size: int) -> "Sparse":
+        """Return the method with a density of so many ten-thousandths, at most all entries."""
+        return replace(self, density=min(1.0, size / 10_000))
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return ``sparse_values`` ``[k]``, zeros, and ``sparse_indices`` ``[k]``, rising.
