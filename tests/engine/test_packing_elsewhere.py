@@ -56,7 +56,7 @@ def steps(model: nn.Module, part: slice) -> dict[str, Tensor]:
     return {n.removeprefix("module."): p.detach() for n, p in trained.items()}
 
 
-def go(file: str, architecture: str, reads: bool = False) -> None:
+def go(file: str, architecture: str, reads: str = "") -> None:
     """One of two processes: every second row."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
