@@ -31,8 +31,7 @@ BERT_STYLE = "attention.self.query attention.self.value"
 LLAMA = ("model.layers", "self_attn.q_proj self_attn.v_proj", "model.norm")
 EXPECTED: dict[str, tuple[str, str, str | None]] = {
     "bert": ("bert.encoder.layer", BERT_STYLE, None),
-    "roberta": ("roberta.encoder.layer", BERT_STYLE, None),
-    "xlm-roberta": ("roberta.encoder.layer", BERT_STYLE, None),
+    **dict.fromkeys(("roberta", "xlm-roberta"), ("roberta.encoder.layer", BERT_STYLE, None)),
     "electra": ("electra.encoder.layer", BERT_STYLE, None),
     "distilbert": ("distilbert.transformer.layer", "attention.q_lin attention.v_lin", None),
     "deberta-v2": (
@@ -49,9 +48,8 @@ EXPECTED: dict[str, tuple[str, str, str | None]] = {
         "self_attn.v_proj self_attn.q_proj",
         "model.decoder.final_layer_norm",
     ),
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), LLAMA
-    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), LLAMA),
 }
 
 
