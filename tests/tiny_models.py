@@ -40,6 +40,12 @@ _DEBERTA: dict[str, Any] = {
     "pos_att_type": ["p2c", "c2p"],
     "position_biased_input": False,
 }
+# Blocks of both kinds, each kind with rotary tables of its own, and a window shorter than rows.
+_GEMMA3: dict[str, Any] = {
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
@@ -65,6 +71,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3": {**_DECODER, "head_dim": 16},
     "gemma": _DECODER,
     "gemma2": {**_DECODER, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_DECODER, **_GEMMA3},
     "albert": {**_ENCODER, "embedding_size": 16},
 }
 
@@ -74,7 +81,10 @@ SHARED_BLOCKS = ("albert",)
 ARCHITECTURES = tuple(name for name in _SETTINGS if name not in SHARED_BLOCKS)
 """Architectures with default targets; each has a sequence classification class."""
 
-DECODERS = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+DECODERS = (
+    *("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3"),
+    *("gemma", "gemma2", "gemma3_text"),
+)
 """Those of ``ARCHITECTURES`` whose classifier reads the last token."""
 
 

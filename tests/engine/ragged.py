@@ -11,13 +11,14 @@ from tests.tiny_models import ARCHITECTURES, FIRST_WORD, PAD, VOCABULARY
 
 PACKABLE = tuple(n for n in ARCHITECTURES if n not in ("deberta-v2", "mpnet", "gemma2"))
 
-
+LONGEST = 62  # OPT and RoBERTa count their 64 positions from the pad token's
 LENGTHS = {
     "mixed": (9, 5, 1, 5, 7),
     "equal": (6, 6, 6),
     "one row": (5,),
     "one token": (1, 1, 1),
     "one token in one row": (1,),
+    "one to the most": tuple(range(1, LONGEST + 1)),
 }
 
 

@@ -26,7 +26,16 @@ from tests.engine.mixes import (
 from tests.engine.ragged import in_training, ragged
 from tests.tiny_models import HIDDEN, tiny_model
 
-ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "opt", "modernbert")
+ARCHITECTURES = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "gpt2",
+    "llama",
+    "opt",
+    "modernbert",
+    "gemma3_text",
+)
 
 
 @pytest.mark.parametrize("run_packed", [False, True])

@@ -90,6 +90,7 @@ def test_a_block_that_runs_again_has_the_layout_of_its_batch(architecture: str) 
 def test_each_batch_has_its_own_layout(architecture: str) -> None:
     model = tiny_model(architecture)
     batches = [ragged((9, 2, 4)), ragged((2, 9, 4)), ragged((4, 4), width=9), ragged((9, 2, 4))]
+    batches.append(ragged((4,), width=9))
     expected = [outputs_and_gradients(model, batch) for batch in batches]
     with packed(model):
         for batch, result in zip(batches, expected, strict=True):

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from deltafit.adapters import adapt
+from deltafit.adapters.structure import main_stack
 from deltafit.engine import find_reading, first_tokens, packed
 from deltafit.files import read_tensors, write_tensors_atomically
 from deltafit.methods import LoRA
@@ -29,15 +30,15 @@ from tests.tiny_models import tiny_model
 SCRIPT = """
 import sys
 from tests.engine.test_packing_elsewhere import go
-go(sys.argv[1])
+go(*sys.argv[1:])
 """
 # Each process's half of a batch has other lengths, and so another sheet.
 BATCHES = tuple(ragged(lengths, seed=s) for s, lengths in enumerate([(9, 5, 1, 7), (2, 8, 8, 3)]))
 
 
-def adapted() -> nn.Module:
-    """A tiny BERT with LoRA, in training without dropout."""
-    model = in_training(tiny_model("bert"))
+def adapted(architecture: str = "bert") -> nn.Module:
+    """A tiny model with LoRA, in training without dropout."""
+    model = in_training(tiny_model(architecture))
     adapt(model, LoRA(rank=2), head=head_of(model))
     randomise(model)
     return model
@@ -55,40 +56,43 @@ def steps(model: nn.Module, part: slice) -> dict[str, Tensor]:
     return {n.removeprefix("module."): p.detach() for n, p in trained.items()}
 
 
-def go(file: str) -> None:
+def go(file: str, architecture: str, reads: str = "") -> None:
     """One of two processes: every second row."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, model = dist.get_rank(), adapted()
-    layers = find_reading(model, BATCHES[0]) if len(sys.argv) > 2 else None
+    rank, model = dist.get_rank(), adapted(architecture)
+    layers = find_reading(model, BATCHES[0]) if reads else None
     reading = nullcontext() if layers is None else first_tokens(model, layers)
-    last = model.bert.encoder.layer[-1].intermediate.dense
+    block = model.get_submodule(main_stack(model).blocks[-1])
+    *_, last = (
+        m for n, m in block.named_modules() if n.endswith(("intermediate.dense", "up_proj"))
+    )
     shapes: list[tuple[int, int]] = []
     last.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[:2]))
     with packed(model), reading:
         trained = steps(DistributedDataParallel(model), slice(rank, None, 2))
     lengths = [int(batch["attention_mask"][rank::2].sum()) for batch in BATCHES]
-    assert shapes == [(1, 2 if len(sys.argv) > 2 else tokens) for tokens in lengths]
+    assert shapes == [(1, 2 if reads else tokens) for tokens in lengths]
     if rank == 0:
         write_tensors_atomically(Path(file), trained)
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reading", [(), ("reading",)], ids=["whole", "first tokens"])
+@pytest.mark.parametrize("how", [("bert",), ("bert", "reads"), ("llama",)], ids=" ".join)
 def test_two_processes_step_as_one_with_the_whole_batch(
-    tmp_path: Path, reading: tuple[str, ...]
+    tmp_path: Path, how: tuple[str, ...]
 ) -> None:
     script, file = tmp_path / "script.py", tmp_path / "trained.safetensors"
     script.write_text(SCRIPT)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(script), str(file), *reading),
+        *(str(script), str(file), *how),
     ]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     subprocess.run(command, check=True, env=environment, timeout=250)
-    model = adapted()
+    model = adapted(how[0])
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     with packed(model):
         expected = steps(model, slice(None))
@@ -100,11 +104,19 @@ def test_two_processes_step_as_one_with_the_whole_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "count"), [("eager", 2), ("aot_eager", 1)])
-def test_a_compiled_model_gives_the_same_packed(backend: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "backend", "count"),
+    [
+        ("bert", "aot_eager", 1),
+        *((architecture, "eager", 2) for architecture in ("bert", "llama", "modernbert")),
+    ],
+)
+def test_a_compiled_model_gives_the_same_packed(
+    architecture: str, backend: str, count: int
+) -> None:
     # What depends on the lengths of a batch breaks the graph, and runs uncompiled.
-    model = adapted()
-    del model.bert.encoder.layer[1:]  # compiling is slow
+    model = adapted(architecture)
+    del model.get_submodule(main_stack(model).name)[1:]  # compiling is slow
     batches = BATCHES[:count]
     expected = [outputs_and_gradients(model, batch) for batch in batches]
     torch.compiler.reset()

@@ -104,6 +104,7 @@ MODELS: dict[str, tuple[str, int | None, list[Window]]] = {
     "qwen2, window of one": ("qwen2", 1, [CAUSAL, (0, 0), (0, 0)]),
     "mistral, window longer than most rows": ("mistral", 8, [(7, 0)] * 3),
     "mistral, window longer than all rows": ("mistral", 20, [CAUSAL] * 3),
+    "gemma3, windows and whole rows": ("gemma3_text", None, [(3, 0), CAUSAL, (3, 0)]),
     "modernbert, window on both sides": ("modernbert", 2, [EVERYTHING, (2, 2), (2, 2)]),
 }
 

@@ -17,12 +17,11 @@ from deltafit.tasks.inference import (
     compute_logits_alone,
     encoder_of,
 )
-from tests.engine.ragged import PACKABLE, shapes_in_blocks
+from tests.engine.ragged import LONGEST, PACKABLE, shapes_in_blocks
 from tests.engine.test_checking import mix_rows, spoilt
 from tests.tiny_models import ARCHITECTURES, FIRST_WORD, SHARED_BLOCKS, VOCABULARY
 from tests.training.tiny_runs import LABELS, save_model
 
-LONGEST = 62  # OPT and RoBERTa count their 64 positions from the pad token's
 _random = random.Random(0)
 # One text of each length, in no order.
 ROWS = [

@@ -7,6 +7,7 @@ import torch
 
 from deltafit.engine import StateStores, states
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.training import constant
 from deltafit.training.settings import TrainingSettings
 from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples, trained_values
 
@@ -62,6 +63,28 @@ def test_kept_in_memory_in_a_file_or_not_at_all(
     # Not the parameters: Adam makes whole steps of rounding where a gradient should be zero (a
     # key's bias), and the loss does not depend on those.
     assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [Head(), LastBlocks(1), TOP], ids=str)
+def test_fed_training_is_that_of_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    model, ends = save_model(tmp_path / "model"), []
+    for prefix in (True, False):
+        if not prefix:
+            monkeypatch.setattr(constant, "find_prefix", lambda *_: None)
+        classifier = adapted(model, method)
+        before = trained_values(classifier)
+        loop = loop_on(classifier, tmp_path / str(prefix), SETTINGS, states=StateStores())
+        # Plain descent: Adam would make whole steps of rounding where a gradient should be zero.
+        group = {"params": list(loop.trainable.values()), "initial_lr": 0.2}
+        loop.optimiser.optimizer = torch.optim.SGD([group], lr=0.2)
+        assert bool(loop.run().kept) is prefix
+        ends.append(trained_values(classifier))
+        moved = max(float((ends[-1][name] - before[name]).abs().max()) for name in before)
+        assert moved > 1e-2
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from torch import nn
 
 from deltafit.errors import UsageError
 from deltafit.training import execution
-from deltafit.training.course import Course
+from deltafit.training.course import Course, Examples
 from deltafit.training.execution import wants_packing
 from deltafit.training.settings import Packing, TrainingSettings
 from tests.engine.ragged import shapes_in_blocks
-from tests.training.test_loop import EIGHT
+from tests.engine.test_checking import mix_rows, spoilt
+from tests.training.test_loop import EIGHT, assert_same
 from tests.training.test_precision import Listener
-from tests.training.tiny_runs import adapted, loop_on, save_model
+from tests.training.tiny_runs import adapted, loop_on, save_model, trained_values
 
 
 def run(
@@ -81,3 +82,36 @@ def test_the_check_runs_in_the_mixed_precision_of_the_run(
 def test_another_word_is_refused() -> None:
     with pytest.raises(UsageError, match="packing must be one of auto, on, off; got 'yes'"):
         TrainingSettings(packing="yes")
+
+
+def test_a_model_that_gives_something_else_packed_trains_padded_and_says_so(
+    tmp_path: Path,
+) -> None:
+    model, ends, said = save_model(tmp_path / "model"), [], []
+    for packing in ("auto", "off"):
+        classifier = adapted(model)
+        # Along a row of a padded batch, and along a sheet of many rows.
+        spoilt(classifier.model, mix_rows)
+        settings = replace(EIGHT, packing=packing, epochs=1)
+        loop = loop_on(classifier, tmp_path / packing, settings)
+        loop.reporter = reporter = Listener()
+        course = loop.run()
+        assert course.packed is False
+        ends.append(trained_values(classifier))
+        said.append(reporter.said)
+    ((sentence,), nothing) = said
+    assert "BertModel does not give the same packed as padded: the states" in sentence
+    assert sentence.endswith("It runs padded, which is slower.") and not nothing
+    assert_same(*ends)
+
+
+def test_what_runs_padded_runs_in_passes_of_like_length(tmp_path: Path) -> None:
+    classifier = adapted(save_model(tmp_path / "model", "mpnet"))
+    lengths = [3, 30, 4, 3, 29, 4, 3, 3]
+    rows = Examples([[5 + place] * length for place, length in enumerate(lengths)], [0, 1] * 4)
+    loop = loop_on(classifier, tmp_path / "run", replace(EIGHT, epochs=1), train=rows)
+    loop.reporter = Listener()
+    with shapes_in_blocks(classifier.model) as shapes:
+        loop.run()
+    assert loop.course.step == 1  # in one step of the optimiser
+    assert shapes[-2:] == [(2, 30), (6, 4)]

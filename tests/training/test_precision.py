@@ -185,8 +185,14 @@ def test_bf16_learns_as_float32_does(tmp_path: Path) -> None:
     for asked in ("float32", "bf16"):
         classifier = adapted(model, LoRA("all-linear", rank=4))
         settings = replace(EIGHT, epochs=9, precision=asked)
-        course = loop_on(classifier, tmp_path / asked, settings).run()
+        loop = loop_on(classifier, tmp_path / asked, settings)
+        course = loop.run()
         assert course.precision == asked
+        # A, B, the head, Adam's moments and the base's own weights.
+        moments = [t for state in loop.optimiser.optimizer.state.values() for t in state.values()]
+        assert len(moments) == 3 * len(loop.trainable)  # two, and the number of steps
+        for tensor in (*loop.trainable.values(), *moments, *classifier.model.parameters()):
+            assert tensor.dtype == torch.float32
         losses[asked] = [entry["train_loss"] for entry in course.history]
     assert losses["float32"] != losses["bf16"]
     assert losses["float32"][-1] < 0.3 * losses["float32"][0]

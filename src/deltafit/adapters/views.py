@@ -70,15 +70,29 @@ class ModuleView(Layer):
     def add_low_rank(
         self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
     ) -> Tensor:
-        """Return ``y + factor · left · (right · x)`` in y's dtype."""
-        # The factor goes where the numbers are fewest.
-        low = factor * self.lowered(x, right)
+        """Return ``y + factor · left · right · x`` in y's dtype."""
+        if self._is_product_cheaper(x, len(right)):
+            low, left = x, factor * (left @ right)
+        else:
+            # The factor goes where the numbers are fewest.
+            low = factor * self.lowered(x, right)
         mixed = not y.dtype == low.dtype == left.dtype
         # Autocast computes addmm, and so would round y itself, in the lower precision.
         if mixed or y.dim() < 2 or y.is_nested or torch.is_autocast_enabled(y.device.type):
             return y + functional.linear(low, left).to(y.dtype)
         # One pass over y instead of three: the update is never a tensor of its own.
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), left.T).view_as(y)
+
+    def _is_product_cheaper(self, x: Tensor, rank: int) -> bool:
+        """Return whether left · right, and then x, takes fewer multiplications than x first.
+
+        In the backward pass the same order is the cheaper one. Up to a rank of inputs · outputs /
+        (inputs + outputs) it never is: half of a square matrix's width.
+        """
+        if self.lookup:
+            return False
+        tokens, both = x.numel() // self.inputs, self.inputs * self.outputs
+        return rank * tokens * (self.inputs + self.outputs) > both * (rank + tokens)
 
     def changed(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``{parameter name: parameter + Δ}`` in the parameters' layout and dtype.

@@ -136,12 +136,15 @@ def find_prefix(
 def _without_padding(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Return ``[batch, length, ...]`` or ``[batch · length, ...]`` with zeros for padding.
 
-    What has another shape (a packed sheet, one vector a text) has none, and stays.
+    So too ``[batch, heads, length, width]``, which norms of queries and keys may be given (those of
+    Gemma 3 are). What has another shape (a packed sheet, one vector a text) has none, and stays.
     """
     mask = batch.get("attention_mask")
     if mask is None:
         return states
     rows, length = mask.shape
+    if states.ndim == 4 and states.shape[1] != length and states.shape[::2] == (rows, length):
+        return states * mask[:, None, :, None].to(states.dtype)
     if states.shape[:2] != (rows, length) and states.shape[0] != rows * length:
         return states
     by_token = states.reshape(rows, length, -1) * mask.unsqueeze(-1).to(states.dtype)

@@ -114,7 +114,7 @@ class AdaLoRA(DeltaMethod):
         return {"weight": self.factor * layer.outer(left, right)}
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
-        """Return ``y + s·P·(Λ·(Q·dropout(x)))`` in y's dtype, never forming Δ."""
+        """Return ``y + s·P·Λ·Q·dropout(x)`` in y's dtype."""
         return add_update(layer, x, y, _factors(tensors), self.factor, self.dropout)
 
     def step_hook(self, layers: Sequence[Tensors], total_steps: int) -> StepHook:

@@ -44,9 +44,10 @@ class Layer(Protocol):
     def add_low_rank(
         self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
     ) -> Tensor:
-        """Return ``y + factor · left · (right · x)``, ``[..., outputs]``, in y's dtype.
+        """Return ``y + factor · left · right · x``, ``[..., outputs]``, in y's dtype.
 
-        The product of ``left`` and ``right`` is never formed.
+        The products are taken in the order that is cheapest for their shapes. At usual ranks that
+        of ``left`` and ``right`` is never formed.
         """
 
     def forward_with(self, deltas: Mapping[str, Tensor], x: Tensor) -> Tensor:

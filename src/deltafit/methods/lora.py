@@ -207,7 +207,7 @@ class LoRA(DeltaMethod):
         return {"weight": self.factor * layer.outer(left, right)}
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
-        """Return ``y + s·B·(A·dropout(x))`` in y's dtype, never forming Δ."""
+        """Return ``y + s·B·A·dropout(x)`` in y's dtype."""
         return add_update(layer, x, y, factors_of(tensors), self.factor, self.dropout)
 
     def kept(self, layers: Mapping[str, Tensors]) -> "LoRA":
