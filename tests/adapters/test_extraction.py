@@ -10,15 +10,17 @@ from torch import nn
 
 from deltafit.adapters import (
     adapt,
+    layer_state,
     load_adapter,
     merge_and_unload,
+    model_adapters,
     read_adapter,
     save_adapter,
 )
 from deltafit.adapters.extraction import Extraction, extracted
-from deltafit.adapters.low_rank import RankChoice, stored_of
+from deltafit.adapters.low_rank import RankChoice
 from deltafit.errors import DeltafitError
-from deltafit.methods import DoRA, LoRA, Method
+from deltafit.methods import DoRA, LoKr, LoRA, Method, Sparse
 from tests.adapters.adapted import head_of, logits, randomise
 from tests.tiny_models import tiny_model
 
@@ -47,7 +49,7 @@ def put_on(tuned: nn.Module, found: Extraction, architecture: str) -> nn.Module:
     """The base with the extracted adapter and the tuned model's head."""
     model = tiny_model(architecture)
     head = {name: tuned.get_parameter(name).detach().clone() for name in head_of(model)}
-    load_adapter(model, stored_of(found.changes, head | found.whole))
+    load_adapter(model, found.stored(head))
     return model
 
 
@@ -71,6 +73,56 @@ def test_a_merged_adapter_comes_back(architecture: str, kind: type[LoRA], tmp_pa
     save_adapter(model, tmp_path, task_type="SEQ_CLS")
     theirs = peft.PeftModel.from_pretrained(tiny_model(architecture), tmp_path).eval()
     torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("kind", [LoRA, DoRA, LoKr])
+def test_kept_whole_each_change_is_the_methods_own(
+    architecture: str, kind: type[LoRA], tmp_path: Path
+) -> None:
+    model = tiny_model(architecture)
+    adapt(model, kind("all-linear", rank=2), head=head_of(model))
+    randomise(model)
+    expected = logits(model)
+    deltas = {
+        name: layer_state(model.get_submodule(name)).deltas("default")["weight"].detach().double()
+        for name in model_adapters(model).adapters["default"].targets
+    }
+    merge_and_unload(model)
+    base = tiny_model(architecture)
+    found = extracted(base, model, None, head=head_of(base), keep_others=False)
+    assert not found.changes and not found.left_out and found.energy_lost == 0
+    assert set(found.dense) == set(deltas)
+    for name, delta in deltas.items():
+        torch.testing.assert_close(found.dense[name].double(), delta, rtol=1e-4, atol=1e-6)
+    again = put_on(model, found, architecture)
+    torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-5)
+    save_adapter(again, tmp_path)
+    stored = read_adapter(tmp_path)
+    assert isinstance(stored.method, Sparse) and stored.method.density == 1
+    other = tiny_model(architecture)
+    load_adapter(other, stored)
+    assert torch.equal(logits(other), logits(again))
+
+
+def test_kept_whole_all_matrices_come_back() -> None:
+    base, tuned = tiny_model("bert"), moved()
+    found = extracted(base, tuned, None, head=head_of(base), keep_others=True)
+    model = put_on(tuned, found, "bert")
+    merge_and_unload(model)
+    for name, parameter in tuned.named_parameters():
+        own = model.get_parameter(name)
+        if name in found.left_out:
+            assert torch.equal(own, base.get_parameter(name)) and name.endswith("bias"), name
+        else:
+            torch.testing.assert_close(own, parameter, rtol=1e-6, atol=1e-7)
+    matrices = [name for name, parameter in base.named_parameters() if parameter.ndim == 2]
+    energy = sum(
+        float((tuned.get_parameter(n) - base.get_parameter(n)).double().square().sum())
+        for n in matrices
+        if n not in head_of(base)
+    )
+    assert sum(loss.energy for loss in found.losses) == pytest.approx(energy)
 
 
 def test_each_matrix_is_the_nearest_and_the_energy_is_accounted_for() -> None:

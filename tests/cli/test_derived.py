@@ -93,6 +93,11 @@ def test_extract_makes_a_lora_of_a_merged_checkpoint(tiny: Tiny, tmp_path: Path)
     again = tmp_path / "again"
     text = done("extract", tiny.run, "--energy", "0.99", "--output", again, "--tolerance", "9")
     assert PROOF.search(text)
+    whole = tmp_path / "whole"
+    text = done("extract", tiny.run, "--dense", "--output", whole, "--tolerance", "1e-4")
+    assert "Rank 32 in 6 matrices; nothing is lost." in text and PROOF.search(text)
+    assert "the canary logits agree" in one_line(done("verify", whole))
+    assert "density=1" in one_line(done("inspect", whole))
     said = refused(2, "extract", tmp_path / "plain", "--rank", "2", "--output", tmp_path / "x")
     assert "is a checkpoint" in said and "--base" in said
 
@@ -120,6 +125,7 @@ def test_extract_makes_a_lora_of_a_merged_checkpoint(tiny: Tiny, tmp_path: Path)
         (2, ["combine"], "RUN"),
         (1, ["combine", "RUN", "gone"], "gone"),
         (2, ["extract", "RUN"], "--rank, a whole number, or energy"),
+        (2, ["extract", "RUN", "--dense", "--energy", "0.9"], "--dense keeps each ΔW whole"),
         (1, ["extract", "no/such/model", "--rank", "2"], "no/such/model"),
     ],
 )

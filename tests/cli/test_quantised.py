@@ -35,6 +35,8 @@ def test_what_cannot_be_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert "--base-weights must be one of float32, int8, nf4; got 'int3'" in said
     said = refused(2, "train", *start, "--method", "full", "--base-weights", "int8")
     assert "full trains the base's own weights, which --base-weights int8 stores in few" in said
+    said = refused(2, "train", *start, "--method", "lora:initialisation=loftq")
+    assert "in float32 they lose nothing. Add --base-weights nf4 or int8" in said
     said = refused(2, "compare", *start, "--base-weights", "nf4")
     assert "last-block trains the base's own weights" in said
     assert not (tmp_path / "run").exists()

@@ -104,6 +104,7 @@ def test_the_names_of_methods() -> None:
         "dora": "dora",
         "adalora": "adalora",
         "loha": "loha",
+        "lokr": "lokr",
         "ia3": "ia3",
         "vera": "vera",
         "sparse": "sparse",

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from deltafit.adapters import read_adapter
 from deltafit.errors import DeltafitError
+from deltafit.methods import LoRA
 from deltafit.prediction.combining import combine
 from deltafit.prediction.extracting import extract
 from deltafit.prediction.folder import load_saved
@@ -29,3 +31,17 @@ def test_they_stay_on_their_base(tmp_path: Path) -> None:
     with pytest.raises(DeltafitError, match=r"the base weights of .*plain are stored otherwise"):
         combine([folders[0], tmp_path / "plain"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_makes_up_for_the_rounding_stays_said(tmp_path: Path) -> None:
+    loftq = LoRA(rank=3, initialisation="loftq")
+    for name, method in (("a", loftq), ("b", loftq), ("plain", LoRA(rank=2))):
+        saved(tmp_path / name, "nf4", method)
+    folders = [tmp_path / name / "adapter" for name in ("a", "b", "plain")]
+    truncate(folders[0], tmp_path / "cut", rank=2, tolerance=99)
+    combine(folders[:2], tmp_path / "both")
+    combine(folders[::-1], tmp_path / "all")
+    for name in ("cut", "both", "all"):
+        assert read_adapter(tmp_path / name).corrects == "nf4"
+    combine(folders[2:], tmp_path / "one")
+    assert read_adapter(tmp_path / "one").corrects is None

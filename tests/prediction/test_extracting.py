@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import IA3, DoRA, Full, Head, LastBlocks, LoRA, Method, VeRA
+from deltafit.methods import IA3, DoRA, Full, Head, LastBlocks, LoHa, LoRA, Method, VeRA
 from deltafit.prediction.canaries import canary_logits, largest_difference
 from deltafit.prediction.extracting import extract
 from deltafit.prediction.folder import load_saved
@@ -89,6 +89,31 @@ def test_a_run_of_any_method_becomes_a_lora(
         assert torch.equal(one[name], two[name])
 
 
+@pytest.mark.parametrize("head", ["architecture", "mean"])
+@pytest.mark.parametrize("method", [DoRA("all-linear", rank=2), LoHa(rank=2), Full()], ids=str)
+def test_kept_whole_a_run_says_what_it_said(
+    base: str, tmp_path: Path, method: Method, head: str
+) -> None:
+    saved_on(base, tmp_path / "one", method, head=head)
+    report = extract(tmp_path / "one", tmp_path / "out", dense=True, tolerance=9)
+    assert (not report.left_out) == isinstance(method, DoRA | LoHa)
+    if not report.left_out:
+        assert report.certificate.canaries.largest_change < 1e-5
+        assert report.certificate.energy_lost == report.certificate.canaries.flipped == 0
+    else:
+        with pytest.raises(DeltafitError, match=r"more than the tolerance of 1e-06.*Nothing was"):
+            extract(tmp_path / "one", tmp_path / "again", dense=True, tolerance=1e-6)
+        assert not (tmp_path / "again").exists()
+    kept = made(tmp_path / "out")
+    assert kept["dense"] is True and kept["rank"] is kept["energy"] is None
+    assert kept["certificate"] == report.certificate.to_dict()
+    before, after = (load_saved(tmp_path / name).classifier for name in ("one", "out"))
+    sentences = load_saved(tmp_path / "out").facts["canaries"]
+    change = largest_difference(*(canary_logits(one, sentences, 16) for one in (after, before)))
+    said = report.certificate.canaries.largest_change
+    assert change == pytest.approx(said, rel=1e-2, abs=1e-6)
+
+
 def test_an_energy_gives_each_matrix_its_rank(base: str, tmp_path: Path) -> None:
     saved_on(base, tmp_path / "one", DoRA("all-linear", rank=2), std=0.2)
     report = extract(tmp_path / "one", tmp_path / "out", energy=0.9, tolerance=9)
@@ -110,6 +135,8 @@ def test_what_is_refused(base: str, tmp_path: Path) -> None:
         extract(base, tmp_path / "out", base=base, rank=1)
     with pytest.raises(UsageError, match="give one of them"):
         extract(tmp_path / "full", tmp_path / "out")
+    with pytest.raises(UsageError, match="dense keeps each ΔW whole"):
+        extract(tmp_path / "full", tmp_path / "out", rank=1, dense=True)
     with pytest.raises(UsageError, match="exists already"):
         extract(tmp_path / "full", tmp_path / "head", rank=1)
     merge(tmp_path / "full", tmp_path / "tuned")

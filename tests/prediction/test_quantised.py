@@ -10,13 +10,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from deltafit.adapters import QUANTISED, adapt, load_adapter, quantise, read_adapter
+from deltafit.adapters import (
+    QUANTISED,
+    adapt,
+    check_fits,
+    load_adapter,
+    quantise,
+    read_adapter,
+)
 from deltafit.data import resolve_model
 from deltafit.errors import DeltafitError
 from deltafit.methods import Head, LoRA, Method
 from deltafit.prediction.canaries import canary_logits, largest_difference
 from deltafit.prediction.fingerprint import fingerprint
-from deltafit.prediction.folder import load_saved, save_classifier
+from deltafit.prediction.folder import load_saved, load_unquantised, save_classifier
 from deltafit.prediction.inspecting import inspect
 from deltafit.prediction.merged import compute_logits_merged
 from deltafit.prediction.merging import merge
@@ -40,8 +47,9 @@ def saved(
     settings = HeadSettings(head)  # type: ignore[arg-type]  # tests give strings
     classifier = load_classifier(source, LABELS, settings, seed=0)
     base = fingerprint(classifier.model, classifier.head_parameters)
-    quantise(classifier.model, kind)  # type: ignore[arg-type]  # of QUANTISED
-    adapt(classifier.model, method, head=classifier.head_parameters)
+    targets, _ = check_fits(classifier.model, method, head=classifier.head_parameters)
+    errors = quantise(classifier.model, kind, errors_of=targets)  # type: ignore[arg-type]  # of QUANTISED
+    adapt(classifier.model, method, head=classifier.head_parameters, statistics=errors)
     with torch.no_grad():
         for parameter in classifier.model.parameters():
             if parameter.requires_grad:
@@ -165,6 +173,22 @@ def test_merging_is_into_the_float32_base_and_says_what_changed(tmp_path: Path, 
     assert kept["certificate"] == report.certificate.to_dict()
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in stored.values())
+
+
+@kinds
+def test_what_makes_up_for_the_rounding_is_merged_into_the_rounded_weights(
+    tmp_path: Path, kind: str
+) -> None:
+    classifier = saved(tmp_path, kind, LoRA(rank=2, initialisation="loftq"))
+    report = merge(tmp_path / "adapter", tmp_path / "merged", tolerance=1e-4)
+    assert report.quantised is None
+    kept = json.loads((tmp_path / "merged" / "certificate.json").read_text())
+    assert kept["base_weights_in_training"] == kind
+    plain = load_classifier(resolve_model(str(tmp_path / "base")), LABELS, HeadSettings(), seed=0)
+    plain.model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    np.testing.assert_allclose(logits(plain), logits(classifier), rtol=1e-4, atol=1e-4)
+    with pytest.raises(DeltafitError, match=rf"in {kind} takes from them \(LoftQ\)"):
+        load_unquantised(tmp_path / "adapter")
 
 
 def test_folders_from_before_load_as_they_did(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ TEXTS = (
     "dora:rank=2,dropout=0.2",
     "adalora:rank=2,initial_rank=4,final=0.3,dropout=0.2",
     "loha:rank=2",
+    "lokr:rank=2",
     "ia3",
     "vera:rank=16,dropout=0.2",
     "freeze-first:count=2",

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from deltafit.adapters import QUANTISED
+from deltafit.adapters import QUANTISED, read_adapter
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.comparison import compare
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
@@ -168,3 +168,41 @@ def test_a_head_that_starts_from_a_probe(model: str, data: DataConfig, tmp_path:
         method=LoRA(rank=2), head=HeadConfig("mean", "probe"), settings=settings,
     )  # fmt: skip
     assert load_saved(result.folder).canary_difference == 0
+
+
+LOFTQ = LoRA("all-linear", rank=2, initialisation="loftq")
+
+
+@pytest.mark.slow
+@kinds
+def test_loftq_starts_alike_alone_and_jointly(
+    model: str, data: DataConfig, tmp_path: Path, kind: str
+) -> None:
+    settings = replace(SETTINGS, base_weights=kind)  # type: ignore[arg-type]  # of QUANTISED
+    configs = [
+        RunConfig(model, data, method, settings=settings) for method in (LOFTQ, LoRA(rank=3))
+    ]
+    splits = load_data(data)
+    # Of the untouched base, whichever of them comes first.
+    before = single(configs[1], splits, tmp_path / "plain").metrics["before"]
+    alone = single(configs[0], splits, tmp_path / "alone")
+    together = jointly(configs, splits, tmp_path / "jointly")
+    joined = together[0]
+    assert isinstance(joined, RunResult) and isinstance(together[1], RunResult)
+    assert_same_files(joined.folder, alone.folder)
+    assert_same_figures(joined.metrics, alone.metrics)
+    for metrics in (alone.metrics, joined.metrics, together[1].metrics):
+        assert metrics["before"] == before
+    for result in (joined, alone):
+        assert load_saved(result.folder).canary_difference == 0
+        assert read_adapter(result.folder / "adapter").corrects == kind
+    assert read_adapter(together[1].folder / "adapter").corrects is None
+
+
+def test_loftq_without_rounding_is_refused(model: str, data: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"in float32 they lose nothing\. Add --base-weights nf4"):
+        run(model, data, tmp_path / "run", "float32", LOFTQ)
+    embeddings = LoRA(("word_embeddings",), rank=2, initialisation="loftq")
+    with pytest.raises(DeltafitError, match="none of its targets is stored so"):
+        run(model, data, tmp_path / "run", "nf4", embeddings)
+    assert not (tmp_path / "run").exists()

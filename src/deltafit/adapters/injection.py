@@ -15,6 +15,7 @@ from deltafit.adapters.model import (
     register,
 )
 from deltafit.adapters.parts import Parts
+from deltafit.adapters.quantising import quantisation_of
 from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.shared import SharedTensors
 from deltafit.adapters.statistics import Statistics, check_statistic, informed
@@ -42,7 +43,8 @@ def adapt(
     """Add an adapter to ``model`` and make it the active, trainable one.
 
     Everything else is frozen. The model's outputs do not change: Δ starts at zero, and replaced
-    parameters start as copies.
+    parameters start as copies. (A method that makes up for the rounding of a quantised base starts
+    with that.)
 
     Args:
         model: any module with linear layers; changed in place, or not at all on an error.
@@ -55,7 +57,7 @@ def adapt(
             another number of outputs so: a head with other labels.
         keep_base: False trains the replaced parameters in place, without a copy to return to:
             what full fine-tuning in a process of its own wants. ``initial`` must be empty then.
-        statistics: what data says of each target, for a method that starts from that.
+        statistics: what is known of each target, for a method that starts from that.
 
     Raises:
         UsageError: targets or trained modules match nothing; the sentence lists candidates.
@@ -65,7 +67,7 @@ def adapt(
     _check_name(model, name)
     targets, replaced_names = _select(model, method, head)
     known = statistics or {}
-    method = informed(method, targets, known)
+    method = informed(method, {t: model.get_submodule(t) for t in targets}, known)
     with disabled(model):  # shapes and values are the base's
         base = base_parameters(model)
         values = under_first_names(model, initial or {})
@@ -79,6 +81,8 @@ def adapt(
         }
     activate(model, None)
     adapter = Adapter(method, targets, replaced, SharedTensors(shared))
+    if isinstance(method, DeltaMethod) and method.statistic() == "rounding":
+        adapter.corrects = quantisation_of(model)
     register(model, name, adapter, base)
     for target, (layer_method, tensors) in layers.items():
         parent = model.get_submodule(target.rpartition(".")[0])

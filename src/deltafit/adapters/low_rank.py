@@ -22,7 +22,7 @@ from deltafit.methods.checks import check_whole
 from deltafit.methods.lora import longest_first
 
 Value = TypeVar("Value", int, float)
-_DENSE = "so its Δ has the full rank, and no adapter here holds a dense Δ."
+_DENSE = "so its Δ has the full rank."
 _NO_PRODUCT = "Its Δ is no product s·B·A."
 _WHY: dict[type[DeltaMethod], str] = {
     DoRA: f"DoRA scales each row of W + s·B·A, {_DENSE}",
@@ -245,7 +245,7 @@ def _instead(method: object) -> str:
         why = next((text for kind, text in _WHY.items() if isinstance(method, kind)), _NO_PRODUCT)
         return (
             f"{why} deltafit merge writes it exactly, into a whole checkpoint; deltafit extract "
-            "makes of it a LoRA of the rank you choose."
+            "makes of it a LoRA of the rank you choose, or with --dense an adapter of all of it."
         )
     return (
         "It holds whole parameters and no low-rank Δ; deltafit extract makes a LoRA of what "

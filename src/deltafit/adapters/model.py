@@ -12,6 +12,7 @@ from torch import nn
 
 from deltafit.adapters.labels import Labels, switch_labels
 from deltafit.adapters.layers import LayerState, is_adapted, layer_state, remove_from_layer
+from deltafit.adapters.quantised import Quantisation
 from deltafit.adapters.shared import SharedTensors
 from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, Method, StepHook
@@ -31,6 +32,8 @@ class Adapter:
         requires_grad: which of its tensors did when it was last active; at first all that
             are trained.
         labels: what stands aside: its own label names while it is inactive, else the base's.
+        corrects: how the base's weights are stored, if Δ makes up for what that takes from them;
+            on weights stored otherwise it would be wrong.
     """
 
     method: Method
@@ -39,6 +42,7 @@ class Adapter:
     shared: SharedTensors
     requires_grad: dict[str, bool] = field(default_factory=dict)
     labels: Labels | None = None
+    corrects: Quantisation | None = None
 
 
 @dataclass

@@ -17,6 +17,30 @@ from deltafit.methods.loha import NAMES
 _LAYER_KEY = re.compile(rf"(.+)\.({'|'.join(NAMES)})")
 # Settings with which layers differ: no place for them here.
 _BY_LAYER = ("rank_pattern", "alpha_pattern")
+UNDERSTOOD = frozenset(
+    # Dropout of rows of Δ and of whole modules is of training alone.
+    {
+        *("r", "alpha", "init_weights", "rank_dropout", "module_dropout", *_BY_LAYER),
+        "use_effective_conv2d",
+    }
+)
+"""Keys that LyCORIS's types have in common."""
+
+
+def refuse_by_layer(config: Mapping[str, Any], title: str, folder: Path) -> None:
+    """Raise a DeltafitError if layers have ranks or alphas of their own."""
+    given = [name for name in _BY_LAYER if config.get(name)]
+    if given:
+        raise DeltafitError(
+            f"{folder}/adapter_config.json: {' and '.join(given)} of a {title} adapter have no "
+            "place here, where all layers have one rank and one alpha."
+        )
+
+
+def are_linear(model: nn.Module, targets: Collection[str]) -> bool:
+    """Return whether no target is an embedding or GPT-2's ``Conv1D``, which LyCORIS's lack."""
+    views = [view_of(model.get_submodule(target)) for target in targets]
+    return not any(view.lookup or isinstance(view, Conv1DView) for view in views)
 
 
 class LoHaFormat(PeftFormat):
@@ -27,13 +51,7 @@ class LoHaFormat(PeftFormat):
     method: ClassVar[type[Method] | None] = LoHa
     prefix: ClassVar[str] = "hada_"
     lookups: ClassVar[bool] = False
-    # Dropout of rows of Δ and of whole modules is of training alone.
-    understood: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("r", "alpha", "init_weights", "rank_dropout", "module_dropout", *_BY_LAYER),
-            "use_effective_conv2d",
-        }
-    )
+    understood: ClassVar[frozenset[str]] = UNDERSTOOD
 
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Return a factor as it is."""
@@ -48,17 +66,11 @@ class LoHaFormat(PeftFormat):
 
     def holds(self, model: nn.Module, targets: Collection[str]) -> bool:
         """Return whether PEFT has it for these modules: not for GPT-2's ``Conv1D`` either."""
-        views = [view_of(model.get_submodule(target)) for target in targets]
-        return super().holds(model, targets) and not any(isinstance(v, Conv1DView) for v in views)
+        return are_linear(model, targets)
 
     def check(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise a DeltafitError if layers have ranks or alphas of their own."""
-        given = [name for name in _BY_LAYER if config.get(name)]
-        if given:
-            raise DeltafitError(
-                f"{folder}/adapter_config.json: {' and '.join(given)} of a LoHa adapter have no "
-                "place here, where all layers have one rank and one alpha."
-            )
+        refuse_by_layer(config, self.title, folder)
 
     def method_of(
         self, config: Mapping[str, Any], layers: Mapping[str, Tensor], folder: Path

@@ -10,6 +10,7 @@ from deltafit.adapters.peft_adalora import AdaLoRAFormat
 from deltafit.adapters.peft_format import PeftAdapter, PeftFormat
 from deltafit.adapters.peft_ia3 import IA3Format
 from deltafit.adapters.peft_loha import LoHaFormat
+from deltafit.adapters.peft_lokr import LoKrFormat
 from deltafit.adapters.peft_lora import LoRAFormat
 from deltafit.adapters.peft_norms import NormsFormat
 from deltafit.adapters.peft_vera import VeRAFormat
@@ -19,7 +20,7 @@ from deltafit.methods import Method
 # The one list of types: saving and loading look here alone.
 FORMATS: tuple[PeftFormat, ...] = (
     *(LoRAFormat(), AdaLoRAFormat(), IA3Format(), VeRAFormat()),
-    *(LoHaFormat(), NormsFormat()),
+    *(LoHaFormat(), LoKrFormat(), NormsFormat()),
 )
 
 

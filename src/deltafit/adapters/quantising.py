@@ -1,9 +1,10 @@
 """Putting a model's frozen linear layers into few bits, and taking them out again."""
 
 import math
+from collections.abc import Collection
 from importlib.util import find_spec
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltafit.adapters.model import base_parameters, model_adapters
 from deltafit.adapters.quantised import Int8Linear, NF4Linear, Quantisation, QuantisedLinear
@@ -15,7 +16,9 @@ QUANTISED: dict[Quantisation, type[QuantisedLinear]] = {
 }
 
 
-def quantise(model: nn.Module, kind: Quantisation) -> None:
+def quantise(
+    model: nn.Module, kind: Quantisation, *, errors_of: Collection[str] = ()
+) -> dict[str, dict[str, Tensor]]:
     """Store the weights of the linear layers in the repeated blocks in few bits, in place.
 
     They are frozen from then on. Embeddings, norms, biases, the head, GPT-2's ``Conv1D`` and
@@ -25,6 +28,12 @@ def quantise(model: nn.Module, kind: Quantisation) -> None:
     Args:
         model: with its values loaded, and no adapter on it.
         kind: int8, or nf4 for 4-bit NormalFloat.
+        errors_of: names of modules of which it is to be told what rounding takes, for a method that
+            makes up for that; it needs the memory of their weights in float32.
+
+    Returns:
+        For each of those that is quantised, ``error``: its weight less the rounded one, in float32
+        on the CPU. ``adapt`` takes it as ``statistics``.
 
     Raises:
         DeltafitError: the library is missing, the model has adapters already, or it has no layer
@@ -32,15 +41,20 @@ def quantise(model: nn.Module, kind: Quantisation) -> None:
     """
     if model_adapters(model).adapters:
         raise DeltafitError("The model carries adapters already. Quantise first, then adapt it.")
+    errors = {}
     for name in quantisable(model):
         layer: nn.Module = model.get_submodule(name)
+        weight = layer.get_parameter("weight").detach()
         layer.__class__ = QUANTISED[kind]
         assert isinstance(layer, QuantisedLinear)
         layer.quantise()
+        if name in errors_of:
+            errors[name] = {"error": (weight.float() - layer.dense().detach()).cpu()}
     # Tensors of a checkpoint lie in its mapped file, which stays in memory whole while one does.
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.clone()
+    return errors
 
 
 def quantisable(model: nn.Module) -> tuple[str, ...]:

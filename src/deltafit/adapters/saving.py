@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -32,6 +33,8 @@ from deltafit.adapters.peft_writing import (
     to_peft_shared,
     to_peft_tensors,
 )
+from deltafit.adapters.quantised import Quantisation
+from deltafit.adapters.quantising import QUANTISED, quantisation_of
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
@@ -55,6 +58,7 @@ class StoredAdapter:
         unties: whether a tied parameter stored under one of its names is meant for that place
             alone, as in PEFT's files.
         notes: sentences about what was not understood.
+        corrects: see ``Adapter``.
     """
 
     method: Method
@@ -64,6 +68,7 @@ class StoredAdapter:
     shared: dict[str, Tensor] = field(default_factory=dict)
     unties: bool = False
     notes: tuple[str, ...] = ()
+    corrects: Quantisation | None = None
 
 
 def save_adapter(
@@ -102,7 +107,9 @@ def save_adapter(
         )  # fmt: skip
         tensors |= tied_copies(model, tensors)
     stored = to_peft_tensors(form, model, method, tensors, adapter.targets)
-    metadata = {"method": method.to_dict(), "replaced": replaced}
+    metadata: dict[str, Any] = {"method": method.to_dict(), "replaced": replaced}
+    if adapter.corrects is not None:
+        metadata["corrects"] = adapter.corrects
     write_tensors_atomically(
         folder / TENSORS_FILE,
         stored | to_peft_shared(shared),
@@ -169,6 +176,9 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
     try:
         content = json.loads(metadata)
         method, replaced = method_from_dict(content["method"]), tuple(content["replaced"])
+        corrects = content.get("corrects")
+        if corrects not in (None, *QUANTISED):
+            raise ValueError(corrects)
     except (ValueError, KeyError, TypeError) as error:
         raise DeltafitError(
             f"{path} does not say what was trained (its metadata is damaged); restore a copy."
@@ -176,7 +186,7 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
     if (folder / CONFIG_FILE).exists():
         read_json(folder / CONFIG_FILE)  # only PEFT needs it, but damaged it is not as it was saved
     ours = from_peft_tensors(format_of(method), tensors)
-    return StoredAdapter(method, ours, replaced, shared=stored_shared(tensors))
+    return StoredAdapter(method, ours, replaced, shared=stored_shared(tensors), corrects=corrects)
 
 
 def load_adapter(
@@ -186,8 +196,10 @@ def load_adapter(
 
     Raises:
         DeltafitError: tensors are missing, left over or of another shape, or untied where the
-            model's are tied; each is named, and the model is as it was.
+            model's are tied; each is named, and the model is as it was. Or the adapter makes up
+            for a rounding of the base's weights that is not this one's.
     """
+    _check_rounding(model, stored.corrects)
     if stored.unties:
         refuse_untied(model, stored.replaced)
     tensors = under_first_names(model, stored.tensors)
@@ -204,12 +216,24 @@ def load_adapter(
     try:
         fill_adapter(model, name, tensors)
         _fill_shared(model_adapters(model).adapters[name], stored.shared)
+        model_adapters(model).adapters[name].corrects = stored.corrects
     except DeltafitError:
         remove_adapter(model, name)
         activate(model, active)
         raise
     for tensor in trained_tensors(model, name).values():
         tensor.requires_grad_(trainable)
+
+
+def _check_rounding(model: nn.Module, corrects: Quantisation | None) -> None:
+    present = quantisation_of(model)
+    if corrects is not None and present != corrects:
+        stored = f"stored in {present}" if present is not None else "not quantised"
+        raise DeltafitError(
+            f"The adapter makes up for what storing the base's weights in {corrects} takes from "
+            f"them (LoftQ), and this base's are {stored}: they lack nothing of the kind. Store "
+            f"them so first: deltafit.adapters.quantise(model, {corrects!r})."
+        )
 
 
 def _check_base(model: nn.Module, expected: Mapping[str, Tensor]) -> None:

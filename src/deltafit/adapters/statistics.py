@@ -1,4 +1,4 @@
-"""What data says of the layers to adapt, for methods that look before they start."""
+"""What is known of the layers to adapt, for methods that look before they start."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, Layer, Method
 from deltafit.methods.base import Tensors
@@ -16,22 +17,32 @@ Statistics = Mapping[str, Tensors]
 """What ``DeltaMethod.statistic`` names, by the names of modules."""
 
 
-def informed(method: Method, targets: Collection[str], statistics: Statistics) -> Method:
+def informed(method: Method, targets: Mapping[str, nn.Module], statistics: Statistics) -> Method:
     """Return the method with what data decides for all of its layers together.
 
     Args:
         method: any; those that do not look at data come back as they are.
-        targets: names of the modules to adapt.
-        statistics: of each of them.
+        targets: the modules to adapt, by name.
+        statistics: of each of them; of rounding, of those that are quantised.
 
     Raises:
         DeltafitError: the method needs to know something that ``statistics`` does not hold.
     """
     if not isinstance(method, DeltaMethod) or (wanted := method.statistic()) is None:
         return method
+    if wanted == "rounding":
+        quantised = [n for n, module in targets.items() if isinstance(module, QuantisedLinear)]
+        check_rounded(method, quantised)
+        targets = {name: targets[name] for name in quantised}
     missing = [target for target in targets if target not in statistics]
     if missing:
         more = f" (nor of {len(missing) - 1} more)" if len(missing) > 1 else ""
+        if wanted == "rounding":
+            raise DeltafitError(
+                f"{method} starts from what rounding took from each weight, and of {missing[0]!r} "
+                f"that is not known{more}: give adapt(..., statistics=...) what quantise(..., "
+                "errors_of=...) returned for it."
+            )
         raise DeltafitError(
             f"{method} starts from what data says of each layer ({wanted}), and of {missing[0]!r} "
             f"nothing is known{more}: no text was shown, or none runs through it. Training looks "
@@ -39,6 +50,22 @@ def informed(method: Method, targets: Collection[str], statistics: Statistics) -
             "out modules that are not used."
         )
     return method.informed({target: statistics[target] for target in targets})
+
+
+def check_rounded(method: Method, quantised: Collection[str]) -> None:
+    """Raise a DeltafitError if a method makes up for rounding, and no target was rounded.
+
+    Args:
+        method: any.
+        quantised: names of the targets whose weights are stored in few bits.
+    """
+    if isinstance(method, DeltaMethod) and method.statistic() == "rounding" and not quantised:
+        raise DeltafitError(
+            f"{method} starts from what storing weights in few bits takes from them, and none of "
+            "its targets is stored so: there is nothing to make up for. Store the base's weights "
+            "in int8 or nf4, choose targets among the linear layers of its blocks, or start "
+            "otherwise."
+        )
 
 
 def check_statistic(method: DeltaMethod, name: str, layer: Layer) -> None:

@@ -17,7 +17,15 @@ from deltafit.cli.options import (
 from deltafit.cli.running import console, explained, json_line
 from deltafit.errors import UsageError
 
-_SETTINGS = ("base", "rank", "energy", "max_length", "text_column", "tolerance")
+_SETTINGS = ("base", "rank", "energy", "dense", "max_length", "text_column", "tolerance")
+
+_Dense = Annotated[
+    bool, typer.Option("--dense", metavar="", help="Instead: keep each ΔW whole, no LoRA.")
+]
+_MaxLength = Annotated[
+    int | None,
+    typer.Option(metavar="INT", min=1, help="Tokens a text is cut to, if not as before."),
+]
 
 
 def extract(
@@ -31,23 +39,23 @@ def extract(
     ] = None,
     rank: CutRank = None,
     energy: Energy = None,
+    dense: _Dense = False,
     keep_others: Annotated[
         bool, typer.Option("--keep-others", metavar="", help="Store norms that changed whole.")
     ] = False,
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="INT", min=1, help="Tokens a text is cut to, if not as before."),
-    ] = None,
+    max_length: _MaxLength = None,
     data: Probe = None,
     text_column: TextColumn = None,
     tolerance: Tolerance = 0.1,
     as_json: AsJson = False,
 ) -> None:
-    """Make a LoRA adapter of what a fine-tuned classifier changed in its base.
+    """Make an adapter of what a fine-tuned classifier changed in its base.
 
     Example: deltafit extract tuned-checkpoint --base minilm --rank 16 --output tuned-lora
 
     Example: deltafit extract runs/full --energy 0.95 --output full-as-lora
+
+    Example: deltafit extract runs/dora --dense --output dora-as-delta
     """
     with explained(), naming_flags(_SETTINGS):
         from deltafit.data import check_path, resolve_model
@@ -73,8 +81,8 @@ def extract(
 
         report = run(
             tuned, output,
-            base=base, rank=rank, energy=energy, keep_others=keep_others, max_length=max_length,
-            data=data, text_column=text_column, tolerance=tolerance,
+            base=base, rank=rank, energy=energy, dense=dense, keep_others=keep_others,
+            max_length=max_length, data=data, text_column=text_column, tolerance=tolerance,
         )  # fmt: skip
         if as_json:
             typer.echo(json_line(json_of(report)))

@@ -76,9 +76,13 @@ def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -
 
 
 def _nearest(budget: int, count: Callable[[int], int]) -> int:
-    """Return the size whose count, which rises with it up to all, is nearest to the budget."""
+    """Return the size whose count, which rises with the size, is nearest to the budget.
+
+    Where it stops to rise below the budget, as LoKr's does once its small matrices are whole, no
+    larger size is looked at.
+    """
     high = 1
-    while count(high) < budget and count(high) < count(2 * high):
+    while count(high) < budget and count(2 * high) > count(high):
         high *= 2
     low = high // 2
     while high - low > 1:  # below the budget, and not below it

@@ -12,6 +12,7 @@ from deltafit.methods.head import Head
 from deltafit.methods.ia3 import IA3
 from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.loha import LoHa
+from deltafit.methods.lokr import LoKr
 from deltafit.methods.lora import LoRA
 from deltafit.methods.modules import Modules
 from deltafit.methods.norms import Norms
@@ -25,7 +26,7 @@ METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
     for method in (
         *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
-        *(LoRA, DoRA, AdaLoRA, LoHa, IA3, VeRA, Sparse),
+        *(LoRA, DoRA, AdaLoRA, LoHa, LoKr, IA3, VeRA, Sparse),
     )
 }
 
@@ -70,6 +71,7 @@ __all__ = [
     "LastBlocks",
     "Layer",
     "LoHa",
+    "LoKr",
     "LoRA",
     "Method",
     "ModelParts",

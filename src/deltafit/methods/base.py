@@ -80,12 +80,14 @@ GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
 """A method's tensors in one layer, by its names for them."""
 
-Statistic = Literal["inputs", "gradient"]
-"""What a method may need to know of each layer from data, in float64 on the CPU.
+Statistic = Literal["inputs", "gradient", "rounding"]
+"""What a method may need to know of each layer before it starts, on the CPU.
 
 ``"inputs"``: ``mean``, ``[inputs]``, and ``second_moment``, ``[inputs, inputs]``, of what a layer
-is called with, over the tokens of a sample. ``"gradient"``: ``gradient``, of the loss summed over
-a sample with respect to the weight, in the weight's view.
+is called with, over the tokens of a sample, in float64. ``"gradient"``: ``gradient``, of the loss
+summed over a sample with respect to the weight, in the weight's view and in float64.
+``"rounding"``: ``error``, what storing the weight in few bits took from it, in its view and in
+float32; of layers that are stored so alone.
 """
 
 
@@ -242,7 +244,8 @@ class DeltaMethod(Method):
         """Return what ``initialise`` says, given what is known of the layer from data.
 
         Args:
-            statistic: what ``statistic`` names, of this layer; empty if it names nothing.
+            statistic: what ``statistic`` names, of this layer; empty if it names nothing, and of
+                rounding where there is none.
             layer: as for ``initialise``.
             generator_for: as for ``initialise``.
         """

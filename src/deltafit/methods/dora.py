@@ -33,6 +33,17 @@ class DoRA(LoRA):
         norms = _rows(layer).detach().cpu().double().norm(dim=1)
         return {**super().initialise(layer, generator_for), MAGNITUDE: norms}
 
+    def initialise_from(
+        self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
+    ) -> dict[str, Tensor]:
+        """Return LoRA's tensors, and the lengths of the rows as those change them at the start."""
+        tensors = super().initialise_from(statistic, layer, generator_for)
+        if self.initialisation == "loftq":
+            rows = _rows(layer).detach().cpu().double()
+            started = rows + self.factor * tensors["lora_B"] @ tensors["lora_A"]
+            tensors[MAGNITUDE] = started.norm(dim=1)
+        return tensors
+
     def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{"weight": m/‖W + s·B·A‖ · (W + s·B·A) - W}``."""
         weight = layer.view()

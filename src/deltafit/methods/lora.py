@@ -28,6 +28,7 @@ from deltafit.methods.eva import explained_shares, principal_directions, redistr
 from deltafit.methods.lora_start import (
     FROM_WEIGHT,
     Initialisation,
+    factors_of_error,
     factors_of_weight,
     random_factor,
 )
@@ -61,7 +62,9 @@ class LoRA(DeltaMethod):
             formulas) and take s·B₀·A₀ off again, so that the base stays the base; such an adapter
             is saved as plain LoRA of twice the rank. ``"eva"`` starts A along the directions in
             which the layer's inputs vary most over some training texts, and B at zero, and moves
-            ranks between layers (``eva`` has the formulas); not for embeddings.
+            ranks between layers (``eva`` has the formulas); not for embeddings. ``"loftq"`` starts
+            both with s·B·A nearest to what storing the base's weight in few bits took from it, so
+            not at Δ = 0; layers that are stored as they were start as ``"kaiming"``.
         rho: of ``"eva"``: how many times its rank a layer may get at most; 1 moves none. The
             scaling s of a layer stays as it was.
         learning_rate_ratio: the rate of B as a multiple of A's (LoRA+: Hayou et al.,
@@ -137,8 +140,9 @@ class LoRA(DeltaMethod):
         )
 
     def statistic(self) -> Statistic | None:
-        """Return ``"inputs"`` for a start along their variance."""
-        return "inputs" if self.initialisation == "eva" else None
+        """Return ``"inputs"`` for eva, and ``"rounding"`` for loftq."""
+        wanted: dict[str, Statistic] = {"eva": "inputs", "loftq": "rounding"}
+        return wanted.get(self.initialisation)
 
     def informed(self, statistics: Mapping[str, Tensors]) -> "LoRA":
         """Return the method with ranks moved by explained variance, and each layer's s as it was.
@@ -159,15 +163,20 @@ class LoRA(DeltaMethod):
     def initialise_from(
         self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
     ) -> dict[str, Tensor]:
-        """Return the tensors of ``initialise``; with ``"eva"``, A has the inputs' directions.
+        """Return the tensors of ``initialise``, started from the statistic where there is one.
 
         Raises:
-            DeltafitError: the rank is too large for them, or to start from the weight.
+            DeltafitError: the rank is too large for it, or to start from the weight.
         """
-        if self.initialisation != "eva":
+        if self.statistic() is None:
             return self.initialise(layer, generator_for)
         plain = replace(self, initialisation="kaiming").initialise(layer, generator_for)
-        return {**plain, "lora_A": principal_directions(statistic, self.rank)}
+        if self.initialisation == "eva":
+            return {**plain, "lora_A": principal_directions(statistic, self.rank)}
+        if not statistic:
+            return plain
+        right, left = factors_of_error(statistic["error"], layer, self.rank, self.factor)
+        return {**plain, "lora_A": right, "lora_B": left}
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return ``lora_A`` ``[rank, inputs]`` and ``lora_B`` ``[outputs, rank]``; one is zero.
@@ -212,7 +221,7 @@ class LoRA(DeltaMethod):
 
     def kept(self, layers: Mapping[str, Tensors]) -> "LoRA":
         """Return plain LoRA: of twice the rank if it started in the weight."""
-        if self.initialisation == "eva":
+        if self.statistic() is not None:
             return replace(self, initialisation="kaiming", rho=LoRA.rho)
         if self.initialisation not in FROM_WEIGHT:
             return self

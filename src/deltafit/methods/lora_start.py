@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from deltafit.errors import DeltafitError
 from deltafit.methods.base import Layer
 
-Initialisation = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"]
+Initialisation = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"]
 FROM_WEIGHT = ("pissa", "olora")
 """Starting points with B·A other than zero, which is taken off again: Δ = s·(B·A - B₀·A₀)."""
 
@@ -55,19 +55,51 @@ def factors_of_weight(
     Raises:
         DeltafitError: the rank is larger than that.
     """
+    _check_rank(name, layer, rank)
+    weight = layer.view().detach().cpu().float()
+    matrix = weight.T if layer.lookup else weight  # [outputs, inputs]
+    if name == "pissa":
+        return _nearest(matrix, rank, factor)
+    q, r = torch.linalg.qr(matrix)
+    return _shared(q[:, :rank], r[:rank], factor)
+
+
+def factors_of_error(
+    error: Tensor, layer: Layer, rank: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    """Return A and B with s·B·A the matrix of their rank that is nearest to what rounding took.
+
+    LoftQ's algorithm 1 with T = 1 (Li et al., arXiv:2310.08659): Q = quantise(W), and s·B·A is the
+    truncated singular value decomposition of W - Q.
+
+    Args:
+        error: W - Q, ``[outputs, inputs]``.
+        layer: whose weight was W.
+        rank: at most the smaller side of the weight.
+        factor: the scaling s.
+
+    Raises:
+        DeltafitError: the rank is larger than that.
+    """
+    _check_rank("loftq", layer, rank)
+    return _nearest(error.cpu().float(), rank, factor)
+
+
+def _check_rank(name: Initialisation, layer: Layer, rank: int) -> None:
     largest = min(layer.inputs, layer.outputs)
     if rank > largest:
         raise DeltafitError(
             f"Starting from the weight ({name}) takes a rank of at most {largest} there, the "
             f"smaller side of the weight; it is {rank}."
         )
-    weight = layer.view().detach().cpu().float()
-    matrix = weight.T if layer.lookup else weight  # [outputs, inputs]
-    if name == "pissa":
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        left, right = u[:, :rank] * s[:rank].sqrt(), s[:rank, None].sqrt() * v[:rank]
-    else:
-        q, r = torch.linalg.qr(matrix)
-        left, right = q[:, :rank], r[:rank]
+
+
+def _nearest(matrix: Tensor, rank: int, factor: float) -> tuple[Tensor, Tensor]:
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return _shared(u[:, :rank] * s[:rank].sqrt(), s[:rank, None].sqrt() * v[:rank], factor)
+
+
+def _shared(left: Tensor, right: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return right and left in float64, each divided by √s."""
     share = 1 / math.sqrt(factor)
     return share * right.double(), share * left.double()

@@ -134,6 +134,16 @@ class Sparse(DeltaMethod):
         return _starting_at(chosen, scores.numel())
 
 
+def tensors_of(delta: Tensor) -> dict[str, Tensor]:
+    """Return the tensors with which Δ, under α = 1 and density 1, is the given one.
+
+    Args:
+        delta: in the view of the weight.
+    """
+    started = _starting_at(torch.arange(delta.numel()), delta.numel())
+    return {**started, VALUES: delta.flatten()}
+
+
 def _random(size: int, count: int, generator: Generator) -> Tensor:
     """Return ``count`` of the numbers below ``size``, each choice as likely as any other."""
     return torch.randperm(size, generator=generator)[:count]

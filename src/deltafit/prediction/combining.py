@@ -1,7 +1,7 @@
 """``combine``: several saved LoRA adapters of one base as one."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,9 @@ def _written(
     whole = combined_whole(
         adapters, weights, base_parameters(classifier.model), every[0]["head_parameters"], head_of
     )
-    result = stored_of(combined.adapter, whole)
-    exact = stored_of(combined.exact, whole)
+    corrects = next((one.corrects for one in adapters if one.corrects is not None), None)
+    result = replace(stored_of(combined.adapter, whole), corrects=corrects)
+    exact = replace(stored_of(combined.exact, whole), corrects=corrects)
     expected = look_with(classifier, exact, sentences, texts, max_length)
     actual = look_with(classifier, result, sentences, texts, max_length)
     found = certify(

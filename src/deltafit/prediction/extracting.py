@@ -1,12 +1,12 @@
-"""``extract``: a LoRA adapter from what a fine-tuned model changed in its base."""
+"""``extract``: an adapter from what a fine-tuned model changed in its base."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltafit.adapters import StoredAdapter, merge_and_unload, quantisation_of
-from deltafit.adapters.extraction import Extraction, extracted
-from deltafit.adapters.low_rank import RankChoice, stored_of
+from deltafit.adapters import merge_and_unload, quantisation_of
+from deltafit.adapters.extraction import extracted
+from deltafit.adapters.low_rank import RankChoice
 from deltafit.data import resolve_model
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import refuse_existing
@@ -70,16 +70,18 @@ def extract(
     base: str | None = None,
     rank: int | None = None,
     energy: float | None = None,
+    dense: bool = False,
     keep_others: bool = False,
     max_length: int | None = None,
     data: str | Path | None = None,
     text_column: str | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> ExtractReport:
-    """Make a LoRA adapter of what a fine-tuned classifier changed in its base.
+    """Make an adapter of what a fine-tuned classifier changed in its base.
 
-    Each matrix gets the nearest ΔW of its rank; the head is stored whole. What else changed (norms,
-    biases) is left to the base and reported, or stored whole where that can be.
+    Each matrix gets the nearest ΔW of its rank, as LoRA, or with ``dense`` all of its ΔW, as a
+    sparse update of every entry (8 bytes each on disk); the head is stored whole. What else changed
+    (norms, biases) is left to the base and reported, or stored whole where that can be.
 
     Args:
         tuned: a transformers checkpoint of a text classifier; or a run's folder or its ``adapter``
@@ -89,6 +91,7 @@ def extract(
             where it was found when training.
         rank: of every matrix, at most its smaller side.
         energy: share of each ‖ΔW‖² to keep, in place of ``rank``.
+        dense: keep each ΔW whole, in place of both.
         keep_others: store modules that changed and hold no matrix, such as norms, whole. Biases of
             adapted layers are left out all the same.
         max_length: tokens a text is cut to; None for what the run, or the checkpoint's tokenizer,
@@ -100,10 +103,10 @@ def extract(
     Raises:
         DeltafitError: a model cannot be loaded, the two do not belong together, no matrix changed,
             or a logit changes by more than ``tolerance``; nothing is left behind.
-        UsageError: ``output`` exists, a base is missing, not just one of ``rank`` and ``energy`` is
-            given, or a value is out of its range.
+        UsageError: ``output`` exists, a base is missing, not just one of ``rank``, ``energy`` and
+            ``dense`` is given, or a value is out of its range.
     """
-    choice, output = RankChoice(rank, energy), Path(output)
+    choice, output = _choice(rank, energy, dense), Path(output)
     check_tolerance(tolerance)
     if max_length is not None and max_length < 1:
         raise UsageError(f"max_length must be at least 1; got {max_length}.")
@@ -113,15 +116,22 @@ def extract(
     made = {
         "by": "extract",
         "of": [str(Path(tuned).resolve()) if Path(tuned).exists() else str(tuned)],
-        "rank": rank,
-        "energy": energy,
-        "tolerance": tolerance,
+        **{"rank": rank, "energy": energy, "dense": dense, "tolerance": tolerance},
     }
     report = _written(
         _loaded(tuned, base, max_length, texts), output, choice, keep_others, texts, tolerance, made
     )
     prove_saved(output)
     return report
+
+
+def _choice(rank: int | None, energy: float | None, dense: bool) -> RankChoice | None:
+    """Return how each ΔW is cut; None where it is kept whole."""
+    if not dense:
+        return RankChoice(rank, energy)
+    if (rank, energy) != (None, None):
+        raise UsageError("dense keeps each ΔW whole, and rank and energy cut it: give one of them.")
+    return None
 
 
 def check_tuned(tuned: str | Path, base: str | None) -> None:
@@ -185,7 +195,7 @@ def _checkpoint(tuned: str, base: str, max_length: int | None, texts: tuple[str,
 def _written(
     loaded: _Tuned,
     output: Path,
-    choice: RankChoice,
+    choice: RankChoice | None,
     keep_others: bool,
     texts: tuple[str, ...],
     tolerance: float,
@@ -196,7 +206,8 @@ def _written(
     found = extracted(
         plain.model, loaded.classifier.model, choice, head=head, keep_others=keep_others
     )
-    stored = _stored(found, loaded.classifier, head)
+    tuned = loaded.classifier.model
+    stored = found.stored({n: tuned.get_parameter(n).detach().cpu().clone() for n in head})
     actual = look_with(plain, stored, loaded.sentences, texts, loaded.max_length)
     certificate = certify(actual, loaded.seen, found.losses, found.energy_lost, tolerance=tolerance)
     total = sum(loss.energy for loss in found.losses) + sum(found.left_out.values())
@@ -215,9 +226,3 @@ def _written(
         made=made,
     )
     return ExtractReport(output, certificate, tuple(found.whole), left_out)
-
-
-def _stored(found: Extraction, tuned: Classifier, head: tuple[str, ...]) -> StoredAdapter:
-    """Return the adapter, with the fine-tuned model's head."""
-    own = {name: tuned.model.get_parameter(name).detach().cpu().clone() for name in head}
-    return stored_of(found.changes, own | found.whole)

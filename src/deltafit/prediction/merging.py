@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from deltafit.adapters import merge_and_unload, quantisation_of
+from deltafit.adapters import merge_and_unload, model_adapters, quantisation_of
 from deltafit.adapters.merging import lost_to_rounding
 from deltafit.adapters.quantised import Quantisation
 from deltafit.errors import DeltafitError
@@ -45,8 +45,9 @@ class MergeReport:
         folder: the checkpoint's.
         certificate: how far it lies from the adapter on the base that it was trained on.
         head_apart: whether the head is a file of its own, since transformers has no such class.
-        quantised: how the base weights were stored in training, if not in float32. The adapter was
-            then merged into the float32 ones, and what changed is chiefly their rounding.
+        quantised: how the base weights were stored in training, if they were not merged into as
+            they were stored then. The adapter was merged into those in float32, and what changed is
+            chiefly their rounding.
     """
 
     folder: Path
@@ -68,13 +69,13 @@ def merge(
 
     With the architecture's own head the checkpoint loads with
     ``AutoModelForSequenceClassification``; longer texts are cut alike where the tokenizer is called
-    with ``truncation=True``. A pooled head has no class in transformers: the
-    checkpoint is the encoder alone (``AutoModel``), and ``head.safetensors`` and ``head.json``
-    beside it say how to read logits off it.
+    with ``truncation=True``. A pooled head has no class in transformers: the checkpoint is then the
+    encoder alone (``AutoModel``), and ``head.safetensors`` and ``head.json`` say how to go on.
 
     An adapter that was trained on a quantised base is merged into the base in float32: rounding the
     sum again would lose what is small in Δ. The checkpoint then predicts otherwise than the adapter
-    does on its own base; the certificate says by how much, and stands in ``certificate.json``.
+    does on its own; the certificate in ``certificate.json`` says by how much. What makes up for the
+    rounding (LoftQ) is added to the rounded weights.
 
     Args:
         folder: a run's folder or its ``adapter`` folder.
@@ -97,7 +98,8 @@ def merge(
     classifier = saved.classifier
     sentences, max_length = saved.facts["canaries"], saved.max_length
     proven = look(classifier, sentences, texts, max_length)
-    before, quantised = proven.canaries, quantisation_of(classifier.model)
+    before, stored_in = proven.canaries, quantisation_of(classifier.model)
+    quantised = None if _makes_up(classifier) else stored_in
     if quantised is not None:
         del saved, classifier  # the memory of a model, before the next is loaded
         classifier = load_unquantised(folder, model=model)
@@ -109,11 +111,16 @@ def merge(
     found = certify(after, proven, (), lost, tolerance=tolerance, advice=_advice(quantised))
     place = str(adapter_folder(folder).resolve())
     made = {
-        **{"by": "merge", "of": [place], "base_weights_in_training": quantised or "float32"},
+        **{"by": "merge", "of": [place], "base_weights_in_training": stored_in or "float32"},
         **{"tolerance": tolerance, "certificate": found.to_dict()},
     }
     _write(classifier, output, max_length, made)
     return MergeReport(output, found, isinstance(classifier.model, PooledClassifier), quantised)
+
+
+def _makes_up(classifier: Classifier) -> bool:
+    """Return whether the adapter makes up for the base's rounding; then it belongs to that base."""
+    return model_adapters(classifier.model).adapters["default"].corrects is not None
 
 
 def _check_sum(folder: str | Path, after: np.ndarray, before: np.ndarray) -> None:

@@ -13,7 +13,8 @@ class RunConfig:
     """Everything that decides a run's result.
 
     Raises:
-        UsageError: the method trains the base weights themselves, and they are to be quantised.
+        UsageError: the method trains the base weights themselves, and they are to be quantised; or
+            it makes up for their rounding, and they are not.
     """
 
     model: str
@@ -29,6 +30,13 @@ class RunConfig:
                 f"{self.method.command_line_name} trains the base's own weights, which "
                 f"--base-weights {stored} stores in few bits and freezes. Choose head or a method "
                 "such as lora, or leave them in float32."
+            )
+        corrects = isinstance(self.method, DeltaMethod) and self.method.statistic() == "rounding"
+        if stored == "float32" and corrects:
+            raise UsageError(
+                f"{self.method} starts from what storing the base's weights in few bits takes from "
+                "them, and in float32 they lose nothing. Add --base-weights nf4 or int8, or choose "
+                "another start."
             )
 
     @property

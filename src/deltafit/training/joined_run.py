@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
-from deltafit.adapters import activate, adapt, check_fits
+from deltafit.adapters import activate, adapt, check_fits, remove_adapter
 from deltafit.adapters.structure import repeated_blocks
 from deltafit.data import Splits
 from deltafit.engine import StateStores
 from deltafit.errors import TrainingError, UsageError
 from deltafit.files import write_json_atomically
-from deltafit.methods import DeltaMethod
+from deltafit.methods import DeltaMethod, Head
 from deltafit.prediction.folder import prove_saved
 from deltafit.training.accelerator import mixed_precision_of, started_accelerator
 from deltafit.training.checkpoints import latest_checkpoint
@@ -29,6 +30,8 @@ from deltafit.training.progress import Reporter
 from deltafit.training.results import judge_parts, write_results
 from deltafit.training.run import RunResult
 from deltafit.training.sharing import SHARED, check_shared
+
+_BEFORE = "before"  # the adapter with the head that a run starts from, and nothing else
 
 
 def execute_jointly(
@@ -146,11 +149,13 @@ def _run(
     before: Mapping[int, dict[str, Any]],
 ) -> list[dict[str, Any] | TrainingError]:
     """Do what ``execute_jointly`` says; return each run's metrics, or why it failed."""
-    run = prepare(configs[0], splits, features, reporter)
+    methods = [config.method for config in configs]
+    run = prepare(configs[0], splits, features, reporter, others=methods[1:])
     run.classifier.model.to(accelerator.device)
     names = [f"run{number}" for number in range(len(configs))]
-    seconds = _adapt(configs, names, run, splits, features, reporter)
-    before = _before(configs, names, run, splits, reporter, before)
+    heads = _heads(configs, run, splits, features)
+    before = _before(configs, heads, run, splits, reporter, before)
+    seconds = _adapt(configs, names, heads, run, reporter)
     checkpoints = {
         name: checkpoint
         for name, folder in zip(names, folders, strict=True)
@@ -188,21 +193,12 @@ def _label(config: RunConfig) -> str:
     return f"{config.method}, seed {config.settings.seed}"
 
 
-def _adapt(
-    configs: Sequence[RunConfig],
-    names: Sequence[str],
-    run: Prepared,
-    splits: Splits,
-    features: FrozenFeatures,
-    reporter: Reporter,
-) -> dict[str, float]:
-    """Put every run's adapter on the one model, with the head that its own seed gives.
-
-    Returns:
-        The seconds that looking at texts took, by the runs' names.
-    """
+def _heads(
+    configs: Sequence[RunConfig], run: Prepared, splits: Splits, features: FrozenFeatures
+) -> dict[int, dict[str, Tensor]]:
+    """Return the head that each seed gives, by its parameters' names."""
     shared = run.classifier
-    heads: dict[int, dict[str, Any]] = {}
+    heads: dict[int, dict[str, Tensor]] = {}
     for config in configs:
         seed = config.settings.seed
         if seed not in heads:
@@ -211,36 +207,55 @@ def _adapt(
                 name: source.model.get_parameter(name).detach().clone()
                 for name in shared.head_parameters
             }
-    seconds = {}
+    return heads
+
+
+def _before(
+    configs: Sequence[RunConfig],
+    heads: Mapping[int, dict[str, Tensor]],
+    run: Prepared,
+    splits: Splits,
+    reporter: Reporter,
+    known: Mapping[int, dict[str, Any]],
+) -> dict[int, dict[str, Any]]:
+    """Return the untouched model's metrics by seed, each with that seed's head."""
+    before, model = dict(known), run.classifier.model
+    held_out = [part for part in run.examples if part != "train"]
+    for config in configs:
+        seed = config.settings.seed
+        if seed not in before:
+            adapt(model, Head(), name=_BEFORE, head=run.classifier.head_parameters,
+                  initial=heads[seed])  # fmt: skip
+            before[seed], _ = judge_parts(
+                "before training", held_out, config, run, splits, reporter
+            )
+            remove_adapter(model, _BEFORE)
+    return before
+
+
+def _adapt(
+    configs: Sequence[RunConfig],
+    names: Sequence[str],
+    heads: Mapping[int, dict[str, Tensor]],
+    run: Prepared,
+    reporter: Reporter,
+) -> dict[str, float]:
+    """Put every run's adapter on the one model, with the head that its own seed gives.
+
+    Returns:
+        The seconds that looking at texts took, by the runs' names.
+    """
+    shared, seconds = run.classifier, {}
     for name, config in zip(names, configs, strict=True):
         seed, began = config.settings.seed, time.perf_counter()
         statistics = look_at_texts(
             shared, run.examples["train"], config.method, config.settings, reporter,
-            head=heads[seed],
+            head=heads[seed], rounding=run.rounding,
         )  # fmt: skip
         seconds[name] = time.perf_counter() - began
         adapt(
             shared.model, config.method, name=name, seed=seed,
             head=shared.head_parameters, initial=heads[seed], statistics=statistics,
         )  # fmt: skip
+    run.rounding.clear()
     return seconds
-
-
-def _before(
-    configs: Sequence[RunConfig],
-    names: Sequence[str],
-    run: Prepared,
-    splits: Splits,
-    reporter: Reporter,
-    known: Mapping[int, dict[str, Any]],
-) -> dict[int, dict[str, Any]]:
-    """Return the untouched model's metrics by seed; an adapter's deltas start at zero."""
-    before = dict(known)
-    held_out = [part for part in run.examples if part != "train"]
-    for name, config in zip(names, configs, strict=True):
-        if config.settings.seed not in before:
-            activate(run.classifier.model, name)
-            before[config.settings.seed], _ = judge_parts(
-                "before training", held_out, config, run, splits, reporter
-            )
-    return before

@@ -38,6 +38,7 @@ def look_at_texts(
     reporter: Reporter,
     *,
     head: Mapping[str, Tensor] | None = None,
+    rounding: Statistics | None = None,
 ) -> Statistics:
     """Return what the method needs to know of its layers; nothing for one that needs nothing.
 
@@ -51,12 +52,15 @@ def look_at_texts(
         settings: the seed of the rows' order; class weights and smoothing of the loss.
         reporter: told how it goes.
         head: values of the head's parameters, where they are not the model's own.
+        rounding: what quantising took from the base's weights; texts say nothing of it.
 
     Raises:
         DeltafitError: the method does not fit the model.
     """
     if not isinstance(method, DeltaMethod) or (wanted := method.statistic()) is None:
         return {}
+    if wanted == "rounding":
+        return rounding or {}
     rows = epoch_order(len(train), settings.seed, 0)[:TEXTS]
     advance = Counted(reporter, "looking at texts", len(rows))
     if wanted == "inputs":

@@ -1,13 +1,15 @@
 """A run made ready: model, head and tokens of the texts, nothing trained yet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from deltafit.adapters import quantise
+from deltafit.adapters import check_fits, quantise
 from deltafit.data import Splits, resolve_model
+from deltafit.methods import DeltaMethod, Method
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.tasks.classification import (
     Classifier,
@@ -35,6 +37,8 @@ class Prepared:
         truncated: how many texts were cut, by part.
         max_length: tokens that texts were cut to.
         base_fingerprint: of the classifier without its head, as it was loaded.
+        rounding: what quantising took from the weights of which a method must know that. It is as
+            large as they were, and let go of once the adapters stand.
     """
 
     classifier: Classifier
@@ -42,6 +46,7 @@ class Prepared:
     truncated: dict[str, int]
     max_length: int
     base_fingerprint: dict[str, Any]
+    rounding: dict[str, dict[str, Tensor]]
 
 
 def structure_of(model: str, head: HeadConfig) -> tuple[nn.Module, tuple[str, ...]]:
@@ -82,9 +87,21 @@ def load_for(config: RunConfig, splits: Splits, features: FrozenFeatures) -> Cla
 
 
 def prepare(
-    config: RunConfig, splits: Splits, features: FrozenFeatures, reporter: Reporter
+    config: RunConfig,
+    splits: Splits,
+    features: FrozenFeatures,
+    reporter: Reporter,
+    *,
+    others: Sequence[Method] = (),
 ) -> Prepared:
     """Load a run's model and tokenise its texts; tell the person where they are cut.
+
+    Args:
+        config: the run.
+        splits: its texts.
+        features: of the same texts.
+        reporter: told of what is cut.
+        others: methods of other runs that share the model.
 
     Raises:
         DeltafitError: the model or a text cannot be used.
@@ -106,6 +123,18 @@ def prepare(
     if cut:
         reporter.say(f"{cut / total:.1%} of texts ({cut}) were cut to {length} tokens.")
     base = fingerprint(classifier.model, classifier.head_parameters)
+    rounding = {}
     if config.settings.base_weights != "float32":
-        quantise(classifier.model, config.settings.base_weights)
-    return Prepared(classifier, examples, truncated, length, base)
+        corrected = _corrected(classifier, (config.method, *others))
+        rounding = quantise(classifier.model, config.settings.base_weights, errors_of=corrected)
+    return Prepared(classifier, examples, truncated, length, base, rounding)
+
+
+def _corrected(classifier: Classifier, methods: Sequence[Method]) -> set[str]:
+    """Return the names of modules whose rounding a method makes up for."""
+    return {
+        target
+        for method in methods
+        if isinstance(method, DeltaMethod) and method.statistic() == "rounding"
+        for target in check_fits(classifier.model, method, head=classifier.head_parameters)[0]
+    }

@@ -128,8 +128,9 @@ def _adapt(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
     """Adapt the run's model; return the seconds that looking at texts took for it."""
     began = time.perf_counter()
     statistics = look_at_texts(
-        run.classifier, run.examples["train"], config.method, config.settings, reporter
-    )
+        run.classifier, run.examples["train"], config.method, config.settings, reporter,
+        rounding=run.rounding,
+    )  # fmt: skip
     seconds = time.perf_counter() - began
     adapt(
         run.classifier.model,
@@ -140,6 +141,7 @@ def _adapt(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
         keep_base=isinstance(config.method, DeltaMethod),
         statistics=statistics,
     )
+    run.rounding.clear()
     return seconds
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltafit.adapters import check_fits, quantisable
+from deltafit.adapters.statistics import check_rounded
 from deltafit.data import Splits, load_splits
 from deltafit.methods import LoRA, Method, parse_method
 from deltafit.training.config import RunConfig
@@ -83,7 +84,9 @@ def check_methods(configs: Sequence[RunConfig]) -> None:
         configs: runs on one model with one head.
     """
     structure, head = structure_of(configs[0].model, configs[0].head)
+    stored: tuple[str, ...] = ()
     if configs[0].settings.base_weights != "float32":
-        quantisable(structure)  # or it raises
+        stored = quantisable(structure)  # or it raises
     for method in dict.fromkeys(each.method for each in configs):
-        check_fits(structure, method, head=head)
+        targets, _ = check_fits(structure, method, head=head)
+        check_rounded(method, set(targets) & set(stored))
