@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, DoRA, Full, Head, LastBlocks, LoRA
+    from deltafit.methods import AdaLoRA, Bottleneck, DoRA, Full, Head, LastBlocks, LoRA
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -24,6 +24,7 @@ _HOMES = {
     "Head": "deltafit.methods",
     "LastBlocks": "deltafit.methods",
     "AdaLoRA": "deltafit.methods",
+    "Bottleneck": "deltafit.methods",
     "DoRA": "deltafit.methods",
     "LoRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
@@ -39,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "AdaLoRA",
+    "Bottleneck",
     "ConsoleReporter",
     "DataConfig",
     "DoRA",

@@ -88,6 +88,7 @@ def test_the_names_of_methods() -> None:
         "lora": "lora",
         "dora": "dora",
         "adalora": "adalora",
+        "bottleneck": "bottleneck",
     }
 
 

@@ -16,12 +16,13 @@ from deltafit.adapters.model import (
     refuse_merged,
     register,
 )
+from deltafit.adapters.places import select_places
 from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
 from deltafit.adapters.targets import matches, select_targets
 from deltafit.adapters.tied import first_names, under_first_names
 from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DeltaMethod, Method
+from deltafit.methods import DeltaMethod, Insertion, LayerMethod, Method
 
 
 class _Parts:
@@ -51,8 +52,8 @@ def adapt(
 ) -> None:
     """Add an adapter to ``model`` and make it the active, trainable one.
 
-    Everything else is frozen. The model's outputs do not change: Δ starts at zero, and replaced
-    parameters start as copies.
+    Everything else is frozen. The model's outputs do not change: Δ starts at zero, what is inserted
+    adds nothing, and replaced parameters start as copies.
 
     Args:
         model: any module with linear layers; changed in place, or not at all on an error.
@@ -130,6 +131,8 @@ def _select(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the modules to adapt and of the parameters to replace."""
     replaced = _replaced_names(model, method, head)
+    if isinstance(method, Insertion):
+        return select_places(model, method), replaced
     if not isinstance(method, DeltaMethod):
         if not replaced:
             raise DeltafitError(
@@ -273,9 +276,9 @@ def _view(model: nn.Module, name: str) -> ModuleView:
 
 def _layer(
     model: nn.Module, name: str, method: Method, seed: int
-) -> tuple[DeltaMethod, dict[str, Tensor]]:
+) -> tuple[LayerMethod, dict[str, Tensor]]:
     """Return the method as it applies to one module, and its tensors there."""
-    assert isinstance(method, DeltaMethod)
+    assert isinstance(method, LayerMethod)
     module, view = model.get_submodule(name), _view(model, name)
     resolved = method.for_module(name)
     tensors = resolved.initialise(view, lambda tensor: generator_for(seed, f"{name}.{tensor}"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deltafit.adapters.views import ModuleView, new_view
-from deltafit.methods import DeltaMethod
+from deltafit.methods import DeltaMethod, LayerMethod
 
 STATE = "deltafit_layer"
 
@@ -30,7 +30,7 @@ class LayerState:
         self.view = new_view(module)
         self.view.alone = partial(self.switched, None)
         self.original_class = type(module)
-        self.methods: dict[str, DeltaMethod] = {}
+        self.methods: dict[str, LayerMethod] = {}
         self.tensor_names: dict[str, tuple[str, ...]] = {}
         self.active: str | None = None
         self.hook: RemovableHandle | None = None
@@ -51,8 +51,11 @@ class LayerState:
         return self.methods[adapter].kept_tensors(self.view, self.tensors(adapter))
 
     def deltas(self, adapter: str) -> dict[str, Tensor]:
-        """Return ``{parameter name: Δ}`` in the layer's view."""
-        return self.methods[adapter].deltas(self.view, self.tensors(adapter))
+        """Return ``{parameter name: Δ}`` in the layer's view; of an insertion there is none."""
+        method = self.methods[adapter]
+        if not isinstance(method, DeltaMethod):
+            return {}
+        return method.deltas(self.view, self.tensors(adapter))
 
     @contextmanager
     def switched(self, adapter: str | None) -> Iterator[None]:
@@ -70,13 +73,14 @@ class AdaptedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base's output changed by the active adapter, if there is one."""
         state = layer_state(self)
-        if state.active is not None and not state.view.plain:
-            return state.view.forward_with(state.deltas(state.active), *args, **kwargs)
+        active, view = state.active, state.view
+        if active is not None and not view.plain and isinstance(state.methods[active], DeltaMethod):
+            return view.forward_with(state.deltas(active), *args, **kwargs)
         y: Tensor = super().forward(*args, **kwargs)
-        if state.active is None:
+        if active is None:
             return y
         x = args[0] if args else next(iter(kwargs.values()))
-        return state.methods[state.active].post(state.view, x, y, state.tensors(state.active))
+        return state.methods[active].post(view, x, y, state.tensors(active))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the base's class: this one is made at run time, in no module."""
@@ -124,7 +128,7 @@ def view_of(module: nn.Module) -> ModuleView:
 def add_to_layer(
     module: nn.Module,
     adapter: str,
-    method: DeltaMethod,
+    method: LayerMethod,
     tensors: Mapping[str, Tensor],
     parent: nn.Module,
 ) -> None:

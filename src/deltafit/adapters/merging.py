@@ -11,6 +11,7 @@ from deltafit.adapters.layers import layer_state
 from deltafit.adapters.model import forget_adapters, model_adapters, moved_like
 from deltafit.adapters.quantising import dequantise
 from deltafit.errors import DeltafitError
+from deltafit.methods import Insertion
 
 
 def merge(model: nn.Module) -> None:
@@ -21,14 +22,21 @@ def merge(model: nn.Module) -> None:
     to another is untied, since only this module's use of it was adapted.
 
     Raises:
-        DeltafitError: no adapter is active, it is merged already, or a weight is no parameter any
-            more; nothing is changed then.
+        DeltafitError: no adapter is active, it is merged already, it is an insertion, or a weight
+            is no parameter any more; nothing is changed then.
     """
     state = model_adapters(model)
     if state.active is None:
         raise DeltafitError("No adapter is active, so there is nothing to merge.")
     if state.merged is not None:
         raise DeltafitError(f"The adapter {state.active!r} is merged already.")
+    method = state.adapters[state.active].method
+    if isinstance(method, Insertion):
+        raise DeltafitError(
+            f"The adapter {state.active!r} cannot be merged: {method.command_line_name} adds "
+            "computation to the model, which no weights of the base could do. Use it unmerged, "
+            "with its base."
+        )
     device = next(model.parameters()).device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
         merged = {

@@ -28,7 +28,7 @@ from deltafit.adapters.peft_reading import from_peft
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
-from deltafit.methods import DeltaMethod, LoRA, Method, method_from_dict
+from deltafit.methods import DeltaMethod, LayerMethod, LoRA, Method, method_from_dict
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -95,7 +95,8 @@ def save_adapter(
     metadata = {"method": method.to_dict(), "replaced": replaced}
     write_tensors_atomically(
         folder / TENSORS_FILE,
-        to_peft_tensors(model, tensors, adapter.targets),
+        # PEFT has names for the tensors of layers that change; what is inserted keeps ours.
+        to_peft_tensors(model, tensors, adapter.targets if isinstance(method, DeltaMethod) else ()),
         # One key: safetensors writes several in a random order, and equal adapters would differ.
         {_METADATA: json.dumps(metadata)},
     )
@@ -108,7 +109,7 @@ def save_adapter(
 def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
     """Return the method that an adapter is saved by, and its tensors by that method's names."""
     adapter = model_adapters(model).adapters[name]
-    if not isinstance(adapter.method, DeltaMethod):
+    if not isinstance(adapter.method, LayerMethod):
         return adapter.method, dict(adapter.replaced)
     tensors = {
         f"{target}.{leaf}": tensor.contiguous()

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 
 from deltafit.methods.adalora import AdaLoRA
-from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts, StepHook
+from deltafit.methods.base import (
+    DeltaMethod,
+    Insertion,
+    Layer,
+    LayerMethod,
+    Method,
+    ModelParts,
+    StepHook,
+)
+from deltafit.methods.bottleneck import Bottleneck
 from deltafit.methods.dora import DoRA
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
@@ -14,7 +23,8 @@ from deltafit.methods.parsing import parse_method as _parse_method
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
-    method.command_line_name: method for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA)
+    method.command_line_name: method
+    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck)
 }
 
 
@@ -48,12 +58,15 @@ def method_from_dict(content: dict[str, object]) -> Method:
 __all__ = [
     "METHODS",
     "AdaLoRA",
+    "Bottleneck",
     "DeltaMethod",
     "DoRA",
     "Full",
     "Head",
+    "Insertion",
     "LastBlocks",
     "Layer",
+    "LayerMethod",
     "LoRA",
     "Method",
     "ModelParts",

@@ -1,7 +1,8 @@
 """What a method is: a small frozen description of what is trained.
 
-Two kinds exist. A *delta* method learns a change of each adapted layer's parameters and says, for
-one layer, what the change is. A *replacement* trains whole parameters, stored per adapter. Both
+Three kinds exist. A *delta* method learns a change of each adapted layer's parameters and says, for
+one layer, what the change is. An *insertion* adds computation to some of the model's modules, which
+no change of parameters would do. A *replacement* trains whole parameters, stored per adapter. All
 are data: printable, hashable, saved as JSON.
 """
 
@@ -55,6 +56,16 @@ class ModelParts(Protocol):
 
     def last_blocks(self, count: int) -> tuple[str, ...]:
         """Return the parameter names of the last ``count`` blocks and the norm behind them."""
+
+
+class BlockModules(Protocol):
+    """The names of modules in a model's blocks, by what they do, as an insertion sees them."""
+
+    def attention_outputs(self) -> tuple[str, ...]:
+        """Return the linear layers behind attention, one a block."""
+
+    def feed_forward_outputs(self) -> tuple[str, ...]:
+        """Return the linear layers that end the feed-forward parts, one a block."""
 
 
 GeneratorFor = Callable[[str], Generator]
@@ -119,40 +130,22 @@ def _frozen(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class DeltaMethod(Method):
-    """A method that learns a change Δ of each target layer's parameters.
-
-    Raises:
-        UsageError: a name is no text, or a layer's index no whole number.
-    """
-
-    target_modules: str | tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    trained_modules: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
-        names = "module names such as ('query', 'value')"
-        _check_all(self.trained_modules, str, "trained_modules", names)
-        targets = self.target_modules
-        if not isinstance(targets, str):
-            _check_all(targets or (), str, "target_modules", names)
-        elif targets.lower() != "all-linear" and not targets.startswith("re:"):
-            # So that the method's text says that this is an expression and no name.
-            object.__setattr__(self, "target_modules", f"re:{targets}")
+class LayerMethod(Method):
+    """A method with tensors of its own in some of the model's modules: its targets."""
 
     def patterns(self) -> tuple[str, ...]:
         """Return the ends of module names that settings are given for; each must be a target's."""
         return ()
 
     @abstractmethod
-    def for_module(self, module_name: str) -> "DeltaMethod":
+    def for_module(self, module_name: str) -> "LayerMethod":
         """Return the method as it applies to one module, its patterns resolved."""
 
     @abstractmethod
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
-        """Return the method's tensors for ``layer`` such that Δ = 0, in float64 on the CPU.
+        """Return the method's tensors for ``layer`` in float64 on the CPU.
+
+        The model computes at first what its base does: Δ = 0, or what is inserted adds nothing.
 
         Args:
             layer: the layer to adapt.
@@ -177,7 +170,7 @@ class DeltaMethod(Method):
         """
         return None
 
-    def kept(self, layers: Mapping[str, Tensors]) -> "DeltaMethod":
+    def kept(self, layers: Mapping[str, Tensors]) -> "LayerMethod":
         """Return the method by which a trained adapter is saved: how it was found is history.
 
         Args:
@@ -186,8 +179,37 @@ class DeltaMethod(Method):
         return self
 
     def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
-        """Return the tensors of ``layer`` as ``kept`` has them, with the same Δ."""
+        """Return the tensors of ``layer`` as ``kept`` has them; they compute the same."""
         return dict(tensors)
+
+    @abstractmethod
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
+        """Return the adapted output, given the base layer's input ``x`` and output ``y``."""
+
+
+@dataclass(frozen=True)
+class DeltaMethod(LayerMethod):
+    """A method that learns a change Δ of each target layer's parameters.
+
+    Raises:
+        UsageError: a name is no text, or a layer's index no whole number.
+    """
+
+    target_modules: str | tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    trained_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+        names = "module names such as ('query', 'value')"
+        _check_all(self.trained_modules, str, "trained_modules", names)
+        targets = self.target_modules
+        if not isinstance(targets, str):
+            _check_all(targets or (), str, "target_modules", names)
+        elif targets.lower() != "all-linear" and not targets.startswith("re:"):
+            # So that the method's text says that this is an expression and no name.
+            object.__setattr__(self, "target_modules", f"re:{targets}")
 
     @abstractmethod
     def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
@@ -199,6 +221,29 @@ class DeltaMethod(Method):
         The fallback computes the layer again with its deltas: slow, and right for every method.
         """
         return layer.forward_with(self.deltas(layer, tensors), x)
+
+
+@dataclass(frozen=True)
+class Insertion(LayerMethod):
+    """A method that adds computation to modules of the model's blocks; it does not merge.
+
+    Raises:
+        UsageError: a layer's index is no whole number.
+    """
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+
+    def for_module(self, module_name: str) -> "Insertion":
+        """Return the method itself: it has no patterns."""
+        return self
+
+    @abstractmethod
+    def places(self, modules: BlockModules) -> tuple[str, ...]:
+        """Return the names of the modules to sit in, of all blocks."""
 
 
 def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
