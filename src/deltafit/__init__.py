@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, Bottleneck, DoRA, Full, Head, LastBlocks, LoRA
+    from deltafit.methods import AdaLoRA, Bottleneck, DoRA, Full, Head, LastBlocks, LoRA, Prefix
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -27,6 +27,7 @@ _HOMES = {
     "Bottleneck": "deltafit.methods",
     "DoRA": "deltafit.methods",
     "LoRA": "deltafit.methods",
+    "Prefix": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
     "evaluate": "deltafit.prediction.using",
@@ -49,6 +50,7 @@ __all__ = [
     "HeadConfig",
     "LastBlocks",
     "LoRA",
+    "Prefix",
     "TrainingSettings",
     "compare",
     "evaluate",

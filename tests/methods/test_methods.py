@@ -89,6 +89,7 @@ def test_the_names_of_methods() -> None:
         "dora": "dora",
         "adalora": "adalora",
         "bottleneck": "bottleneck",
+        "prefix": "prefix",
     }
 
 

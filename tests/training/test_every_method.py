@@ -26,6 +26,8 @@ TEXTS = (
     "adalora:rank=2,initial_rank=4,final=0.3,dropout=0.2",
     "bottleneck:size=4",
     "bottleneck:reduction_factor=8,variant=pfeiffer,activation=relu,layers=-1",
+    "prefix:count=2",
+    "prefix:count=3,layers=-1",
 )
 METHODS = tuple(map(parse_method, TEXTS))
 SETTINGS = TrainingSettings(epochs=3, batch_size=6, max_length=16)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from deltafit.adapters.attention import AttentionView, add_to_attention
 from deltafit.adapters.layers import adapter_dtype, add_to_layer, is_adapted, view_of
 from deltafit.adapters.model import (
     Adapter,
@@ -22,7 +23,7 @@ from deltafit.adapters.targets import matches, select_targets
 from deltafit.adapters.tied import first_names, under_first_names
 from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DeltaMethod, Insertion, LayerMethod, Method
+from deltafit.methods import AttentionInsertion, DeltaMethod, Insertion, LayerMethod, Method
 
 
 class _Parts:
@@ -53,7 +54,8 @@ def adapt(
     """Add an adapter to ``model`` and make it the active, trainable one.
 
     Everything else is frozen. The model's outputs do not change: Δ starts at zero, what is inserted
-    adds nothing, and replaced parameters start as copies.
+    adds nothing, and replaced parameters start as copies. Virtual tokens (``Prefix``) are the
+    exception: texts attend to them at once.
 
     Args:
         model: any module with linear layers; changed in place, or not at all on an error.
@@ -86,8 +88,12 @@ def adapt(
     activate(model, None)
     register(model, name, Adapter(method, targets, replaced), base)
     for target, (layer_method, tensors) in layers.items():
-        parent = model.get_submodule(target.rpartition(".")[0])
-        add_to_layer(model.get_submodule(target), name, layer_method, tensors, parent)
+        module = model.get_submodule(target)
+        if isinstance(layer_method, AttentionInsertion):
+            add_to_attention(module, name, layer_method, tensors)
+        else:
+            parent = model.get_submodule(target.rpartition(".")[0])
+            add_to_layer(module, name, layer_method, tensors, parent)
     activate(model, name)
 
 
@@ -107,7 +113,7 @@ def check_fits(model: nn.Module, method: Method, *, head: Sequence[str] = ()) ->
     """
     targets, replaced = _select(model, method, head)
     for target in targets:
-        _view(model, target)
+        _view(model, target, method)
     return (*targets, *replaced)
 
 
@@ -267,9 +273,12 @@ def generator_for(seed: int, tensor_name: str) -> Generator:
     return torch.Generator().manual_seed(keyed_seed(seed, tensor_name))
 
 
-def _view(model: nn.Module, name: str) -> ModuleView:
+def _view(model: nn.Module, name: str, method: Method) -> ModuleView:
+    module = model.get_submodule(name)
+    if isinstance(method, AttentionInsertion):
+        return AttentionView(module)
     try:
-        return view_of(model.get_submodule(name))
+        return view_of(module)
     except DeltafitError as error:
         raise DeltafitError(f"{name}: {error}") from None
 
@@ -279,7 +288,7 @@ def _layer(
 ) -> tuple[LayerMethod, dict[str, Tensor]]:
     """Return the method as it applies to one module, and its tensors there."""
     assert isinstance(method, LayerMethod)
-    module, view = model.get_submodule(name), _view(model, name)
+    module, view = model.get_submodule(name), _view(model, name, method)
     resolved = method.for_module(name)
     tensors = resolved.initialise(view, lambda tensor: generator_for(seed, f"{name}.{tensor}"))
     own = [n for n in tensors if hasattr(module, n) and not is_adapted(module)]

@@ -26,8 +26,8 @@ class LayerState:
     model moves them and optimisers find them.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.view = new_view(module)
+    def __init__(self, module: nn.Module, view: ModuleView, carrier: "type[AdaptedLayer]") -> None:
+        self.view, self.carrier = view, carrier
         self.view.alone = partial(self.switched, None)
         self.original_class = type(module)
         self.methods: dict[str, LayerMethod] = {}
@@ -86,22 +86,23 @@ class AdaptedLayer(nn.Module):
         """Pickle and copy by the base's class: this one is made at run time, in no module."""
         reduced = super().__reduce_ex__(protocol)
         assert isinstance(reduced, tuple)
-        return (new_adapted_layer, (layer_state(self).original_class,), *reduced[2:])
+        state = layer_state(self)
+        return (new_adapted_layer, (state.original_class, state.carrier), *reduced[2:])
 
 
 _adapted_classes: dict[type, type[nn.Module]] = {}
 
 
-def _adapted_class(original: type[nn.Module]) -> type[nn.Module]:
+def _adapted_class(original: type[nn.Module], carrier: type[AdaptedLayer]) -> type[nn.Module]:
     if original not in _adapted_classes:
         name = f"Adapted{original.__name__}"
-        _adapted_classes[original] = type(name, (AdaptedLayer, original), {})
+        _adapted_classes[original] = type(name, (carrier, original), {})
     return _adapted_classes[original]
 
 
-def new_adapted_layer(original: type[nn.Module]) -> nn.Module:
+def new_adapted_layer(original: type[nn.Module], carrier: type[AdaptedLayer]) -> nn.Module:
     """Return an empty module of the adapted class, for pickle to fill."""
-    adapted = _adapted_class(original)
+    adapted = _adapted_class(original, carrier)
     return adapted.__new__(adapted)
 
 
@@ -134,14 +135,27 @@ def add_to_layer(
 ) -> None:
     """Give a module one more adapter, inactive. The tensors become its parameters."""
     if not is_adapted(module):
-        state = LayerState(module)
+        state = carry(module, new_view(module), AdaptedLayer)
         if isinstance(parent, nn.TransformerEncoderLayer):
             # In evaluation it hands the weights to one fused kernel, past the adapter, unless a
             # hook stands on one of its modules.
             state.hook = module.register_forward_pre_hook(_is_called)
-        # Not through nn.Module.__setattr__: the state is no submodule.
-        module.__dict__[STATE] = state
-        module.__class__ = _adapted_class(type(module))
+    enter(module, adapter, method, tensors)
+
+
+def carry(module: nn.Module, view: ModuleView, carrier: type[AdaptedLayer]) -> LayerState:
+    """Make a module one that carries adapters, none yet; return what it knows of them."""
+    state = LayerState(module, view, carrier)
+    # Not through nn.Module.__setattr__: the state is no submodule.
+    module.__dict__[STATE] = state
+    module.__class__ = _adapted_class(type(module), carrier)
+    return state
+
+
+def enter(
+    module: nn.Module, adapter: str, method: LayerMethod, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give a module that carries adapters one more, inactive."""
     state = layer_state(module)
     for name, tensor in tensors.items():
         if not hasattr(module, name):
@@ -173,5 +187,6 @@ def remove_from_layer(module: nn.Module, adapter: str) -> None:
 
 def adapter_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of a module's adapter tensors: float32, or float64 in a float64 model."""
-    weight: Any = module.weight
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+    weight = getattr(module, "weight", None)
+    dtype = (weight if isinstance(weight, Tensor) else next(module.parameters())).dtype
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from deltafit.adapters.structure import is_matrix, layer_shape, main_stack, repeated_blocks
+from deltafit.adapters.structure import (
+    is_matrix,
+    layer_shape,
+    main_stack,
+    repeated_blocks,
+    within,
+)
 from deltafit.adapters.targets import in_layers
 from deltafit.errors import DeltafitError
 from deltafit.methods import Insertion
@@ -43,6 +49,29 @@ class _BlockModules:
     def feed_forward_outputs(self) -> tuple[str, ...]:
         """Return the last matrix behind each block's attention."""
         return tuple(self._parts_of(block)[1][-1] for block in self._blocks)
+
+    def attentions(self) -> tuple[str, ...]:
+        """Return the module that holds the first matrix of each block's attention."""
+        return tuple(self._attention_of(block) for block in self._blocks)
+
+    def _attention_of(self, block: str) -> str:
+        module = self._model.get_submodule(block)
+        attention, _ = _split([name for name, inner in module.named_modules() if is_matrix(inner)])
+        name = f"{block}.{attention[0].rpartition('.')[0]}" if attention else block
+        # What is known of a model of transformers, of the innermost one around the block.
+        known = [
+            model._can_set_attn_implementation()
+            for around, model in self._model.named_modules()
+            if within(block, around) and hasattr(model, "_can_set_attn_implementation")
+        ]
+        attends = hasattr(self._model.get_submodule(name), "config")
+        if not attention or not attends or not known or not known[-1]:
+            raise DeltafitError(
+                f"{type(self._model).__name__} computes attention in its own way, past "
+                "transformers' attention interface, so no virtual tokens can stand before its "
+                "keys. Choose another method, such as lora or bottleneck."
+            )
+        return name
 
     def _parts_of(self, block: str) -> tuple[list[str], list[str]]:
         """Return the full names of a block's matrices, of its attention and of the rest."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from deltafit.methods.adalora import AdaLoRA
 from deltafit.methods.base import (
+    AttentionInsertion,
     DeltaMethod,
     Insertion,
     Layer,
@@ -20,11 +21,12 @@ from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.lora import LoRA
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
+from deltafit.methods.prefix import Prefix
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
-    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck)
+    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck, Prefix)
 }
 
 
@@ -58,6 +60,7 @@ def method_from_dict(content: dict[str, object]) -> Method:
 __all__ = [
     "METHODS",
     "AdaLoRA",
+    "AttentionInsertion",
     "Bottleneck",
     "DeltaMethod",
     "DoRA",
@@ -70,6 +73,7 @@ __all__ = [
     "LoRA",
     "Method",
     "ModelParts",
+    "Prefix",
     "StepHook",
     "method_from_dict",
     "method_with",

@@ -67,6 +67,9 @@ class BlockModules(Protocol):
     def feed_forward_outputs(self) -> tuple[str, ...]:
         """Return the linear layers that end the feed-forward parts, one a block."""
 
+    def attentions(self) -> tuple[str, ...]:
+        """Return the modules that compute attention, one a block."""
+
 
 GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
@@ -132,6 +135,9 @@ def _frozen(value: Any) -> Any:
 @dataclass(frozen=True)
 class LayerMethod(Method):
     """A method with tensors of its own in some of the model's modules: its targets."""
+
+    mixes: ClassVar[bool] = True
+    """Whether rows of several adapters can share a pass: what it computes, it computes by token."""
 
     def patterns(self) -> tuple[str, ...]:
         """Return the ends of module names that settings are given for; each must be a target's."""
@@ -244,6 +250,21 @@ class Insertion(LayerMethod):
     @abstractmethod
     def places(self, modules: BlockModules) -> tuple[str, ...]:
         """Return the names of the modules to sit in, of all blocks."""
+
+
+@dataclass(frozen=True)
+class AttentionInsertion(Insertion):
+    """An insertion in attention itself: all tokens of a text attend to virtual ones as well."""
+
+    mixes: ClassVar[bool] = False
+
+    @abstractmethod
+    def virtual_tokens(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """Return the virtual tokens' keys and values, ``[count, heads · width]`` each."""
+
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
+        """Return ``y``: nothing is done behind attention."""
+        return y
 
 
 def _check_all(values: object, kind: type, name: str, wanted: str) -> None:

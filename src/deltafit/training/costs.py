@@ -12,7 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deltafit.adapters import base_sizes, model_adapters, quantisation_of, trained_tensors
+from deltafit.adapters import (
+    base_sizes,
+    is_adapted,
+    model_adapters,
+    quantisation_of,
+    trained_tensors,
+)
 from deltafit.adapters.inspection import (
     MOMENTS,
     VALUE_BYTES,
@@ -172,7 +178,13 @@ def _kept_values(
         return activation_values(model, stacks, 0)
     body = set(trained) - set(classifier.head_parameters)
     modules = [n for n, m in model.named_modules() if layer_kind(m) is not None]
-    targets = tuple(n for n in modules if any(within(p, n) for p in body))
+    # What carries an adapter and is no layer is an attention, whose layers all take part.
+    around = [n for n, m in model.named_modules() if is_adapted(m) and layer_kind(m) is None]
+    targets = tuple(
+        n
+        for n in modules
+        if any(within(p, n) for p in body) or any(within(n, attention) for attention in around)
+    )
     return activation_values(model, stacks, 0, targets, getattr(method, "rank", 0))
 
 

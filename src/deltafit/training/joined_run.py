@@ -102,7 +102,7 @@ def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     stacks = repeated_blocks(structure)
     groups: dict[object, list[RunConfig]] = {}
     for config in configs:
-        if isinstance(config.method, LayerMethod):
+        if isinstance(config.method, LayerMethod) and config.method.mixes:
             trained = check_fits(structure, config.method, head=head)
             places = [[stack.index_of(name) for stack in stacks] for name in trained]
             indices = [index for place in places for index in place if index is not None]
@@ -125,6 +125,11 @@ def _check(configs: Sequence[RunConfig]) -> None:
             raise UsageError(
                 f"{config.method} trains parameters of the model itself, which runs that are "
                 "trained jointly share. Train it by itself."
+            )
+        if not config.method.mixes:
+            raise UsageError(
+                f"{config.method} works in attention, which takes all rows of a pass at once, so "
+                "it cannot share passes with other runs. Train it by itself."
             )
         if (config.model, config.data, config.head) != (first.model, first.data, first.head):
             raise UsageError(
