@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltafit.experiments.comparison import compare
-    from deltafit.methods import AdaLoRA, Bottleneck, DoRA, Full, Head, LastBlocks, LoRA, Prefix
+    from deltafit.methods import (
+        AdaLoRA,
+        Bottleneck,
+        DoRA,
+        Full,
+        Head,
+        LastBlocks,
+        LoRA,
+        Prefix,
+        Prompt,
+    )
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
     from deltafit.prediction.using import evaluate, predict, verify
@@ -28,6 +38,7 @@ _HOMES = {
     "DoRA": "deltafit.methods",
     "LoRA": "deltafit.methods",
     "Prefix": "deltafit.methods",
+    "Prompt": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
     "evaluate": "deltafit.prediction.using",
@@ -51,6 +62,7 @@ __all__ = [
     "LastBlocks",
     "LoRA",
     "Prefix",
+    "Prompt",
     "TrainingSettings",
     "compare",
     "evaluate",

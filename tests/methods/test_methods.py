@@ -90,6 +90,7 @@ def test_the_names_of_methods() -> None:
         "adalora": "adalora",
         "bottleneck": "bottleneck",
         "prefix": "prefix",
+        "prompt": "prompt",
     }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from deltafit.adapters.attention import AttentionView, add_to_attention
-from deltafit.adapters.layers import adapter_dtype, add_to_layer, is_adapted, view_of
+from deltafit.adapters.attention import AttentionView
+from deltafit.adapters.layers import adapter_dtype, is_adapted, view_of
 from deltafit.adapters.model import (
     Adapter,
     activate,
@@ -17,7 +17,7 @@ from deltafit.adapters.model import (
     refuse_merged,
     register,
 )
-from deltafit.adapters.places import select_places
+from deltafit.adapters.places import add_to_module, select_places
 from deltafit.adapters.structure import parameters_of_last_blocks, repeated_blocks, within
 from deltafit.adapters.targets import matches, select_targets
 from deltafit.adapters.tied import first_names, under_first_names
@@ -54,8 +54,8 @@ def adapt(
     """Add an adapter to ``model`` and make it the active, trainable one.
 
     Everything else is frozen. The model's outputs do not change: Δ starts at zero, what is inserted
-    adds nothing, and replaced parameters start as copies. Virtual tokens (``Prefix``) are the
-    exception: texts attend to them at once.
+    adds nothing, and replaced parameters start as copies. Virtual tokens (``Prefix``,
+    ``Prompt``) are the exception: texts attend to them at once.
 
     Args:
         model: any module with linear layers; changed in place, or not at all on an error.
@@ -88,12 +88,7 @@ def adapt(
     activate(model, None)
     register(model, name, Adapter(method, targets, replaced), base)
     for target, (layer_method, tensors) in layers.items():
-        module = model.get_submodule(target)
-        if isinstance(layer_method, AttentionInsertion):
-            add_to_attention(module, name, layer_method, tensors)
-        else:
-            parent = model.get_submodule(target.rpartition(".")[0])
-            add_to_layer(module, name, layer_method, tensors, parent)
+        add_to_module(model, target, name, layer_method, tensors)
     activate(model, name)
 
 

@@ -33,7 +33,7 @@ class LayerState:
         self.methods: dict[str, LayerMethod] = {}
         self.tensor_names: dict[str, tuple[str, ...]] = {}
         self.active: str | None = None
-        self.hook: RemovableHandle | None = None
+        self.hooks: list[RemovableHandle] = []
 
     def tensors(self, adapter: str) -> dict[str, nn.Parameter]:
         """Return an adapter's tensors in this layer, by the method's names for them."""
@@ -139,7 +139,7 @@ def add_to_layer(
         if isinstance(parent, nn.TransformerEncoderLayer):
             # In evaluation it hands the weights to one fused kernel, past the adapter, unless a
             # hook stands on one of its modules.
-            state.hook = module.register_forward_pre_hook(_is_called)
+            state.hooks.append(module.register_forward_pre_hook(_is_called))
     enter(module, adapter, method, tensors)
 
 
@@ -179,8 +179,8 @@ def remove_from_layer(module: nn.Module, adapter: str) -> None:
             delattr(module, name)
     del state.methods[adapter]
     if not state.methods:
-        if state.hook is not None:
-            state.hook.remove()
+        for hook in state.hooks:
+            hook.remove()
         module.__class__ = state.original_class
         del module.__dict__[STATE]
 

@@ -1,10 +1,13 @@
 """Where insertions sit: what in a block ends its attention, and what its feed-forward part."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from deltafit.adapters.attention import add_to_attention
+from deltafit.adapters.layers import add_to_layer
+from deltafit.adapters.prompting import encoder_around, lengthen_calls
 from deltafit.adapters.structure import (
     is_matrix,
     layer_shape,
@@ -14,7 +17,7 @@ from deltafit.adapters.structure import (
 )
 from deltafit.adapters.targets import in_layers
 from deltafit.errors import DeltafitError
-from deltafit.methods import Insertion
+from deltafit.methods import AttentionInsertion, BlockInsertion, Insertion, LayerMethod, Prompt
 
 
 def select_places(model: nn.Module, method: Insertion) -> tuple[str, ...]:
@@ -29,9 +32,27 @@ def select_places(model: nn.Module, method: Insertion) -> tuple[str, ...]:
         UsageError: an index of ``layers`` is out of range.
     """
     chosen = set(method.places(_BlockModules(model)))
-    if method.layers is not None:
+    if isinstance(method, BlockInsertion) and method.layers is not None:
         chosen &= set(in_layers(model, tuple(chosen), repeated_blocks(model), method.layers))
     return tuple(name for name, _ in model.named_modules() if name in chosen)
+
+
+def add_to_module(
+    model: nn.Module,
+    name: str,
+    adapter: str,
+    method: LayerMethod,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Give the module of this name one more adapter, inactive, in the way that its method needs."""
+    module = model.get_submodule(name)
+    if isinstance(method, AttentionInsertion):
+        add_to_attention(module, adapter, method, tensors)
+        return
+    parent = model.get_submodule(name.rpartition(".")[0])
+    add_to_layer(module, adapter, method, tensors, parent)
+    if isinstance(method, Prompt):
+        lengthen_calls(encoder_around(model), module)
 
 
 class _BlockModules:
@@ -53,6 +74,11 @@ class _BlockModules:
     def attentions(self) -> tuple[str, ...]:
         """Return the module that holds the first matrix of each block's attention."""
         return tuple(self._attention_of(block) for block in self._blocks)
+
+    def input_embeddings(self) -> tuple[str, ...]:
+        """Return the table of tokens of the model around the largest stack of blocks."""
+        table = encoder_around(self._model).get_input_embeddings()
+        return tuple(name for name, module in self._model.named_modules() if module is table)
 
     def _attention_of(self, block: str) -> str:
         module = self._model.get_submodule(block)

@@ -3,30 +3,23 @@
 from collections.abc import Mapping
 
 from deltafit.methods.adalora import AdaLoRA
-from deltafit.methods.base import (
-    AttentionInsertion,
-    DeltaMethod,
-    Insertion,
-    Layer,
-    LayerMethod,
-    Method,
-    ModelParts,
-    StepHook,
-)
+from deltafit.methods.base import DeltaMethod, Layer, LayerMethod, Method, ModelParts, StepHook
 from deltafit.methods.bottleneck import Bottleneck
 from deltafit.methods.dora import DoRA
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
+from deltafit.methods.insertion import AttentionInsertion, BlockInsertion, Insertion
 from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.lora import LoRA
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
 from deltafit.methods.prefix import Prefix
+from deltafit.methods.prompt import Prompt
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
-    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck, Prefix)
+    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck, Prefix, Prompt)
 }
 
 
@@ -61,6 +54,7 @@ __all__ = [
     "METHODS",
     "AdaLoRA",
     "AttentionInsertion",
+    "BlockInsertion",
     "Bottleneck",
     "DeltaMethod",
     "DoRA",
@@ -74,6 +68,7 @@ __all__ = [
     "Method",
     "ModelParts",
     "Prefix",
+    "Prompt",
     "StepHook",
     "method_from_dict",
     "method_with",

@@ -58,19 +58,6 @@ class ModelParts(Protocol):
         """Return the parameter names of the last ``count`` blocks and the norm behind them."""
 
 
-class BlockModules(Protocol):
-    """The names of modules in a model's blocks, by what they do, as an insertion sees them."""
-
-    def attention_outputs(self) -> tuple[str, ...]:
-        """Return the linear layers behind attention, one a block."""
-
-    def feed_forward_outputs(self) -> tuple[str, ...]:
-        """Return the linear layers that end the feed-forward parts, one a block."""
-
-    def attentions(self) -> tuple[str, ...]:
-        """Return the modules that compute attention, one a block."""
-
-
 GeneratorFor = Callable[[str], Generator]
 Tensors = Mapping[str, Tensor]
 """A method's tensors in one layer, by its names for them."""
@@ -106,6 +93,11 @@ class Method(ABC):
         # Lists and mappings are welcome; as tuples they make the method hashable.
         for field in fields(self):
             object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+
+    @property
+    def virtual_positions(self) -> int:
+        """How many of a model's positions it takes before every text."""
+        return 0
 
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of the parameters trained whole, the head apart."""
@@ -207,12 +199,12 @@ class DeltaMethod(LayerMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+        check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
         names = "module names such as ('query', 'value')"
-        _check_all(self.trained_modules, str, "trained_modules", names)
+        check_all(self.trained_modules, str, "trained_modules", names)
         targets = self.target_modules
         if not isinstance(targets, str):
-            _check_all(targets or (), str, "target_modules", names)
+            check_all(targets or (), str, "target_modules", names)
         elif targets.lower() != "all-linear" and not targets.startswith("re:"):
             # So that the method's text says that this is an expression and no name.
             object.__setattr__(self, "target_modules", f"re:{targets}")
@@ -229,45 +221,8 @@ class DeltaMethod(LayerMethod):
         return layer.forward_with(self.deltas(layer, tensors), x)
 
 
-@dataclass(frozen=True)
-class Insertion(LayerMethod):
-    """A method that adds computation to modules of the model's blocks; it does not merge.
-
-    Raises:
-        UsageError: a layer's index is no whole number.
-    """
-
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
-
-    def for_module(self, module_name: str) -> "Insertion":
-        """Return the method itself: it has no patterns."""
-        return self
-
-    @abstractmethod
-    def places(self, modules: BlockModules) -> tuple[str, ...]:
-        """Return the names of the modules to sit in, of all blocks."""
-
-
-@dataclass(frozen=True)
-class AttentionInsertion(Insertion):
-    """An insertion in attention itself: all tokens of a text attend to virtual ones as well."""
-
-    mixes: ClassVar[bool] = False
-
-    @abstractmethod
-    def virtual_tokens(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the virtual tokens' keys and values, ``[count, heads · width]`` each."""
-
-    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
-        """Return ``y``: nothing is done behind attention."""
-        return y
-
-
-def _check_all(values: object, kind: type, name: str, wanted: str) -> None:
+def check_all(values: object, kind: type, name: str, wanted: str) -> None:
+    """Raise a UsageError unless ``values`` is a tuple of one kind."""
     if not isinstance(values, tuple) or any(type(value) is not kind for value in values):
         raise UsageError(f"{name} takes a tuple of {wanted}; got {values!r}.")
 

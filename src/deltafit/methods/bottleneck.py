@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import BlockModules, GeneratorFor, Insertion, Layer, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, Tensors
+from deltafit.methods.insertion import BlockInsertion, BlockModules
 from deltafit.methods.lora_start import random_factor
 
 Variant = Literal["houlsby", "pfeiffer"]
@@ -26,7 +27,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Bottleneck(Insertion):
+class Bottleneck(BlockInsertion):
     """h + W_up·f(W_down·h + b_down) + b_up, with h what a linear layer gives, token by token.
 
     W_down is ``[size, outputs]`` and starts at random; W_up, ``[outputs, size]``, and both biases

@@ -7,13 +7,8 @@ import torch
 from torch import Tensor
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import (
-    AttentionInsertion,
-    BlockModules,
-    GeneratorFor,
-    Layer,
-    Tensors,
-)
+from deltafit.methods.base import GeneratorFor, Layer, Tensors
+from deltafit.methods.insertion import AttentionInsertion, BlockModules
 
 _DEVIATION = 0.02  # of models' own weights at their start, as BERT and GPT-2 have it
 

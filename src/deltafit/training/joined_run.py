@@ -128,8 +128,8 @@ def _check(configs: Sequence[RunConfig]) -> None:
             )
         if not config.method.mixes:
             raise UsageError(
-                f"{config.method} works in attention, which takes all rows of a pass at once, so "
-                "it cannot share passes with other runs. Train it by itself."
+                f"{config.method} has virtual tokens, which all rows of a pass attend to, so it "
+                "cannot share passes with other runs. Train it by itself."
             )
         if (config.model, config.data, config.head) != (first.model, first.data, first.head):
             raise UsageError(
