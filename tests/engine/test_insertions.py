@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from deltafit.adapters import adapt
+from deltafit.adapters import activate, adapt
 from deltafit.engine import check_packing, find_prefix, mixed, packed
 from deltafit.engine.checking import find_reading
 from deltafit.errors import DeltafitError
@@ -106,6 +106,8 @@ def test_virtual_tokens_share_no_pass(run_packed: bool) -> None:
         assert_each_has_its_own(model, batch)
         assert_each_has_its_own(model, batch, [("four", len(LENGTHS))])
         assert_each_has_its_own(model, batch, [("five", len(LENGTHS))])
+        activate(model, "five")  # which has no say within
+        assert_each_has_its_own(model, batch)
     with pytest.raises(DeltafitError, match=r"'four' \(prefix\) has virtual tokens"):
         mixed(model, [("four", 3), ("one", 4)]).__enter__()
 
