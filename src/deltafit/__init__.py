@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         LastBlocks,
         LoRA,
         Prefix,
-        Prompt,
     )
     from deltafit.prediction.inspecting import inspect
     from deltafit.prediction.merging import merge
@@ -38,7 +37,6 @@ _HOMES = {
     "DoRA": "deltafit.methods",
     "LoRA": "deltafit.methods",
     "Prefix": "deltafit.methods",
-    "Prompt": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
     "merge": "deltafit.prediction.merging",
     "evaluate": "deltafit.prediction.using",
@@ -62,7 +60,6 @@ __all__ = [
     "LastBlocks",
     "LoRA",
     "Prefix",
-    "Prompt",
     "TrainingSettings",
     "compare",
     "evaluate",

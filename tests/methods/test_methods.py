@@ -90,7 +90,6 @@ def test_the_names_of_methods() -> None:
         "adalora": "adalora",
         "bottleneck": "bottleneck",
         "prefix": "prefix",
-        "prompt": "prompt",
     }
 
 

@@ -28,7 +28,6 @@ TEXTS = (
     "bottleneck:reduction_factor=8,variant=pfeiffer,activation=relu,layers=-1",
     "prefix:count=2",
     "prefix:count=3,layers=-1",
-    "prompt:count=3",
 )
 METHODS = tuple(map(parse_method, TEXTS))
 SETTINGS = TrainingSettings(epochs=3, batch_size=6, max_length=16)

@@ -54,8 +54,8 @@ def adapt(
     """Add an adapter to ``model`` and make it the active, trainable one.
 
     Everything else is frozen. The model's outputs do not change: Δ starts at zero, what is inserted
-    adds nothing, and replaced parameters start as copies. Virtual tokens (``Prefix``,
-    ``Prompt``) are the exception: texts attend to them at once.
+    adds nothing, and replaced parameters start as copies. Virtual tokens (``Prefix``)
+    are the exception: texts attend to them at once.
 
     Args:
         model: any module with linear layers; changed in place, or not at all on an error.

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from deltafit.adapters.attention import add_to_attention
 from deltafit.adapters.layers import add_to_layer
-from deltafit.adapters.prompting import encoder_around, lengthen_calls
 from deltafit.adapters.structure import (
     is_matrix,
     layer_shape,
@@ -17,7 +16,7 @@ from deltafit.adapters.structure import (
 )
 from deltafit.adapters.targets import in_layers
 from deltafit.errors import DeltafitError
-from deltafit.methods import AttentionInsertion, BlockInsertion, Insertion, LayerMethod, Prompt
+from deltafit.methods import AttentionInsertion, BlockInsertion, Insertion, LayerMethod
 
 
 def select_places(model: nn.Module, method: Insertion) -> tuple[str, ...]:
@@ -51,8 +50,6 @@ def add_to_module(
         return
     parent = model.get_submodule(name.rpartition(".")[0])
     add_to_layer(module, adapter, method, tensors, parent)
-    if isinstance(method, Prompt):
-        lengthen_calls(encoder_around(model), module)
 
 
 class _BlockModules:
@@ -74,11 +71,6 @@ class _BlockModules:
     def attentions(self) -> tuple[str, ...]:
         """Return the module that holds the first matrix of each block's attention."""
         return tuple(self._attention_of(block) for block in self._blocks)
-
-    def input_embeddings(self) -> tuple[str, ...]:
-        """Return the table of tokens of the model around the largest stack of blocks."""
-        table = encoder_around(self._model).get_input_embeddings()
-        return tuple(name for name, module in self._model.named_modules() if module is table)
 
     def _attention_of(self, block: str) -> str:
         module = self._model.get_submodule(block)

@@ -52,14 +52,9 @@ def mixed(model: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
             its batch has another number of rows.
     """
     mixture = _Mixture(model, _checked(model, segments))
-    adapters = set(mixture.now.adapters)
     with ExitStack() as stack:
         for module in mixture.modules:
             stack.enter_context(replaced_forward(module.module, module.forward))
-            if module.state is not None:
-                # Hooks around an encoder ask its table of tokens which adapter is on.
-                only = next(iter(adapters)) if len(adapters) == 1 else None
-                stack.enter_context(module.state.switched(only))
         for hook in mixture.hooks():
             stack.callback(hook.remove)
         stack.enter_context(mixture.layouts_recomputed())

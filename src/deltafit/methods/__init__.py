@@ -14,12 +14,11 @@ from deltafit.methods.lora import LoRA
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
 from deltafit.methods.prefix import Prefix
-from deltafit.methods.prompt import Prompt
 
 # The one list of methods. Command line and result files take their names from here.
 METHODS: dict[str, type[Method]] = {
     method.command_line_name: method
-    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck, Prefix, Prompt)
+    for method in (Full, Head, LastBlocks, LoRA, DoRA, AdaLoRA, Bottleneck, Prefix)
 }
 
 
@@ -68,7 +67,6 @@ __all__ = [
     "Method",
     "ModelParts",
     "Prefix",
-    "Prompt",
     "StepHook",
     "method_from_dict",
     "method_with",

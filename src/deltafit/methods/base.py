@@ -94,11 +94,6 @@ class Method(ABC):
         for field in fields(self):
             object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
 
-    @property
-    def virtual_positions(self) -> int:
-        """How many of a model's positions it takes before every text."""
-        return 0
-
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of the parameters trained whole, the head apart."""
         return ()

@@ -21,9 +21,6 @@ class BlockModules(Protocol):
     def attentions(self) -> tuple[str, ...]:
         """Return the modules that compute attention, one a block."""
 
-    def input_embeddings(self) -> tuple[str, ...]:
-        """Return the one table of tokens that the blocks are given."""
-
 
 @dataclass(frozen=True)
 class Insertion(LayerMethod):

@@ -7,7 +7,6 @@ import torch
 
 from deltafit.adapters import quantise
 from deltafit.data import Splits
-from deltafit.errors import UsageError
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 from deltafit.tasks.inference import tokenise_for
@@ -71,16 +70,10 @@ def prepare(
 
     Raises:
         DeltafitError: the model or a text cannot be used.
-        UsageError: the method's virtual tokens leave no position for a text.
     """
     classifier = load_for(config, splits, features)
     wanted = config.settings.max_length
-    virtual = config.method.virtual_positions
-    length = usable_length(classifier, wanted + virtual) - virtual
-    if length < 1:
-        raise UsageError(
-            f"{config.method} takes all positions that {config.model} has. Give it fewer tokens."
-        )
+    length = usable_length(classifier, wanted)
     if length < wanted:
         reporter.say(
             f"{config.model} takes texts of at most {length} tokens; the maximum length of "
