@@ -35,7 +35,7 @@ from deltafit.adapters.peft_writing import (
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
-from deltafit.methods import DeltaMethod, Method, method_from_dict
+from deltafit.methods import LayerMethod, Method, method_from_dict
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -118,7 +118,7 @@ def save_adapter(
 def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
     """Return the method that an adapter is saved by, and its tensors by that method's names."""
     adapter = model_adapters(model).adapters[name]
-    if not isinstance(adapter.method, DeltaMethod):
+    if not isinstance(adapter.method, LayerMethod):
         return adapter.method, dict(adapter.replaced)
     layers = {target: layer_state(model.get_submodule(target)) for target in adapter.targets}
     method = adapter.method.kept({target: s.tensors(name) for target, s in layers.items()})
@@ -133,7 +133,7 @@ def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
 def _shared_to_store(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors that an adapter's layers share, if they are not those its method makes."""
     own = adapter.shared.tensors
-    if not isinstance(adapter.method, DeltaMethod) or not own:
+    if not isinstance(adapter.method, LayerMethod) or not own:
         return {}
     views = [view_of(model.get_submodule(target)) for target in adapter.targets]
     made = adapter.method.shared_tensors(views)

@@ -103,11 +103,12 @@ class MixedModule:
         with replaced_forward(self.module, None):
             if len(adapters) == 1:
                 return self._under(adapters[0], args, kwargs)
-            if not self.alike or (state is not None and not state.view.plain):
+            here = state is not None and any(adapter in state.methods for adapter in adapters)
+            if not self.alike or (here and state is not None and not state.view.plain):
                 return self._each(args, kwargs)
+            if state is None or not here:
+                return self._under(adapters[0], args, kwargs)
             with self._standing(adapters[0]):
-                if state is None:
-                    return self._original(*args, **kwargs)
                 return self._around_one_base(state, args, kwargs)
 
     def _under(self, adapter: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -133,9 +134,6 @@ class MixedModule:
         adapters = self.now.adapters
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         with state.switched(None):
-            if not any(adapter in state.methods for adapter in adapters):
-                y: Tensor = self._original(x)
-                return y
             division = self.now.divisions.of(x, self.now.layout)
             x = division.ordered(x)
             inputs = division.cut(x)

@@ -12,7 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deltafit.adapters import base_sizes, model_adapters, quantisation_of, trained_tensors
+from deltafit.adapters import (
+    base_sizes,
+    is_adapted,
+    model_adapters,
+    quantisation_of,
+    trained_tensors,
+)
 from deltafit.adapters.inspection import (
     MOMENTS,
     VALUE_BYTES,
@@ -192,7 +198,8 @@ def _trained_modules(model: nn.Module, trained: Collection[str]) -> tuple[str, .
     """Return the modules whose inputs are kept for the gradients of these parameters."""
     found: dict[str, None] = {}
     for name, module in model.named_modules():
-        if layer_kind(module) is None and not is_norm(module):
+        # What carries an adapter and is no layer is an attention with virtual tokens.
+        if layer_kind(module) is None and not is_norm(module) and not is_adapted(module):
             continue
         if own := {parameter for parameter in trained if within(parameter, name)}:
             # A bias needs no input of its layer: what is around it trains, and not the layer.

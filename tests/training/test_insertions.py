@@ -1,0 +1,69 @@
+"""Insertions in runs: joined with others, without the base's dropout, and their memory foretold."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltafit.errors import UsageError
+from deltafit.methods import Bottleneck, LoRA, Method, Prefix
+from deltafit.training.config import RunConfig
+from deltafit.training.joined_run import execute_jointly, groups_to_join
+from deltafit.training.progress import Silent
+from deltafit.training.settings import DataConfig, TrainingSettings
+from tests.training.joined_runs import Plan, alone, joined_loop, trained
+from tests.training.test_costs import foretold
+from tests.training.test_loop import assert_same, train
+from tests.training.test_modes import OFF
+from tests.training.tiny_runs import save_model
+
+SETTINGS = TrainingSettings(epochs=3, batch_size=8)
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_bottlenecks_train_jointly_as_alone(tmp_path: Path, packing: str) -> None:
+    model = save_model(tmp_path / "model")
+    settings = replace(SETTINGS, packing=packing)  # type: ignore[arg-type]
+    plans = {
+        "bottleneck": Plan(settings, Bottleneck(size=4)),
+        "lora": Plan(replace(settings, seed=1), LoRA(rank=2)),
+        "one": Plan(replace(settings, seed=2), Bottleneck(size=3, variant="pfeiffer")),
+    }
+    found = trained(joined_loop(model, tmp_path / "jointly", plans))
+    for name, plan in plans.items():
+        expected, _ = alone(model, tmp_path / name, plan)
+        assert found[name].keys() == expected.keys()
+        for tensor, value in expected.items():
+            torch.testing.assert_close(found[name][tensor], value, rtol=0, atol=1e-5, msg=tensor)
+
+
+def test_which_insertions_are_joined(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    methods: list[Method] = [Bottleneck(size=4), Prefix(), LoRA(), Bottleneck(layers=(-1,))]
+    configs = [RunConfig(model, DataConfig("d"), method, settings=SETTINGS) for method in methods]
+    assert groups_to_join(configs) == [[configs[0], configs[2]]]
+    with pytest.raises(UsageError, match="prefix has virtual tokens"):
+        execute_jointly(configs[:2], None, [tmp_path], reporter=Silent())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [Bottleneck(size=4), Prefix(count=2)], ids=str)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_the_bases_dropout_can_be_off(tmp_path: Path, architecture: str, method: Method) -> None:
+    dropping = save_model(tmp_path / "dropping", architecture, dropout=True)
+    without = save_model(tmp_path / "without", architecture)
+    off = train(dropping, tmp_path / "a", OFF, method, head="mean")
+    plain = train(
+        without, tmp_path / "b", replace(OFF, base_dropout="configured"), method, head="mean"
+    )
+    assert_same(off, plain)
+
+
+def test_the_memory_of_the_blocks_is_foretold(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    lora = foretold(model, LoRA("all-linear", rank=2))
+    for method in (Bottleneck(size=4), Prefix(count=2)):
+        found = foretold(model, method)
+        assert 0.5 * lora["activations"] < found["activations"] < 1.5 * lora["activations"]
+    top = foretold(model, Prefix(count=2, layers=(-1,)))
+    assert 0 < top["activations"] < 0.5 * lora["activations"]
