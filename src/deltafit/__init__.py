@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Modules,
         Norms,
         Prefix,
+        Prompt,
         Sparse,
         VeRA,
     )
@@ -60,6 +61,7 @@ _HOMES = {
     "Modules": "deltafit.methods",
     "Norms": "deltafit.methods",
     "Prefix": "deltafit.methods",
+    "Prompt": "deltafit.methods",
     "Sparse": "deltafit.methods",
     "VeRA": "deltafit.methods",
     "inspect": "deltafit.prediction.inspecting",
@@ -92,6 +94,7 @@ __all__ = [
     "Modules",
     "Norms",
     "Prefix",
+    "Prompt",
     "Sparse",
     "TrainingSettings",
     "VeRA",

@@ -20,6 +20,7 @@ from deltafit.adapters import (
     layer_state,
     load_adapter,
     merge,
+    quantise,
     read_adapter,
     remove_adapter,
     save_adapter,
@@ -250,6 +251,18 @@ def test_attention_of_a_models_own_is_refused(architecture: str) -> None:
     with pytest.raises(DeltafitError, match="past transformers' attention interface"):
         adapt(model, Prefix())
     assert anatomy(model) == before
+
+
+def test_on_a_quantised_base() -> None:
+    pytest.importorskip("bitsandbytes")
+    model = tiny_model("bert")
+    quantise(model, "int8")
+    start = logits(model)
+    adapt(model, Prefix(count=2))
+    randomise(model)
+    assert not torch.allclose(logits(model), start, atol=1e-2)
+    model(**tiny_inputs(model)).logits.sum().backward()
+    assert all(tensor.grad is not None for tensor in adapter_tensors(model, "default").values())
 
 
 def test_what_cannot_be() -> None:

@@ -9,7 +9,7 @@ from deltafit.adapters import activate, adapt
 from deltafit.engine import check_packing, find_prefix, mixed, packed
 from deltafit.engine.checking import find_reading
 from deltafit.errors import DeltafitError
-from deltafit.methods import Bottleneck, LoRA, Method, Prefix
+from deltafit.methods import Bottleneck, LoRA, Method, Prefix, Prompt
 from tests.adapters.adapted import head_of, randomise
 from tests.engine.mixes import LENGTHS, assert_each_has_its_own, with_adapters
 from tests.engine.ragged import PACKABLE, ragged, shapes_in_blocks
@@ -45,6 +45,20 @@ def test_in_a_last_block_for_first_tokens(architecture: str, method: Method) -> 
     adapt(model, method, head=head_of(model))
     randomise(model)
     assert find_reading(model, BATCH) is not None
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_prompts_run_packed_and_all_of_them_in_the_last_block(architecture: str) -> None:
+    model = tiny_model(architecture)
+    adapt(model, Prompt(count=3), head=head_of(model))
+    randomise(model)
+    assert check_packing(model, BATCH) is None
+    assert find_reading(model, BATCH) is None  # the first token of a row is a virtual one
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert find_prefix(model, trained, BATCH) is None
+    with packed(model), shapes_in_blocks(model) as shapes:
+        model(**BATCH)
+    assert shapes == [(1, 27 + 5 * 3)]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -84,14 +98,17 @@ def test_each_row_goes_through_its_own(architecture: str, run_packed: bool) -> N
 
 @pytest.mark.parametrize("run_packed", [False, True])
 def test_virtual_tokens_share_no_pass(run_packed: bool) -> None:
-    methods: dict[str, Method] = {**BESIDE, "three": LoRA(rank=1), "four": Prefix(count=2)}
+    virtual: dict[str, Method] = {"four": Prefix(count=2), "five": Prompt(count=3)}
+    methods: dict[str, Method] = {**BESIDE, "three": LoRA(rank=1), **virtual}
     model, batch = with_adapters(tiny_model("bert").double(), methods), ragged(LENGTHS)
     with packed(model) if run_packed else nullcontext():
         # The model's attention carries an adapter that has no part in this pass.
         assert_each_has_its_own(model, batch)
-        assert_each_has_its_own(model, batch, [("four", len(LENGTHS))])
-        activate(model, "four")  # which has no say within
-        assert_each_has_its_own(model, batch)
+        for active in ("one", "four", "five"):  # which has no say within
+            activate(model, active)
+            assert_each_has_its_own(model, batch)
+            assert_each_has_its_own(model, batch, [("four", len(LENGTHS))])
+            assert_each_has_its_own(model, batch, [("five", len(LENGTHS))])
     with pytest.raises(DeltafitError, match=r"'four' \(prefix\) has virtual tokens"):
         mixed(model, [("four", 3), ("one", 4)]).__enter__()
 

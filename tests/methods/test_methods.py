@@ -109,6 +109,7 @@ def test_the_names_of_methods() -> None:
         "sparse": "sparse",
         "bottleneck": "bottleneck",
         "prefix": "prefix",
+        "prompt": "prompt",
     }
 
 

@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from deltafit.errors import DeltafitError
-from deltafit.methods import Bottleneck, Insertion, Prefix
+from deltafit.methods import Bottleneck, Insertion, Prefix, Prompt
+from deltafit.prediction.combining import combine
+from deltafit.prediction.extracting import extract
 from deltafit.prediction.folder import load_saved
 from deltafit.prediction.inspecting import AdapterInspection, inspect
 from deltafit.prediction.merging import merge
+from deltafit.prediction.truncating import truncate
 from deltafit.prediction.using import predict
 from tests.prediction.test_folder import logits, saved
 from tests.training.tiny_runs import tiny_texts
 
-METHODS = (Bottleneck(size=4), Prefix(count=3))
+METHODS = (Bottleneck(size=4), Prefix(count=3), Prompt(count=3))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -46,9 +49,16 @@ def test_it_is_shown_and_not_merged(tmp_path: Path, method: Insertion) -> None:
     assert isinstance(found, AdapterInspection)
     assert found.changes == () and set(found.replaced) == {"classifier.weight", "classifier.bias"}
     shapes = set(found.inserted.values())
-    # BERT's 3 blocks, 32 wide: four tensors in each of two places, or two in one.
+    # BERT's 3 blocks, 32 wide: four tensors in each of two places, two in one, or one for all.
     wanted = {(4, 32), (4,), (32, 4), (32,)} if isinstance(method, Bottleneck) else {(3, 32)}
-    assert shapes == wanted and len(found.inserted) in (24, 6)
+    assert shapes == wanted and len(found.inserted) in (24, 6, 1)
+    adapter, output = tmp_path / "adapter", tmp_path / "output"
     with pytest.raises(DeltafitError, match="cannot be merged"):
-        merge(tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
+        merge(adapter, output)
+    with pytest.raises(DeltafitError, match="cannot be merged"):
+        extract(adapter, output, rank=2)
+    with pytest.raises(DeltafitError, match="which no Δ of its weights could do"):
+        truncate(adapter, output, rank=2)
+    with pytest.raises(DeltafitError, match="which no Δ of its weights could do"):
+        combine([adapter, adapter], output)
+    assert not output.exists()

@@ -40,7 +40,9 @@ TEXTS = (
     "bottleneck:size=4",
     "bottleneck:size=3,variant=pfeiffer,activation=relu,layers=-1",
     "prefix:count=2",
+    "prefix:count=2,shift_positions=true",
     "prefix:count=3,layers=-1",
+    "prompt:count=3",
 )
 # What a replacement trains of a BERT besides the head, by parameters' names.
 WHOLE = {

@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from deltafit.errors import UsageError
-from deltafit.methods import Bottleneck, LoRA, Method, Prefix
+from deltafit.files import read_json
+from deltafit.methods import Bottleneck, LoRA, Method, Prefix, Prompt
 from deltafit.training.config import RunConfig
 from deltafit.training.joined_run import execute_jointly, groups_to_join
 from deltafit.training.progress import Silent
+from deltafit.training.run import execute
 from deltafit.training.settings import DataConfig, TrainingSettings
+from deltafit.training.train import load_data
 from tests.training.joined_runs import Plan, alone, joined_loop, trained
 from tests.training.test_costs import foretold
 from tests.training.test_loop import assert_same, train
 from tests.training.test_modes import OFF
-from tests.training.tiny_runs import save_model
+from tests.training.tiny_runs import save_model, tables
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=8)
 
@@ -40,14 +43,15 @@ def test_bottlenecks_train_jointly_as_alone(tmp_path: Path, packing: str) -> Non
 
 def test_which_insertions_are_joined(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
-    methods: list[Method] = [Bottleneck(size=4), Prefix(), LoRA(), Bottleneck(layers=(-1,))]
+    methods: list[Method] = [Bottleneck(size=4), Prefix(), LoRA(), Prompt()]
+    methods.append(Bottleneck(layers=(-1,)))
     configs = [RunConfig(model, DataConfig("d"), method, settings=SETTINGS) for method in methods]
     assert groups_to_join(configs) == [[configs[0], configs[2]]]
     with pytest.raises(UsageError, match="prefix has virtual tokens"):
         execute_jointly(configs[:2], None, [tmp_path], reporter=Silent())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", [Bottleneck(size=4), Prefix(count=2)], ids=str)
+@pytest.mark.parametrize("method", [Bottleneck(size=4), Prefix(count=2), Prompt(count=2)], ids=str)
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_the_bases_dropout_can_be_off(tmp_path: Path, architecture: str, method: Method) -> None:
     dropping = save_model(tmp_path / "dropping", architecture, dropout=True)
@@ -62,8 +66,19 @@ def test_the_bases_dropout_can_be_off(tmp_path: Path, architecture: str, method:
 def test_the_memory_of_the_blocks_is_foretold(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     lora = foretold(model, LoRA("all-linear", rank=2))
-    for method in (Bottleneck(size=4), Prefix(count=2)):
+    for method in (Bottleneck(size=4), Prefix(count=2), Prompt(count=2)):
         found = foretold(model, method)
         assert 0.5 * lora["activations"] < found["activations"] < 1.5 * lora["activations"]
     top = foretold(model, Prefix(count=2, layers=(-1,)))
     assert 0 < top["activations"] < 0.5 * lora["activations"]
+
+
+def test_virtual_tokens_take_positions_from_texts(tmp_path: Path) -> None:
+    model, data = save_model(tmp_path / "model"), tables(tmp_path)  # of 64 positions
+    settings = TrainingSettings(epochs=1, batch_size=8, max_length=32)
+    config = RunConfig(model, data, Prompt(count=60), settings=settings)
+    splits = load_data(data)
+    execute(config, splits, tmp_path / "run", reporter=Silent())
+    assert read_json(tmp_path / "run" / "adapter" / "deltafit.json")["max_length"] == 4
+    with pytest.raises(UsageError, match="takes all positions"):
+        execute(replace(config, method=Prompt(count=64)), splits, tmp_path / "b", reporter=Silent())

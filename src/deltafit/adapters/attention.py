@@ -26,15 +26,19 @@ _WITHOUT_MASK = ("flash_", "flex_", "paged|")
 
 
 class AttentionView(ModuleView):
-    """An attention: ``inputs`` is the block's width, ``outputs`` that of all its keys together."""
+    """An attention: ``inputs`` is the block's width, ``outputs`` that of all its keys together.
+
+    Attributes:
+        width: of one head's keys.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module, plain=False)
         config: Any = module.config
         heads, self.inputs = int(config.num_attention_heads), int(config.hidden_size)
-        width = getattr(config, "head_dim", None) or self.inputs // heads
+        self.width = int(getattr(config, "head_dim", None) or self.inputs // heads)
         # Fewer of them where several heads of queries share one of keys and values.
-        self.outputs = int(width * (getattr(config, "num_key_value_heads", None) or heads))
+        self.outputs = self.width * int(getattr(config, "num_key_value_heads", None) or heads)
 
     def to_parameter(self, view: Tensor) -> Tensor:
         """Return ``view`` as it is: an attention has no weight of its own."""

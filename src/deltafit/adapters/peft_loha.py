@@ -1,7 +1,7 @@
 """PEFT's LoHa files: written from ours, and read."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,10 +46,11 @@ class LoHaFormat(PeftFormat):
         assert isinstance(method, LoHa)
         return {"r": method.rank, "alpha": method.alpha}
 
-    def holds(self, model: nn.Module, targets: Collection[str]) -> bool:
+    def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
         """Return whether PEFT has it for these modules: not for GPT-2's ``Conv1D`` either."""
         views = [view_of(model.get_submodule(target)) for target in targets]
-        return super().holds(model, targets) and not any(isinstance(v, Conv1DView) for v in views)
+        plain = not any(isinstance(v, Conv1DView) for v in views)
+        return plain and super().holds(model, method, targets)
 
     def check(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise a DeltafitError if layers have ranks or alphas of their own."""

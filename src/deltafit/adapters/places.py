@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters.attention import AttentionView, add_to_attention
 from deltafit.adapters.layers import add_to_layer, view_of
+from deltafit.adapters.prompting import check_positions, encoder_around, hook_calls
 from deltafit.adapters.shared import SharedTensors
 from deltafit.adapters.structure import (
     is_matrix,
@@ -36,6 +37,8 @@ def select_places(model: nn.Module, method: Insertion) -> tuple[str, ...]:
     if isinstance(method, BlockInsertion) and method.layers is not None:
         chosen &= set(in_layers(model, tuple(chosen), repeated_blocks(model), method.layers))
     places = tuple(name for name, _ in model.named_modules() if name in chosen)
+    if isinstance(method, AttentionInsertion) and method.taken_positions:
+        check_positions(model)
     for place in places:
         view_for(model, place, method)  # which may be refused
     return places
@@ -68,9 +71,13 @@ def add_to_module(
     module = model.get_submodule(name)
     if isinstance(method, AttentionInsertion):
         add_to_attention(module, adapter, method, tensors, shared)
-        return
-    parent = model.get_submodule(name.rpartition(".")[0])
-    add_to_layer(module, adapter, method, tensors, parent, shared)
+    else:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        add_to_layer(module, adapter, method, tensors, parent, shared)
+    if method.taken_positions and isinstance(method, Insertion):
+        first, *_ = select_places(model, method)
+        if name == first:  # one of its places is enough for the calls of all
+            hook_calls(model, module)
 
 
 class _BlockModules:
@@ -92,6 +99,11 @@ class _BlockModules:
     def attentions(self) -> tuple[str, ...]:
         """Return the module that holds the first matrix of each block's attention."""
         return tuple(self._attention_of(block) for block in self._blocks)
+
+    def input_embeddings(self) -> tuple[str, ...]:
+        """Return the table of tokens of the model around the largest stack of blocks."""
+        table = encoder_around(self._model).get_input_embeddings()
+        return tuple(name for name, module in self._model.named_modules() if module is table)
 
     def _attention_of(self, block: str) -> str:
         module = self._model.get_submodule(block)

@@ -95,7 +95,7 @@ def save_adapter(
     replaced = tuple(adapter.replaced)
     method, tensors = _as_kept(model, name)
     form, config, shared = format_of(method), None, _shared_to_store(model, adapter)
-    if form is not None and form.holds(model, adapter.targets):
+    if form is not None and form.holds(model, method, adapter.targets):
         config = to_peft_config(  # made first: it may be refused
             form, model, method, adapter.targets, replaced,
             shared=bool(shared), base_name=base_name, task_type=task_type,
@@ -175,8 +175,9 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
         ) from error
     if (folder / CONFIG_FILE).exists():
         read_json(folder / CONFIG_FILE)  # only PEFT needs it, but damaged it is not as it was saved
-    ours = from_peft_tensors(format_of(method), tensors)
-    return StoredAdapter(method, ours, replaced, shared=stored_shared(tensors))
+    form = format_of(method)
+    ours = from_peft_tensors(form, tensors)
+    return StoredAdapter(method, ours, replaced, shared=stored_shared(form, tensors))
 
 
 def load_adapter(
@@ -201,9 +202,14 @@ def load_adapter(
         head=stored.replaced,
         initial={n: stored.tensors[n] for n in stored.replaced if n in stored.tensors},
     )
+    form, adapter = format_of(stored.method), model_adapters(model).adapters[name]
     try:
+        if form is not None:
+            own = adapter_tensors(model, name)
+            layers = {n: tensor for n, tensor in own.items() if n not in adapter.replaced}
+            tensors = form.placed(model, layers, tensors)
         fill_adapter(model, name, tensors)
-        _fill_shared(model_adapters(model).adapters[name], stored.shared)
+        _fill_shared(adapter, stored.shared)
     except DeltafitError:
         remove_adapter(model, name)
         activate(model, active)

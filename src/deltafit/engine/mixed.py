@@ -52,8 +52,11 @@ def mixed(model: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
             its batch has another number of rows.
     """
     mixture = _Mixture(model, _checked(model, segments))
+    only = segments[0][0] if len({adapter for adapter, _ in segments}) == 1 else None
     with ExitStack() as stack:
         for module in mixture.modules:
+            if module.state is not None:  # what hooks around the module go by
+                stack.enter_context(module.state.switched(only))
             stack.enter_context(replaced_forward(module.module, module.forward))
         for hook in mixture.hooks():
             stack.callback(hook.remove)

@@ -12,7 +12,12 @@ from deltafit.methods.freeze_first import FreezeFirst
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
 from deltafit.methods.ia3 import IA3
-from deltafit.methods.insertion import AttentionInsertion, BlockInsertion, Insertion
+from deltafit.methods.insertion import (
+    AttentionInsertion,
+    BlockInsertion,
+    Insertion,
+    TextInsertion,
+)
 from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.loha import LoHa
 from deltafit.methods.lora import LoRA
@@ -21,6 +26,7 @@ from deltafit.methods.norms import Norms
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
 from deltafit.methods.prefix import Prefix
+from deltafit.methods.prompt import Prompt
 from deltafit.methods.sparse import Sparse
 from deltafit.methods.vera import VeRA
 
@@ -30,7 +36,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
         *(LoRA, DoRA, AdaLoRA, LoHa, IA3, VeRA, Sparse),
-        *(Bottleneck, Prefix),
+        *(Bottleneck, Prefix, Prompt),
     )
 }
 
@@ -86,8 +92,10 @@ __all__ = [
     "Modules",
     "Norms",
     "Prefix",
+    "Prompt",
     "Sparse",
     "StepHook",
+    "TextInsertion",
     "VeRA",
     "method_from_dict",
     "method_with",

@@ -133,6 +133,16 @@ class Method(ABC):
         for field in fields(self):
             object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
 
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens it puts before every text, which run through the blocks with it."""
+        return 0
+
+    @property
+    def taken_positions(self) -> int:
+        """How many of a model's positions it takes before every text."""
+        return self.added_tokens
+
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of the parameters trained whole, the head apart."""
         return ()

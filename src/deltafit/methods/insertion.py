@@ -22,6 +22,9 @@ class BlockModules(Protocol):
     def attentions(self) -> tuple[str, ...]:
         """Return the modules that compute attention, one a block."""
 
+    def input_embeddings(self) -> tuple[str, ...]:
+        """Return the one table of tokens that the blocks are given."""
+
 
 @dataclass(frozen=True)
 class Insertion(LayerMethod):
@@ -59,4 +62,23 @@ class AttentionInsertion(BlockInsertion):
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return ``y``: nothing is done behind attention."""
+        return y
+
+
+@dataclass(frozen=True)
+class TextInsertion(Insertion):
+    """An insertion before the text itself: embeddings of virtual tokens."""
+
+    mixes: ClassVar[bool] = False
+
+    def places(self, modules: BlockModules) -> tuple[str, ...]:
+        """Return the table of tokens."""
+        return modules.input_embeddings()
+
+    @abstractmethod
+    def virtual_embeddings(self, tensors: Tensors) -> Tensor:
+        """Return the virtual tokens' embeddings, ``[count, width]``."""
+
+    def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
+        """Return ``y``: a token's own embedding stays."""
         return y

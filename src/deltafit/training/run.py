@@ -140,6 +140,9 @@ def _adapt(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
         keep_base=isinstance(config.method, LayerMethod),
         statistics=statistics,
     )
+    if config.method.added_tokens:
+        # What was seen of the base's first tokens does not hold behind virtual ones.
+        run.classifier.packs = run.classifier.reads = None
     return seconds
 
 
