@@ -1,6 +1,5 @@
 """A batch in which every row has an adapter of its own: deltafit, and PEFT's `adapter_names`."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from deltafit.tasks.classification import (
     logits_of,
 )
 from deltafit.tasks.inference import tokenise_for
-from measuring import in_another_process, inference_record, memory
+from measuring import Stopwatch, in_another_process, inference_record, memory
 from roofline import forward_seconds, products_of
 from works import OURS, Work
 
@@ -43,7 +42,9 @@ Pass = Callable[[Rows, Sequence[str]], Tensor]
 """Takes the rows of a batch and the adapter of each, and gives ``[rows, labels]``."""
 
 
-def run(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[str, Any]:
+def run(
+    work: Work, side: str, model: str, splits: Any, folder: Path, watch: Stopwatch | None = None
+) -> dict[str, Any]:
     """Run ``work.steps`` batches, as many adapters as rows; return what is kept of it.
 
     The first batch is not timed: its logits must be those of each row alone under its adapter.
@@ -59,17 +60,16 @@ def run(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[st
     logits, network = (_ours if side == OURS else _peft)(model, labels, names, folder)
     with torch.inference_mode():
         _check(logits(batches[0], names), read_tensors(folder / _ALONE)["logits"], side)
-        began = time.perf_counter()
-        for number, batch in enumerate(batches[1:], 1):
-            # Other adapters in another order each time, as requests come.
-            logits(batch, names[number % size :] + names[: number % size])
-        seconds = time.perf_counter() - began
+        with watch or Stopwatch() as timed:
+            for number, batch in enumerate(batches[1:], 1):
+                # Other adapters in another order each time, as requests come.
+                logits(batch, names[number % size :] + names[: number % size])
     peak, roofline = memory(), None
     tokens = [sum(map(len, batch)) for batch in batches[1:]]
     if side == OURS:
         products = products_of(network, {"input_ids": torch.tensor(rows[:1])})
         roofline = forward_seconds(products, tokens, "float32")
-    return inference_record(seconds, sum(tokens), peak - floor, roofline=roofline)
+    return inference_record(timed.seconds, sum(tokens), peak - floor, roofline=roofline)
 
 
 def _name(number: int) -> str:

@@ -3,6 +3,7 @@
 import multiprocessing
 import resource
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -59,6 +60,24 @@ class Training:
             "memory_above_floor": self.peak - floor,
             "roofline_seconds": self.roofline,
         }
+
+
+class Stopwatch:
+    """Times the block of a ``with``.
+
+    Attributes:
+        seconds: that it took.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._began = 0.0, 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self._began
 
 
 def inference_record(

@@ -1,6 +1,5 @@
 """Prediction: a merged classifier by deltafit, and by transformers' pipeline."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,25 @@ from deltafit.data import length_grouped
 from deltafit.prediction.folder import SavedClassifier, load_saved
 from deltafit.tasks.classification import batch_of
 from deltafit.tasks.inference import BATCH_TOKENS, tokenise_for
-from measuring import in_another_process, inference_record, memory
+from measuring import Stopwatch, in_another_process, inference_record, memory
 from roofline import forward_seconds, products_of
 from works import OURS, Work
 
 
-def predict(work: Work, side: str, model: str, splits: Any, folder: Path) -> dict[str, Any]:
+def predict(
+    work: Work, side: str, model: str, splits: Any, folder: Path, watch: Stopwatch | None = None
+) -> dict[str, Any]:
     """Classify test texts with an adapter of a few steps; return what is kept of it."""
     part = splits.parts()["test"]
     texts = list(part.texts[: work.steps])
     in_another_process(_prepare, model, splits.train.source, work, folder)
     floor = memory()
     measure = _ours if side == OURS else _pipeline
-    seconds, said, peak, roofline = measure(work, texts, folder)
+    watch = watch or Stopwatch()
+    said, peak, roofline = measure(work, texts, folder, watch)
     right = [part.label_names[y] == one for y, one in zip(part.labels, said, strict=False)]
     return inference_record(
-        seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline
+        watch.seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline
     )
 
 
@@ -41,16 +43,16 @@ def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
     deltafit.merge(folder / "run", folder / "merged")
 
 
-_Measured = tuple[float, list[str], int, float | None]  # seconds, labels, peak, roofline
+_Measured = tuple[list[str], int, float | None]  # labels, peak, roofline
 
 
-def _ours(work: Work, texts: list[str], folder: Path) -> _Measured:
+def _ours(work: Work, texts: list[str], folder: Path, watch: Stopwatch) -> _Measured:
     saved = load_saved(folder / "run")
     list(deltafit.predict(saved, texts[: work.batch_size]))
-    began = time.perf_counter()
-    said = [prediction.label for prediction in deltafit.predict(saved, texts)]
-    seconds, peak = time.perf_counter() - began, memory()
-    return seconds, said, peak, _roofline(saved, texts)
+    with watch:
+        said = [prediction.label for prediction in deltafit.predict(saved, texts)]
+    peak = memory()
+    return said, peak, _roofline(saved, texts)
 
 
 def _roofline(saved: SavedClassifier, texts: list[str]) -> float:
@@ -61,11 +63,11 @@ def _roofline(saved: SavedClassifier, texts: list[str]) -> float:
     return forward_seconds(products, passes, "float32")
 
 
-def _pipeline(work: Work, texts: list[str], folder: Path) -> _Measured:
+def _pipeline(work: Work, texts: list[str], folder: Path, watch: Stopwatch) -> _Measured:
     classify = pipeline(
         "text-classification", str(folder / "merged"), device="cpu", dtype=torch.float32
     )
     classify(texts[: work.batch_size], batch_size=work.batch_size)
-    began = time.perf_counter()
-    said = [answer["label"] for answer in classify(texts, batch_size=work.batch_size)]
-    return time.perf_counter() - began, said, memory(), None
+    with watch:
+        said = [answer["label"] for answer in classify(texts, batch_size=work.batch_size)]
+    return said, memory(), None

@@ -2,8 +2,9 @@
 
     python benchmarks/profiling.py --data DATA [--only PART] [--steps 10] [--rival] [--threads N]
 
-DATA holds ``banking77/train.csv`` and ``sms_spam/train.csv``. Every training work of the speed
-benchmark runs in a process of its own, deltafit's side and with ``--rival`` the Trainer's too. An
+DATA holds ``banking77/{train,test}.csv`` and ``sms_spam/train.csv``. Every work of the speed
+benchmark runs in a process of its own, deltafit's side and with ``--rival`` the rival's too. A step
+of prediction is a batch's worth of texts, and all steps of it are profiled. An
 operator counts where the outermost one belongs that it runs within: a copy within a product is part
 of the product. What is left of the steps' time is Python. The profiler itself costs time at every
 operator, so shares tell more than milliseconds, and many small operators seem dearer than they are.
@@ -25,13 +26,15 @@ from rich.console import Console
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+import many_adapters
 import ours
+import predicting
 import rivals
 import sweep
-from measuring import in_another_process, machine
+from measuring import Stopwatch, in_another_process, machine
 from table import markdown_table
 from worker import location_of, splits_of
-from works import OURS, TRAINER, WARM_UP, WORKS, Work
+from works import TRAINER, WARM_UP, WORKS, Work
 
 # By the first pattern that fits an operator's name; see `_word`.
 KINDS = {
@@ -45,6 +48,7 @@ KINDS = {
     r"|scatter|view|reshape|permute|transpose|expand|squeeze|flatten|^(cat|stack|t|to|_permuted|_joined)$",
 }
 REST, PYTHON = "everything else", "Python"
+PREDICTED = {"mixed": lambda work: work.steps, "predict": lambda w: -(-w.steps // w.batch_size)}
 COLUMNS = ("work", "side", "ms a step", *KINDS, REST, PYTHON)
 
 
@@ -61,16 +65,16 @@ def main() -> None:
     console = Console(stderr=True, markup=False, highlight=False)
     rows = []
     for name, work in WORKS.items():
-        if options.only not in name or work.method in ("predict", "mixed"):
+        if options.only not in name:
             continue
         # A sweep is sixteen runs of the Trainer, each a step like the first work's.
         rival = options.rival and work.method != "sweep"
-        for side in (OURS, TRAINER)[: 1 + rival]:
+        steps = PREDICTED.get(work.method, lambda work: options.steps)(work)
+        for side in work.sides(bf16=False)[: 1 + rival]:
             console.print(f"{name}: {side}")
-            seconds = in_another_process(
-                profiled, work, side, options.data, options.steps, options.threads
-            )
-            rows.append(row_of(name, side, seconds, options.steps))
+            measure = predicted if work.method in PREDICTED else profiled
+            seconds = in_another_process(measure, work, side, options.data, steps, options.threads)
+            rows.append(row_of(name, side, seconds, steps))
     print(markdown(rows, machine(options.threads), options.steps))
 
 
@@ -101,6 +105,37 @@ def profiled(
         else:
             ours.loop_of(work, side, model, splits, place, LoopClock(window))[0].run()
     return summed(window.profiler.events(), window.seconds)
+
+
+def predicted(
+    work: Work, side: str, data: Path, steps: int, threads: int | None = None
+) -> dict[str, float]:
+    """Return the seconds of a work of prediction by kind, as ``profiled`` does of a training."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = many_adapters.run if work.method == "mixed" else predicting.predict
+    watch = ProfilingWatch()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        model = location_of(work.model, place)
+        run(work, side, model, splits_of(work, data, judged=True), place, watch)
+    return summed(watch.profiler.events(), watch.seconds)
+
+
+class ProfilingWatch(Stopwatch):
+    """Profiles what it times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profiler = profile(activities=[ProfilerActivity.CPU])
+
+    def __enter__(self) -> Stopwatch:
+        self.profiler.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.profiler.stop()
 
 
 class Window:
@@ -189,8 +224,8 @@ def markdown(rows: Sequence[Sequence[str]], facts: dict[str, Any], steps: int) -
     """Return the table and what it was measured on."""
     lines = markdown_table(COLUMNS, rows, words=2)
     words = f"{facts['processor']}, {facts['threads']} threads, torch {facts['versions']['torch']}"
-    note = f"Milliseconds of a step, and shares, over {steps} steps under the profiler. {words}."
-    return "\n".join([*lines, "", note])
+    note = f"Milliseconds of a step, and shares, under the profiler; {steps} steps of a training."
+    return "\n".join([*lines, "", f"{note} {words}."])
 
 
 if __name__ == "__main__":

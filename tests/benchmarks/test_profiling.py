@@ -15,9 +15,9 @@ import sweep
 from deltafit.engine.dropout import drop_in_bulk
 from deltafit.engine.explicit import explicit_attention
 from deltafit.engine.groups import Group
-from profiling import COLUMNS, KINDS, PYTHON, REST, profiled, row_of, summed
+from profiling import COLUMNS, KINDS, PYTHON, REST, predicted, profiled, row_of, summed
 from tests.benchmarks.test_worker import work_on
-from works import OURS, TRAINER
+from works import ADAPTER_NAMES, OURS, PIPELINE, TRAINER
 
 X = torch.randn(64, 64, requires_grad=True)
 
@@ -102,6 +102,27 @@ def test_the_sums_are_complete(
     assert len(optimiser_steps) == 4 * runs
     cells = row_of("a work", side, sums, 4)
     assert len(cells) == len(COLUMNS) and float(cells[2]) == pytest.approx(250 * seconds, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "side"),
+    [("mixed", OURS), ("mixed", ADAPTER_NAMES), ("predict", OURS), ("predict", PIPELINE)],
+)
+def test_prediction_is_profiled_alone(
+    method: str, side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[list[FunctionEvent]] = []
+
+    def keep(events: list[FunctionEvent], seconds: float) -> dict[str, float]:
+        kept.append(list(events))
+        return summed(events, seconds)
+
+    monkeypatch.setattr(profiling, "summed", keep)
+    sums = predicted(work_on(tmp_path, method), side, tmp_path, 2)
+    assert set(sums) == {*KINDS, REST, PYTHON} and sums["matrix products"] > 0 < sums["attention"]
+    names = {event.name for event in kept[0]}
+    assert not any("backward" in name.lower() or "Optimizer" in name for name in names)
 
 
 def test_a_row_is_in_milliseconds_of_a_step_and_shares() -> None:

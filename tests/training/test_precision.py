@@ -174,6 +174,7 @@ def test_a_resumed_run_goes_on_as_it_began(bert: str, tmp_path: Path, probe: Pro
     resumed = go(bert, tmp_path / "run", resume=True)
     assert len(probe.asked) == measured
     assert resumed.metrics["precision"] == "bf16"
+    assert resumed.metrics["run_hash"] == whole.metrics["run_hash"]
     assert_same_run(resumed, whole)
     assert resumed.metrics["expected_memory"]["weights"] > 0
 

@@ -39,8 +39,11 @@ class LayerState:
 
     def tensors(self, adapter: str) -> dict[str, nn.Parameter]:
         """Return an adapter's tensors in this layer, by the method's names for them."""
+        # Not by attribute and key: a pass of many adapters asks hundreds of times.
+        held = self.view.module._modules
         return {
-            name: getattr(self.view.module, name)[adapter] for name in self.tensor_names[adapter]
+            name: held[name]._parameters[adapter]  # type: ignore[union-attr, misc]  # filled by us
+            for name in self.tensor_names[adapter]
         }
 
     def all_tensors(self, adapter: str) -> dict[str, Tensor]:

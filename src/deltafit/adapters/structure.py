@@ -137,6 +137,8 @@ def main_stack(model: nn.Module) -> BlockStack:
             f"{type(model).__name__} has no repeated blocks (a ModuleList of equal modules with "
             "linear layers) to choose from. Name the modules themselves instead."
         )
+    if len(stacks) == 1:  # the usual case, met in every pass of several adapters
+        return stacks[0]
     return max(reversed(stacks), key=lambda stack: _size(model, stack))
 
 

@@ -171,6 +171,8 @@ class _Mixture:
                 for leaf, parameter in module._parameters.items()
                 if id(parameter) in standing
             }
+            if not places and not is_adapted(module):
+                continue
             parameters: dict[str | None, Parameters] = {}
             for adapter in self.now.adapters:
                 own = state.adapters[adapter].replaced if adapter is not None else {}

@@ -13,8 +13,10 @@ from deltafit.engine.division import Division, Divisions
 from deltafit.engine.layout import CannotPackError, Layout
 from deltafit.engine.packing import find_layout
 from deltafit.errors import DeltafitError
+from deltafit.methods import LayerMethod
 
 Parameters = dict[str, nn.Parameter]  # of one module, by their names in it
+_Own = tuple[LayerMethod, Mapping[str, Tensor]]  # of one adapter in one layer
 
 
 class Pass:
@@ -131,32 +133,37 @@ class MixedModule:
         self, state: LayerState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """Run the base once, and each segment's update around it."""
-        adapters = self.now.adapters
+        own = [
+            (state.methods[adapter], state.all_tensors(adapter))
+            if adapter is not None and adapter in state.methods
+            else None
+            for adapter in self.now.adapters
+        ]
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         with state.switched(None):
             division = self.now.divisions.of(x, self.now.layout)
             x = division.ordered(x)
             inputs = division.cut(x)
-            outputs = self._of_base(state, x, inputs, division)
-        parts = zip(adapters, inputs, outputs, strict=True)
+            outputs = self._of_base(state, own, x, inputs, division)
         return division.join(
             [
-                state.methods[adapter].post(state.view, x_part, y_part, state.all_tensors(adapter))
-                if adapter is not None and adapter in state.methods
-                else y_part
-                for adapter, x_part, y_part in parts
+                y_part if one is None else one[0].post(state.view, x_part, y_part, one[1])
+                for one, x_part, y_part in zip(own, inputs, outputs, strict=True)
             ]
         )
 
     def _of_base(
-        self, state: LayerState, x: Tensor, inputs: Sequence[Tensor], division: Division
+        self,
+        state: LayerState,
+        own: Sequence[_Own | None],
+        x: Tensor,
+        inputs: Sequence[Tensor],
+        division: Division,
     ) -> Sequence[Tensor]:
         """Return what the base gives for each segment's part of ``x``, as its method changes it."""
         given = [
-            state.methods[adapter].pre(state.view, part, state.all_tensors(adapter))
-            if adapter is not None and adapter in state.methods
-            else part
-            for adapter, part in zip(self.now.adapters, inputs, strict=True)
+            part if one is None else one[0].pre(state.view, part, one[1])
+            for one, part in zip(own, inputs, strict=True)
         ]
         if all(new is part for new, part in zip(given, inputs, strict=True)):
             return division.cut(self._original(x))

@@ -28,11 +28,12 @@ from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import begun, finished_metrics
+from deltafit.training.identity import run_content
 from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
-from deltafit.training.train import check_methods, load_data, run_content
+from deltafit.training.train import check_methods, load_data
 
 DEFAULT_METHODS = ("head", "last-block", "lora", "full")
 _LONGEST_NAME = 80  # characters; file systems allow 255 bytes

@@ -11,9 +11,9 @@ from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import begun, finished_metrics
+from deltafit.training.identity import run_content
 from deltafit.training.joined_run import execute_jointly, groups_to_join
 from deltafit.training.progress import Reporter
-from deltafit.training.train import run_content
 
 Outcome = dict[str, Any] | TrainingError
 

@@ -9,11 +9,11 @@ from typing import Any
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import check_run_folder, read_json, write_json_atomically
 from deltafit.training.accelerator import processes
+from deltafit.training.identity import deciding
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 _LOGS = "logs"
-_PLACES = ("data", "test_data", "validation")  # in the configuration of the data
 
 
 @contextmanager
@@ -74,11 +74,8 @@ def _check_same_run(folder: Path, content: dict[str, Any], may_change: Collectio
 
 
 def _deciding(content: Any, may_change: Collection[str]) -> Any:
-    """Return what decides a run: the texts by their hash, wherever the files lie now."""
     try:
-        content = {key: value for key, value in content.items() if key not in may_change}
-        data = {k: v for k, v in content["config"]["data"].items() if k not in _PLACES}
-        return {**content, "config": {**content["config"], "data": data}, "data": None}
+        return deciding({key: value for key, value in content.items() if key not in may_change})
     except (AttributeError, KeyError, TypeError):  # damaged: it will differ
         return content
 

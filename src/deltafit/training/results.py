@@ -13,6 +13,7 @@ from deltafit.prediction.folder import save_classifier, versions
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import costs_of, environment_of
 from deltafit.training.course import Course
+from deltafit.training.identity import run_hash
 from deltafit.training.judging import judge, write_predictions
 from deltafit.training.memory import PeakMemory
 from deltafit.training.preparation import Prepared
@@ -83,7 +84,9 @@ def write_results(
     judged = held_out or ["train"]
     after, logits = judge_parts("after training", judged, config, run, splits, reporter)
     judged_on = next((name for name in ("test", "validation") if name in after), None)
+    identity = run_hash(config, splits, run.base_fingerprint, course.precision)
     metrics = {
+        "run_hash": identity,
         "judged_on": judged_on,
         "head": run.classifier.head.kind,
         "before": before,
@@ -98,7 +101,7 @@ def write_results(
         "environment": environment_of(accelerator),
     }
     if accelerator.is_main_process:
-        _save(config, run, splits, folder, after)
+        _save(config, run, splits, folder, identity, after)
         metrics["costs"] = costs_of(run.classifier, course, peak, folder / "adapter")
         write_predictions(folder / PREDICTIONS_FILE, splits, logits)
     return metrics
@@ -119,7 +122,12 @@ def _notes(
 
 
 def _save(
-    config: RunConfig, run: Prepared, splits: Splits, folder: Path, after: dict[str, Any]
+    config: RunConfig,
+    run: Prepared,
+    splits: Splits,
+    folder: Path,
+    identity: str,
+    after: dict[str, Any],
 ) -> None:
     short = ("accuracy", "accuracy_interval", "macro_f1", "log_loss", "count")
     save_classifier(
@@ -128,6 +136,7 @@ def _save(
         base_fingerprint=run.base_fingerprint,
         max_length=run.max_length,
         facts={
+            "run_hash": identity,
             "method": config.method.to_dict(),
             "metrics": {
                 name: {key: figures[key] for key in short if key in figures}

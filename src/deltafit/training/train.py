@@ -8,6 +8,7 @@ from deltafit.data import Splits, load_splits
 from deltafit.methods import LoRA, Method, parse_method
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import begun, finished_metrics
+from deltafit.training.identity import run_content
 from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import RunResult, execute
@@ -86,9 +87,3 @@ def check_methods(configs: Sequence[RunConfig]) -> None:
         quantisable(structure)  # or it raises
     for method in dict.fromkeys(each.method for each in configs):
         check_fits(structure, method, head=head)
-
-
-def run_content(config: RunConfig, splits: Splits) -> dict[str, object]:
-    """Return what ``run.json`` holds: the configuration and the texts it was run on."""
-    hashes = {name: part.content_hash() for name, part in splits.parts().items()}
-    return {"config": config.to_dict(), "data": splits.facts, "content_hash": hashes}
