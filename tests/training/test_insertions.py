@@ -41,6 +41,17 @@ def test_bottlenecks_train_jointly_as_alone(tmp_path: Path, packing: str) -> Non
             torch.testing.assert_close(found[name][tensor], value, rtol=0, atol=1e-5, msg=tensor)
 
 
+@pytest.mark.parametrize("method", [Bottleneck(size=4), Prefix(count=2), Prompt(count=2)], ids=str)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_they_train_packed_as_padded(tmp_path: Path, architecture: str, method: Method) -> None:
+    model = save_model(tmp_path / "model", architecture)
+    on, off = (
+        train(model, tmp_path / packing, replace(SETTINGS, packing=packing), method)  # type: ignore[arg-type]
+        for packing in ("on", "off")
+    )
+    assert_same(on, off, tolerance=1e-4)
+
+
 def test_which_insertions_are_joined(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     methods: list[Method] = [Bottleneck(size=4), Prefix(), LoRA(), Prompt()]

@@ -117,7 +117,9 @@ def _show_adapter(console: Console, found: AdapterInspection) -> None:
     for words, tensors in (("Inserted", found.inserted), ("Stored whole", found.replaced)):
         count = sum(math.prod(shape) for shape in tensors.values())
         if tensors or tensors is found.replaced:
-            say(console, f"{words}: {len(tensors)} tensors, {format_count(count)} values.")
+            plural = "" if len(tensors) == 1 else "s"
+            values = format_count(count)
+            say(console, f"{words}: {len(tensors)} tensor{plural}, {values} values.")
 
 
 def inspection_as_json(found: Inspection | AdapterInspection) -> dict[str, Any]:
