@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from deltafit.adapters import (
     adapt,
@@ -23,7 +24,7 @@ from deltafit.adapters import (
 )
 from deltafit.adapters.saving import CONFIG_FILE
 from deltafit.data import resolve_model
-from deltafit.methods import METHODS, DeltaMethod, Method, parse_method
+from deltafit.methods import METHODS, DeltaMethod, Insertion, Method, parse_method
 from deltafit.tasks.classification import HeadSettings, load_classifier
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,7 @@ _VARIANTS = {
         *("lora", "lora:target_modules=all-linear", "lora:rank=1", "lora:freeze_a=true"),
         "lora:initialisation=pissa",
     ),
+    "bottleneck": ("bottleneck", "bottleneck:variant=pfeiffer"),
 }
 
 
@@ -89,22 +91,17 @@ def _examples() -> Iterator[Method]:
         yield parse_method(_VARIANTS.get(name, (name,))[0])
 
 
-class _Example(nn.Module):
-    """As little as every method finds something in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"attention": nn.Linear(16, 16), "norm": nn.LayerNorm(16)})
-            for _ in range(4)
-        )
-        self.head = nn.Linear(16, 2)
+def _example() -> nn.Module:
+    """Return as little as every method finds something in."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 8}
+    config = BertConfig(**sizes, num_hidden_layers=4, num_attention_heads=2)
+    return BertForSequenceClassification(config)
 
 
 def _facts(method: Method) -> tuple[str, str, str]:
     """Return the kind of a method, and what merging and a saved file of it come to."""
-    model = _Example()
-    adapt(model, method, head=("head.weight", "head.bias"))
+    model = _example()
+    adapt(model, method, head=("classifier.weight", "classifier.bias"))
     with TemporaryDirectory() as folder:
         save_adapter(model, folder)
         read = "no"
@@ -112,6 +109,8 @@ def _facts(method: Method) -> tuple[str, str, str]:
             saved = type(read_adapter(folder).method)
             read = "yes" if saved is type(method) else f"yes, as {saved.__name__}"
     adapted = model_adapters(model).adapters["default"].targets
+    if isinstance(method, Insertion):
+        return "insertion", "no", read
     kind = "delta" if isinstance(method, DeltaMethod) else "replacement"
     return kind, "yes" if adapted else "nothing to merge", read
 

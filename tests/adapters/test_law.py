@@ -27,7 +27,7 @@ from deltafit.adapters import (
 from deltafit.adapters.layers import view_of
 from deltafit.errors import DeltafitError
 from deltafit.methods import METHODS, DeltaMethod, LoRA
-from deltafit.methods.base import DeltaMethod as Base
+from deltafit.methods.delta import DeltaMethod as Base
 from tests.adapters.adapted import anatomy, randomise
 
 KINDS = ("linear", "conv1d", "embedding", "padded embedding")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from deltafit.adapters import activate, adapt
 from deltafit.engine import mixed, packed
-from deltafit.methods import IA3, Full, Head, LastBlocks, LoRA, Method, VeRA
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer
+from deltafit.methods import IA3, DeltaMethod, Full, Head, LastBlocks, LoRA, Method, VeRA
+from deltafit.methods.base import GeneratorFor, Layer
 from deltafit.tasks.pooling import POOLINGS, PooledClassifier, Pooling
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.adapters.adapted import head_of, new_head, randomise

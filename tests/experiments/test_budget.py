@@ -12,7 +12,19 @@ from deltafit.adapters import adapt, trained_tensors, trained_values
 from deltafit.errors import UsageError
 from deltafit.experiments.budget import sized_to
 from deltafit.experiments.comparison import compare
-from deltafit.methods import AdaLoRA, DoRA, Head, LastBlocks, LoRA, Method, Sparse, parse_method
+from deltafit.methods import (
+    AdaLoRA,
+    Bottleneck,
+    DoRA,
+    Head,
+    LastBlocks,
+    LoRA,
+    Method,
+    Prefix,
+    Prompt,
+    Sparse,
+    parse_method,
+)
 from deltafit.training.settings import TrainingSettings
 from tests.adapters.adapted import head_of
 from tests.tiny_models import tiny_model
@@ -22,6 +34,8 @@ METHODS = (
     "lora", "lora:freeze_a=true,target_modules=all-linear", "lora:rank=3,initialisation=pissa",
     "lora:target_modules=word_embeddings", "dora:target_modules=query+word_embeddings",
     "adalora:initial_rank=5,rank=2", "head", "last-block", "full",
+    "bottleneck:size=5", "bottleneck:variant=pfeiffer,layers=-1", "prefix:count=3",
+    "prompt:count=7",
     "lora:rank=4,rank_pattern=query>2,trained_modules=bert.pooler",
 )  # fmt: skip
 
@@ -43,7 +57,13 @@ def test_counts_are_those_of_the_adapted_model(text: str) -> None:
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(budget=st.integers(400, 100_000))
-@pytest.mark.parametrize("method", [LoRA(), DoRA("all-linear"), AdaLoRA(initial_rank=6, rank=2)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(LoRA(), DoRA("all-linear"), AdaLoRA(initial_rank=6, rank=2)),
+        *(Bottleneck(), Prefix(), Prompt()),
+    ],
+)
 def test_no_other_size_is_nearer(method: Method, budget: int) -> None:
     model = on_meta(tiny_model("bert"))
     head = head_of(model)

@@ -108,6 +108,9 @@ def test_the_names_of_methods() -> None:
         "ia3": "ia3",
         "vera": "vera",
         "sparse": "sparse",
+        "bottleneck": "bottleneck",
+        "prefix": "prefix",
+        "prompt": "prompt",
     }
 
 

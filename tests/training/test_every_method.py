@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deltafit.adapters import adapter_tensors, base_parameters, trained_tensors
-from deltafit.methods import DeltaMethod, LoRA, Method, parse_method
+from deltafit.methods import LayerMethod, LoRA, Method, parse_method
 from deltafit.training.interruption import Interrupted
 from deltafit.training.settings import TrainingSettings
 from tests.training.test_resume import (
@@ -38,6 +38,12 @@ TEXTS = (
     "sparse:density=0.1,mask=gradient",
     "lora:rank=3,initialisation=eva,dropout=0.2",
     "dora:rank=2,initialisation=eva,rho=1",
+    "bottleneck:size=4",
+    "bottleneck:size=3,variant=pfeiffer,activation=relu,layers=-1",
+    "prefix:count=2",
+    "prefix:count=2,shift_positions=true",
+    "prefix:count=3,layers=-1",
+    "prompt:count=3",
 )
 # What a replacement trains of a BERT besides the head, by parameters' names.
 WHOLE = {
@@ -71,7 +77,7 @@ def test_training_changes_exactly_the_methods_own_tensors(
     assert changed == {n for n in before if re.fullmatch(whole, n)} | set(
         classifier.head_parameters
     )
-    assert bool(whole) != isinstance(method, DeltaMethod)
+    assert bool(whole) != isinstance(method, LayerMethod)
     for name, tensor in own.items():
         assert torch.equal(tensor, started[name]) == (name not in trained), name
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.adapters.injection import check_fits
-from deltafit.adapters.layers import view_of
+from deltafit.adapters.places import view_for
 from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.views import ModuleView
-from deltafit.methods import DeltaMethod, Layer, Method
+from deltafit.methods import Layer, LayerMethod, Method
 
 
 def trained_values(model: nn.Module, method: Method, *, head: Sequence[str]) -> int:
@@ -27,8 +27,8 @@ def trained_values(model: nn.Module, method: Method, *, head: Sequence[str]) -> 
     targets, replaced = check_fits(model, method, head=head)
     count = sum(model.get_parameter(name).numel() for name in replaced if name not in head)
     for name in targets:
-        assert isinstance(method, DeltaMethod)
-        count += _in_layer(method.for_module(name), _Empty.of(view_of(model.get_submodule(name))))
+        assert isinstance(method, LayerMethod)
+        count += _in_layer(method.for_module(name), _Empty.of(view_for(model, name, method)))
     return count
 
 
@@ -65,7 +65,7 @@ class _Empty(Layer):
 
 
 @lru_cache(maxsize=256)
-def _in_layer(method: DeltaMethod, layer: _Empty) -> int:
+def _in_layer(method: LayerMethod, layer: _Empty) -> int:
     tensors = method.initialise(layer, lambda name: generator_for(0, name))
     frozen = method.frozen_tensors(layer)
     return sum(tensor.numel() for name, tensor in tensors.items() if name not in frozen)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from deltafit.adapters.layers import adapter_dtype, add_to_layer, is_adapted, view_of
+from deltafit.adapters.layers import adapter_dtype, is_adapted
 from deltafit.adapters.model import (
     Adapter,
     activate,
@@ -15,6 +15,7 @@ from deltafit.adapters.model import (
     register,
 )
 from deltafit.adapters.parts import Parts
+from deltafit.adapters.places import add_to_module, select_places, view_for
 from deltafit.adapters.quantising import quantisation_of
 from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.shared import SharedTensors
@@ -22,9 +23,8 @@ from deltafit.adapters.statistics import Statistics, check_statistic, informed
 from deltafit.adapters.structure import repeated_blocks, within
 from deltafit.adapters.targets import select_targets
 from deltafit.adapters.tied import first_names, under_first_names
-from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DeltaMethod, Method
+from deltafit.methods import DeltaMethod, Insertion, LayerMethod, Method
 from deltafit.methods.base import Tensors
 from deltafit.methods.checks import means
 
@@ -42,9 +42,9 @@ def adapt(
 ) -> None:
     """Add an adapter to ``model`` and make it the active, trainable one.
 
-    Everything else is frozen. The model's outputs do not change: Δ starts at zero, and replaced
-    parameters start as copies. (A method that makes up for the rounding of a quantised base starts
-    with that.)
+    Everything else is frozen. The model's outputs do not change: Δ starts at zero, what is inserted
+    adds nothing, and replaced parameters start as copies. Exceptions are virtual tokens, which
+    texts attend to at once, and a method that makes up for the rounding of a quantised base.
 
     Args:
         model: any module with linear layers; changed in place, or not at all on an error.
@@ -73,8 +73,8 @@ def adapt(
         values = under_first_names(model, initial or {})
         _check_initial(model, values, replaced_names, base, keep_base)
         layers = {t: _layer(model, t, method, seed, known.get(t, {})) for t in targets}
-        views = [_view(model, target) for target in targets]
-        shared = method.shared_tensors(views) if isinstance(method, DeltaMethod) else {}
+        views = [view_for(model, target, method) for target in targets]
+        shared = method.shared_tensors(views) if isinstance(method, LayerMethod) else {}
         replaced = {
             n: nn.Parameter(values.get(n, base[n]).detach().clone()) if keep_base else base[n]
             for n in replaced_names
@@ -85,9 +85,7 @@ def adapt(
         adapter.corrects = quantisation_of(model)
     register(model, name, adapter, base)
     for target, (layer_method, tensors) in layers.items():
-        parent = model.get_submodule(target.rpartition(".")[0])
-        module = model.get_submodule(target)
-        add_to_layer(module, name, layer_method, tensors, parent, adapter.shared)
+        add_to_module(model, target, name, layer_method, tensors, adapter.shared)
     activate(model, name)
 
 
@@ -130,6 +128,8 @@ def _select(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the modules to adapt and of the parameters to replace."""
     replaced = _replaced_names(model, method, head)
+    if isinstance(method, Insertion):
+        return select_places(model, method), replaced
     if not isinstance(method, DeltaMethod):
         if not replaced:
             raise DeltafitError(
@@ -143,7 +143,7 @@ def _select(
         layers=method.layers, exclude=excluded, defaults=method.default_targets,
     )  # fmt: skip
     for target in targets:
-        check_statistic(method, target, _view(model, target))
+        check_statistic(method, target, view_for(model, target, method))
     for pattern in method.patterns():
         if not any(means(pattern, target) for target in targets):
             raise UsageError(
@@ -258,23 +258,21 @@ def _whole_layers(resized: Mapping[str, object], base: Mapping[str, nn.Parameter
     return all(name in resized for name in base if name.rpartition(".")[0] in modules)
 
 
-def _view(model: nn.Module, name: str) -> ModuleView:
-    try:
-        return view_of(model.get_submodule(name))
-    except DeltafitError as error:
-        raise DeltafitError(f"{name}: {error}") from None
-
-
 def _layer(
     model: nn.Module, name: str, method: Method, seed: int, statistic: Tensors
-) -> tuple[DeltaMethod, dict[str, Tensor]]:
+) -> tuple[LayerMethod, dict[str, Tensor]]:
     """Return the method as it applies to one module, and its tensors there."""
-    assert isinstance(method, DeltaMethod)
-    module, view = model.get_submodule(name), _view(model, name)
+    assert isinstance(method, LayerMethod)
+    module, view = model.get_submodule(name), view_for(model, name, method)
     resolved = method.for_module(name)
-    tensors = resolved.initialise_from(
-        statistic, view, lambda tensor: generator_for(seed, f"{name}.{tensor}")
-    )
+
+    def generator(tensor: str) -> Generator:
+        return generator_for(seed, f"{name}.{tensor}")
+
+    if isinstance(resolved, DeltaMethod):
+        tensors = resolved.initialise_from(statistic, view, generator)
+    else:
+        tensors = resolved.initialise(view, generator)
     own = [n for n in tensors if hasattr(module, n) and not is_adapted(module)]
     if own:
         raise DeltafitError(f"{name} has a {own[0]} already: another library has adapted it.")

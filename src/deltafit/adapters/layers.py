@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deltafit.adapters.shared import SharedTensors
 from deltafit.adapters.views import ModuleView, new_view
-from deltafit.methods import DeltaMethod
+from deltafit.methods import DeltaMethod, LayerMethod
 
 STATE = "deltafit_layer"
 
@@ -27,15 +27,15 @@ class LayerState:
     model moves them and optimisers find them.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.view = new_view(module)
+    def __init__(self, module: nn.Module, view: ModuleView, carrier: "type[AdaptedLayer]") -> None:
+        self.view, self.carrier = view, carrier
         self.view.alone = partial(self.switched, None)
         self.original_class = type(module)
-        self.methods: dict[str, DeltaMethod] = {}
+        self.methods: dict[str, LayerMethod] = {}
         self.tensor_names: dict[str, tuple[str, ...]] = {}
         self.shared: dict[str, SharedTensors] = {}
         self.active: str | None = None
-        self.hook: RemovableHandle | None = None
+        self.hooks: list[RemovableHandle] = []
 
     def tensors(self, adapter: str) -> dict[str, nn.Parameter]:
         """Return an adapter's tensors in this layer, by the method's names for them."""
@@ -61,8 +61,11 @@ class LayerState:
         return self.methods[adapter].kept_tensors(self.view, self.tensors(adapter))
 
     def deltas(self, adapter: str) -> dict[str, Tensor]:
-        """Return ``{parameter name: Δ}`` in the layer's view."""
-        return self.methods[adapter].deltas(self.view, self.all_tensors(adapter))
+        """Return ``{parameter name: Δ}`` in the layer's view; of an insertion there is none."""
+        method = self.methods[adapter]
+        if not isinstance(method, DeltaMethod):
+            return {}
+        return method.deltas(self.view, self.all_tensors(adapter))
 
     @contextmanager
     def switched(self, adapter: str | None) -> Iterator[None]:
@@ -80,36 +83,41 @@ class AdaptedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base's output changed by the active adapter, if there is one."""
         state = layer_state(self)
-        if state.active is not None and not state.view.plain:
-            return state.view.forward_with(state.deltas(state.active), *args, **kwargs)
-        if state.active is None:
+        active, view = state.active, state.view
+        if active is None:
             base: Tensor = super().forward(*args, **kwargs)
             return base
-        method, tensors = state.methods[state.active], state.all_tensors(state.active)
-        x = args[0] if args else next(iter(kwargs.values()))  # a plain layer takes nothing else
-        y: Tensor = super().forward(method.pre(state.view, x, tensors))
-        return method.post(state.view, x, y, tensors)
+        method, tensors = state.methods[active], state.all_tensors(active)
+        x = args[0] if args else next(iter(kwargs.values()))
+        if view.plain:  # and so takes nothing else
+            y: Tensor = super().forward(method.pre(view, x, tensors))
+        elif isinstance(method, DeltaMethod):
+            return view.forward_with(method.deltas(view, tensors), *args, **kwargs)
+        else:
+            y = super().forward(*args, **kwargs)
+        return method.post(view, x, y, tensors)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the base's class: this one is made at run time, in no module."""
         reduced = super().__reduce_ex__(protocol)
         assert isinstance(reduced, tuple)
-        return (new_adapted_layer, (layer_state(self).original_class,), *reduced[2:])
+        state = layer_state(self)
+        return (new_adapted_layer, (state.original_class, state.carrier), *reduced[2:])
 
 
 _adapted_classes: dict[type, type[nn.Module]] = {}
 
 
-def _adapted_class(original: type[nn.Module]) -> type[nn.Module]:
+def _adapted_class(original: type[nn.Module], carrier: type[AdaptedLayer]) -> type[nn.Module]:
     if original not in _adapted_classes:
         name = f"Adapted{original.__name__}"
-        _adapted_classes[original] = type(name, (AdaptedLayer, original), {})
+        _adapted_classes[original] = type(name, (carrier, original), {})
     return _adapted_classes[original]
 
 
-def new_adapted_layer(original: type[nn.Module]) -> nn.Module:
+def new_adapted_layer(original: type[nn.Module], carrier: type[AdaptedLayer]) -> nn.Module:
     """Return an empty module of the adapted class, for pickle to fill."""
-    adapted = _adapted_class(original)
+    adapted = _adapted_class(original, carrier)
     return adapted.__new__(adapted)
 
 
@@ -136,21 +144,38 @@ def view_of(module: nn.Module) -> ModuleView:
 def add_to_layer(
     module: nn.Module,
     adapter: str,
-    method: DeltaMethod,
+    method: LayerMethod,
     tensors: Mapping[str, Tensor],
     parent: nn.Module,
     shared: SharedTensors,
 ) -> None:
     """Give a module one more adapter, inactive. The tensors become its parameters."""
     if not is_adapted(module):
-        state = LayerState(module)
+        state = carry(module, new_view(module), AdaptedLayer)
         if isinstance(parent, nn.TransformerEncoderLayer):
             # In evaluation it hands the weights to one fused kernel, past the adapter, unless a
             # hook stands on one of its modules.
-            state.hook = module.register_forward_pre_hook(_is_called)
-        # Not through nn.Module.__setattr__: the state is no submodule.
-        module.__dict__[STATE] = state
-        module.__class__ = _adapted_class(type(module))
+            state.hooks.append(module.register_forward_pre_hook(_is_called))
+    enter(module, adapter, method, tensors, shared)
+
+
+def carry(module: nn.Module, view: ModuleView, carrier: type[AdaptedLayer]) -> LayerState:
+    """Make a module one that carries adapters, none yet; return what it knows of them."""
+    state = LayerState(module, view, carrier)
+    # Not through nn.Module.__setattr__: the state is no submodule.
+    module.__dict__[STATE] = state
+    module.__class__ = _adapted_class(type(module), carrier)
+    return state
+
+
+def enter(
+    module: nn.Module,
+    adapter: str,
+    method: LayerMethod,
+    tensors: Mapping[str, Tensor],
+    shared: SharedTensors,
+) -> None:
+    """Give a module that carries adapters one more, inactive."""
     state = layer_state(module)
     for name, tensor in tensors.items():
         if not hasattr(module, name):
@@ -175,13 +200,14 @@ def remove_from_layer(module: nn.Module, adapter: str) -> None:
             delattr(module, name)
     del state.methods[adapter], state.shared[adapter]
     if not state.methods:
-        if state.hook is not None:
-            state.hook.remove()
+        for hook in state.hooks:
+            hook.remove()
         module.__class__ = state.original_class
         del module.__dict__[STATE]
 
 
 def adapter_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of a module's adapter tensors: float32, or float64 in a float64 model."""
-    weight: Any = module.weight
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+    weight = getattr(module, "weight", None)
+    dtype = (weight if isinstance(weight, Tensor) else next(module.parameters())).dtype
+    return torch.float64 if dtype == torch.float64 else torch.float32

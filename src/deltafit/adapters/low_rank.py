@@ -17,7 +17,7 @@ from torch import Tensor
 from deltafit.adapters.peft_format import expression_for
 from deltafit.adapters.saving import StoredAdapter
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import IA3, DeltaMethod, DoRA, LoRA, VeRA
+from deltafit.methods import IA3, DeltaMethod, DoRA, Insertion, LoRA, VeRA
 from deltafit.methods.checks import check_whole
 from deltafit.methods.lora import longest_first
 
@@ -246,6 +246,11 @@ def _instead(method: object) -> str:
         return (
             f"{why} deltafit merge writes it exactly, into a whole checkpoint; deltafit extract "
             "makes of it a LoRA of the rank you choose, or with --dense an adapter of all of it."
+        )
+    if isinstance(method, Insertion):
+        return (
+            "It adds computation to the model, which no Δ of its weights could do; use it as it "
+            "is, with its base."
         )
     return (
         "It holds whole parameters and no low-rank Δ; deltafit extract makes a LoRA of what "

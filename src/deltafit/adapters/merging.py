@@ -11,6 +11,7 @@ from deltafit.adapters.layers import layer_state
 from deltafit.adapters.model import forget_adapters, model_adapters, moved_like
 from deltafit.adapters.quantising import dequantise
 from deltafit.errors import DeltafitError
+from deltafit.methods import Insertion
 
 
 def merge(model: nn.Module) -> None:
@@ -21,14 +22,15 @@ def merge(model: nn.Module) -> None:
     to another is untied, since only this module's use of it was adapted.
 
     Raises:
-        DeltafitError: no adapter is active, it is merged already, or a weight is no parameter any
-            more; nothing is changed then.
+        DeltafitError: no adapter is active, it is merged already, it is an insertion, or a weight
+            is no parameter any more; nothing is changed then.
     """
     state = model_adapters(model)
     if state.active is None:
         raise DeltafitError("No adapter is active, so there is nothing to merge.")
     if state.merged is not None:
         raise DeltafitError(f"The adapter {state.active!r} is merged already.")
+    refuse_insertion(model)
     device = next(model.parameters()).device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
         merged = {
@@ -48,6 +50,18 @@ def merge(model: nn.Module) -> None:
             module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         layer_state(module).active = None
     state.merged = originals
+
+
+def refuse_insertion(model: nn.Module) -> None:
+    """Raise a DeltafitError if the active adapter adds computation: it is no change of weights."""
+    state = model_adapters(model)
+    method = state.adapters[state.active].method if state.active is not None else None
+    if isinstance(method, Insertion):
+        raise DeltafitError(
+            f"The adapter {state.active!r} cannot be merged: {method.command_line_name} adds "
+            "computation to the model, which no weights of the base could do. Use it unmerged, "
+            "with its base."
+        )
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from deltafit.adapters.layers import LayerState, is_adapted, layer_state, remove
 from deltafit.adapters.quantised import Quantisation
 from deltafit.adapters.shared import SharedTensors
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod, Method, StepHook
+from deltafit.methods import LayerMethod, Method, StepHook
 
 _STATE = "deltafit_adapters"
 
@@ -124,7 +124,7 @@ def rate_factors(model: nn.Module) -> dict[nn.Parameter, float]:
 def step_hook(model: nn.Module, name: str, total_steps: int) -> StepHook | None:
     """Return what an adapter's method adds to the training steps of a run, if anything."""
     adapter = model_adapters(model).adapters[name]
-    if not isinstance(adapter.method, DeltaMethod):
+    if not isinstance(adapter.method, LayerMethod):
         return None
     layers = [layer.tensors(name) for layer in _layers(model, adapter)]
     return adapter.method.step_hook(layers, total_steps)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters.layers import view_of
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod, Method
+from deltafit.methods import LayerMethod, Method
 from deltafit.methods.checks import EXPRESSION
 
 PREFIX = "base_model.model."
@@ -68,6 +68,10 @@ class PeftFormat(ABC):
     prefix: ClassVar[str]
     lookups: ClassVar[bool]
     understood: ClassVar[frozenset[str]]
+    before_names: ClassVar[str] = PREFIX
+    """What stands before the names of modules in the file."""
+    names_targets: ClassVar[bool] = True
+    """Whether its configuration names the modules that are adapted."""
 
     def places(self, model: nn.Module, adapted: Sequence[str]) -> tuple[str, ...]:
         """Return the modules in which it has something of its own: the adapted ones.
@@ -90,6 +94,45 @@ class PeftFormat(ABC):
             tensor: ours.
         """
         return name, tensor
+
+    def written(
+        self,
+        model: nn.Module,
+        method: Method,
+        tensors: Mapping[str, Tensor],
+        adapted: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Return all of an adapter's tensors under PEFT's names.
+
+        Args:
+            model: the adapted model.
+            method: of its adapter.
+            tensors: ``<module>.<leaf>`` of the layers, and replaced parameters by their names.
+            adapted: names of the adapted modules.
+        """
+        places = self.places(model, adapted)
+        result = {}
+        for name, tensor in tensors.items():
+            theirs = name, tensor
+            if name.rpartition(".")[0] in places:
+                theirs = self.to_peft(model, method, name, tensor)
+            result[self.before_names + theirs[0]] = theirs[1]
+        return result
+
+    def placed(
+        self, model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return tensors by our names, where the file alone could not say them.
+
+        Args:
+            model: with the adapter on it.
+            own: the adapter's tensors in the layers, ``<module>.<leaf>``.
+            tensors: as they were read.
+
+        Raises:
+            DeltafitError: they do not fit the model.
+        """
+        return dict(tensors)
 
     @abstractmethod
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -150,9 +193,9 @@ class PeftFormat(ABC):
         base: dict[str, Tensor] = {}
         whole: list[str] = []
         for key, tensor in tensors.items():
-            name = key.removeprefix(PREFIX)
-            if is_shared(key):
+            if self.shares(key):
                 continue
+            name = key.removeprefix(self.before_names)
             if found := self.from_peft(name, tensor):
                 ours[found[0]], layers[found[0]] = found[1], tensor
             elif stored_base := _BASE_KEY.fullmatch(name):
@@ -175,8 +218,12 @@ class PeftFormat(ABC):
             and value not in (None, False, "none", {}, [], "")
         )
         # A replacement's own tensors are parameters trained whole, as the head's are.
-        replaced = tuple(whole if isinstance(method, DeltaMethod) else ours)
-        return PeftAdapter(method, ours, replaced, base, stored_shared(tensors), notes)
+        replaced = tuple(whole if isinstance(method, LayerMethod) else ours)
+        return PeftAdapter(method, ours, replaced, base, stored_shared(self, tensors), notes)
+
+    def shares(self, key: str) -> bool:
+        """Return whether PEFT's name is that of a tensor that layers share."""
+        return self.before_names == PREFIX and is_shared(key)
 
     def variant(self, name: str, folder: Path) -> DeltafitError:
         """Return the error for a tensor that the type's plain form does not have."""
@@ -185,8 +232,8 @@ class PeftFormat(ABC):
             "loaded here (such as one with a bias of B)."
         )
 
-    def holds(self, model: nn.Module, targets: Collection[str]) -> bool:
-        """Return whether PEFT has the type for these modules."""
+    def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
+        """Return whether PEFT has the type for these modules, and for such a method."""
         return self.lookups or not any(
             view_of(model.get_submodule(target)).lookup for target in targets
         )
@@ -201,17 +248,21 @@ def from_peft_tensors(form: PeftFormat | None, tensors: Mapping[str, Tensor]) ->
     """
     result = {}
     for key, tensor in tensors.items():
-        if not is_shared(key):
-            name = key.removeprefix(PREFIX)
+        if form is not None and form.shares(key):
+            continue
+        if form is not None or not is_shared(key):
+            name = key.removeprefix(form.before_names if form is not None else PREFIX)
             found = form.from_peft(name, tensor) if form is not None else None
             ours, value = found or (name, tensor)
             result[ours] = value
     return result
 
 
-def stored_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def stored_shared(form: PeftFormat | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that layers share, by our names."""
-    return {k.removeprefix(SHARED_PREFIX): t for k, t in tensors.items() if is_shared(k)}
+    if form is None:
+        return {}
+    return {k.removeprefix(SHARED_PREFIX): t for k, t in tensors.items() if form.shares(k)}
 
 
 def is_shared(key: str) -> bool:

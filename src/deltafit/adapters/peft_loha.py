@@ -1,7 +1,7 @@
 """PEFT's LoHa files: written from ours, and read."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ def refuse_by_layer(config: Mapping[str, Any], title: str, folder: Path) -> None
         )
 
 
-def are_linear(model: nn.Module, targets: Collection[str]) -> bool:
+def are_linear(model: nn.Module, targets: Sequence[str]) -> bool:
     """Return whether no target is an embedding or GPT-2's ``Conv1D``, which LyCORIS's lack."""
     views = [view_of(model.get_submodule(target)) for target in targets]
     return not any(view.lookup or isinstance(view, Conv1DView) for view in views)
@@ -64,7 +64,7 @@ class LoHaFormat(PeftFormat):
         assert isinstance(method, LoHa)
         return {"r": method.rank, "alpha": method.alpha}
 
-    def holds(self, model: nn.Module, targets: Collection[str]) -> bool:
+    def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
         """Return whether PEFT has it for these modules: not for GPT-2's ``Conv1D`` either."""
         return are_linear(model, targets)
 

@@ -1,7 +1,7 @@
 """PEFT's LoKr files: written from ours, and read."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,7 +44,7 @@ class LoKrFormat(PeftFormat):
         own = {"r": method.rank, "alpha": method.alpha}
         return own | {"decompose_factor": method.decompose_factor}
 
-    def holds(self, model: nn.Module, targets: Collection[str]) -> bool:
+    def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
         """Return whether PEFT has it for these modules: not for GPT-2's ``Conv1D`` either."""
         return are_linear(model, targets)
 

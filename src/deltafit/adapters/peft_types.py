@@ -14,13 +14,14 @@ from deltafit.adapters.peft_lokr import LoKrFormat
 from deltafit.adapters.peft_lora import LoRAFormat
 from deltafit.adapters.peft_norms import NormsFormat
 from deltafit.adapters.peft_vera import VeRAFormat
+from deltafit.adapters.peft_virtual import PrefixFormat, PromptFormat
 from deltafit.errors import DeltafitError
 from deltafit.methods import Method
 
 # The one list of types: saving and loading look here alone.
 FORMATS: tuple[PeftFormat, ...] = (
     *(LoRAFormat(), AdaLoRAFormat(), IA3Format(), VeRAFormat()),
-    *(LoHaFormat(), LoKrFormat(), NormsFormat()),
+    *(LoHaFormat(), LoKrFormat(), NormsFormat(), PrefixFormat(), PromptFormat()),
 )
 
 

@@ -25,15 +25,9 @@ def to_peft_tensors(
     adapted: Sequence[str],
 ) -> dict[str, Tensor]:
     """Return an adapter's tensors under PEFT's names, or under ours where it has no such type."""
-    result = {}
-    places = form.places(model, adapted) if form is not None else ()
-    for name, tensor in tensors.items():
-        if form is not None and name.rpartition(".")[0] in places:
-            theirs, stored = form.to_peft(model, method, name, tensor)
-            result[PREFIX + theirs] = stored
-        else:
-            result[PREFIX + name] = tensor
-    return result
+    if form is None:
+        return {PREFIX + name: tensor for name, tensor in tensors.items()}
+    return form.written(model, method, tensors, adapted)
 
 
 def to_peft_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,16 +60,15 @@ def to_peft_config(
     others = [name for name in replaced if name.rpartition(".")[0] not in places]
     optional = {
         "modules_to_save": whole_modules(model, others),
-        "fan_in_fan_out": any(
-            isinstance(view_of(model.get_submodule(target)), Conv1DView) for target in adapted
-        ),
+        "fan_in_fan_out": form.names_targets
+        and any(isinstance(view_of(model.get_submodule(target)), Conv1DView) for target in adapted),
     }
     return {
         "peft_type": form.peft_type,
         "task_type": task_type,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
-        "target_modules": shortest_targets(model, places),
+        **({"target_modules": shortest_targets(model, places)} if form.names_targets else {}),
         **form.settings(model, method, places, shared),
         **{key: value for key, value in optional.items() if value},
     }

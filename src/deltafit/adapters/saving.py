@@ -38,7 +38,7 @@ from deltafit.adapters.quantising import QUANTISED, quantisation_of
 from deltafit.adapters.tied import refuse_untied, under_first_names
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, read_tensors, write_json_atomically, write_tensors_atomically
-from deltafit.methods import DeltaMethod, Method, method_from_dict
+from deltafit.methods import LayerMethod, Method, method_from_dict
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -100,7 +100,7 @@ def save_adapter(
     replaced = tuple(adapter.replaced)
     method, tensors = _as_kept(model, name)
     form, config, shared = format_of(method), None, _shared_to_store(model, adapter)
-    if form is not None and form.holds(model, adapter.targets):
+    if form is not None and form.holds(model, method, adapter.targets):
         config = to_peft_config(  # made first: it may be refused
             form, model, method, adapter.targets, replaced,
             shared=bool(shared), base_name=base_name, task_type=task_type,
@@ -125,7 +125,7 @@ def save_adapter(
 def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
     """Return the method that an adapter is saved by, and its tensors by that method's names."""
     adapter = model_adapters(model).adapters[name]
-    if not isinstance(adapter.method, DeltaMethod):
+    if not isinstance(adapter.method, LayerMethod):
         return adapter.method, dict(adapter.replaced)
     layers = {target: layer_state(model.get_submodule(target)) for target in adapter.targets}
     method = adapter.method.kept({target: s.tensors(name) for target, s in layers.items()})
@@ -140,7 +140,7 @@ def _as_kept(model: nn.Module, name: str) -> tuple[Method, dict[str, Tensor]]:
 def _shared_to_store(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors that an adapter's layers share, if they are not those its method makes."""
     own = adapter.shared.tensors
-    if not isinstance(adapter.method, DeltaMethod) or not own:
+    if not isinstance(adapter.method, LayerMethod) or not own:
         return {}
     views = [view_of(model.get_submodule(target)) for target in adapter.targets]
     made = adapter.method.shared_tensors(views)
@@ -185,8 +185,9 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
         ) from error
     if (folder / CONFIG_FILE).exists():
         read_json(folder / CONFIG_FILE)  # only PEFT needs it, but damaged it is not as it was saved
-    ours = from_peft_tensors(format_of(method), tensors)
-    return StoredAdapter(method, ours, replaced, shared=stored_shared(tensors), corrects=corrects)
+    form = format_of(method)
+    ours, shared = from_peft_tensors(form, tensors), stored_shared(form, tensors)
+    return StoredAdapter(method, ours, replaced, shared=shared, corrects=corrects)
 
 
 def load_adapter(
@@ -213,10 +214,15 @@ def load_adapter(
         head=stored.replaced,
         initial={n: stored.tensors[n] for n in stored.replaced if n in stored.tensors},
     )
+    form, adapter = format_of(stored.method), model_adapters(model).adapters[name]
     try:
+        if form is not None:
+            own = adapter_tensors(model, name)
+            layers = {n: tensor for n, tensor in own.items() if n not in adapter.replaced}
+            tensors = form.placed(model, layers, tensors)
         fill_adapter(model, name, tensors)
-        _fill_shared(model_adapters(model).adapters[name], stored.shared)
-        model_adapters(model).adapters[name].corrects = stored.corrects
+        _fill_shared(adapter, stored.shared)
+        adapter.corrects = stored.corrects
     except DeltafitError:
         remove_adapter(model, name)
         activate(model, active)

@@ -96,7 +96,7 @@ def select_targets(
         chosen = _choose(model, target_modules, stacks, exclude)
     if layers is None:
         return chosen
-    kept = _in_layers(model, chosen, stacks, layers)
+    kept = in_layers(model, chosen, stacks, layers)
     if not kept:
         raise UsageError(
             f"The layers {_listed(layers)} hold none of the modules that the targets name, such as "
@@ -208,9 +208,14 @@ def _by_regex(model: nn.Module, expression: str, exclude: Collection[str]) -> tu
     raise UsageError(_not_adaptable(model, pattern, free, exclude))
 
 
-def _in_layers(
+def in_layers(
     model: nn.Module, chosen: tuple[str, ...], stacks: list[BlockStack], layers: tuple[int, ...]
 ) -> tuple[str, ...]:
+    """Return those of ``chosen`` that are in the blocks with these indices.
+
+    Raises:
+        UsageError: an index is out of range, or there is none.
+    """
     main = main_stack(model)
     wrong = [index for index in layers if not -main.length <= index < main.length]
     if wrong or not layers:

@@ -114,8 +114,12 @@ def _show_adapter(console: Console, found: AdapterInspection) -> None:
                 percent(change.share),
             )
         console.print(table)
-    count = sum(math.prod(shape) for shape in found.replaced.values())
-    say(console, f"Stored whole: {len(found.replaced)} tensors, {format_count(count)} values.")
+    for words, tensors in (("Inserted", found.inserted), ("Stored whole", found.replaced)):
+        count = sum(math.prod(shape) for shape in tensors.values())
+        if tensors or tensors is found.replaced:
+            plural = "" if len(tensors) == 1 else "s"
+            values = format_count(count)
+            say(console, f"{words}: {len(tensors)} tensor{plural}, {values} values.")
 
 
 def inspection_as_json(found: Inspection | AdapterInspection) -> dict[str, Any]:
@@ -129,4 +133,5 @@ def inspection_as_json(found: Inspection | AdapterInspection) -> dict[str, Any]:
         # JSON has no infinity, which is the share of a weight that is all zeros.
         "changes": [{**c, "share": s if math.isfinite(s) else None} for c, s in changes],
         "replaced": found.replaced,
+        "inserted": found.inserted,
     }

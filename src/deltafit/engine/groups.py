@@ -107,6 +107,29 @@ class Group:
         return flat if self.even else flat.index_select(0, self._tokens_of_padded.to(flat.device))
 
 
+class WidenedGroup(Group):
+    """Rows of keys with virtual tokens before each, which all tokens see.
+
+    Args:
+        text: the rows without them.
+        count: virtual tokens a row.
+    """
+
+    def __init__(self, text: Group, count: int) -> None:
+        lengths = tuple(count + length for length in text.lengths)
+        super().__init__(lengths, False, None, text.device)
+        self._text, self._count = text, count
+
+    @cached_property
+    def seen(self) -> Tensor | None:
+        """True where a token sees another or a virtual one; None where it sees them all."""
+        hidden = self._text.hidden
+        if hidden is None:
+            return None
+        seen = ~hidden if hidden.ndim == 4 else ~hidden[None, None]
+        return torch.cat([seen.new_ones(*seen.shape[:-1], self._count), seen], -1)
+
+
 def cut_groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Cut rows, sorted by length, into the groups that cost least: ``(start, stop)`` of each.
 

@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from deltafit.engine.groups import Group, cut_groups
+from deltafit.engine.groups import Group, WidenedGroup, cut_groups
 from deltafit.errors import DeltafitError
 
 Window = tuple[int, int]
@@ -43,6 +43,7 @@ class Layout:
         self.window = window
         self._tables: tuple[Tensor, ...] | None = None
         self._packed_tables: tuple[Tensor, ...] = ()
+        self._widened: dict[int, tuple[Tensor, tuple[Group, ...]]] = {}
 
     @property
     def tokens(self) -> int:
@@ -69,6 +70,36 @@ class Layout:
             value: the same.
         """
         return key, value, self.groups
+
+    def with_virtual_tokens(self, keys: Tensor, values: Tensor) -> "Layout":
+        """Return the layout with virtual tokens before each row's keys and values.
+
+        Args:
+            keys: theirs, ``[heads, count, width]``.
+            values: the same.
+        """
+        return _WithVirtualTokens(self, keys, values)
+
+    def widened(self, groups: tuple[Group, ...], count: int) -> tuple[Tensor, tuple[Group, ...]]:
+        """Return how virtual tokens come before each row of keys; made once for all blocks.
+
+        Args:
+            groups: of the keys.
+            count: virtual tokens.
+
+        Returns:
+            The places of all keys in order, among the virtual tokens and the sheet behind them;
+            and the groups of what they make.
+        """
+        if count not in self._widened:
+            device = self.places.device
+            virtual, start, parts = torch.arange(count, device=device), count, []
+            for length in (length for group in groups for length in group.lengths):
+                parts += [virtual, torch.arange(start, start + length, device=device)]
+                start += length
+            wider = tuple(WidenedGroup(group, count) for group in groups)
+            self._widened[count] = torch.cat(parts), wider
+        return self._widened[count]
 
     def pack(self, padded: Tensor) -> Tensor:
         """Return ``[rows, length, ...]`` as ``[1, tokens, ...]``; one row may stand for all.
@@ -97,6 +128,25 @@ class Layout:
         flat = sheet.new_zeros(rows * length, *sheet.shape[2:])
         filled: Tensor = flat.index_copy(0, self.places, sheet[0])
         return filled.view(rows, length, *sheet.shape[2:])
+
+
+class _WithVirtualTokens(Layout):
+    """A layout whose tokens attend to virtual ones as well."""
+
+    def __init__(self, text: Layout, keys: Tensor, values: Tensor) -> None:
+        # Without a window: one kernel for all rows would not ask what they attend to.
+        super().__init__(text.padded_shape, text.groups, text.places, window=None)
+        self._text, self._virtual = text, (keys, values)
+
+    def attended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
+        """Return keys, values and groups of what the sheet's tokens attend to."""
+        *sheets, groups = self._text.attended(key, value)
+        places, wider = self._text.widened(groups, self._virtual[0].shape[1])
+        key, value = (
+            torch.cat([virtual.unsqueeze(0), sheet], 2).index_select(2, places)
+            for virtual, sheet in zip(self._virtual, sheets, strict=True)
+        )
+        return key, value, wider
 
 
 def layout_of(

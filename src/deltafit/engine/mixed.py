@@ -17,6 +17,7 @@ from deltafit.engine.calls import evaluating, replaced_forward
 from deltafit.engine.mixed_modules import MixedModule, Parameters, Pass
 from deltafit.engine.packing import find_layout
 from deltafit.errors import DeltafitError
+from deltafit.methods import LayerMethod
 
 _TOLERANCE = 1e-4  # of the largest logit: rounding stays far below
 _CHECKPOINT = "_gradient_checkpointing_func"
@@ -51,8 +52,11 @@ def mixed(model: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
             its batch has another number of rows.
     """
     mixture = _Mixture(model, _checked(model, segments))
+    only = segments[0][0] if len({adapter for adapter, _ in segments}) == 1 else None
     with ExitStack() as stack:
         for module in mixture.modules:
+            if module.state is not None:  # what hooks around the module go by
+                stack.enter_context(module.state.switched(only))
             stack.enter_context(replaced_forward(module.module, module.forward))
         for hook in mixture.hooks():
             stack.callback(hook.remove)
@@ -112,7 +116,16 @@ def _checked(model: nn.Module, segments: Sequence[Segment]) -> list[Segment]:
             )
     if any(_is_mixed(module) for module in model.modules()):
         raise DeltafitError("The model runs several adapters already: leave that mixed(...) first.")
-    for adapter in dict.fromkeys(adapter for adapter, _ in segments):
+    used = dict.fromkeys(adapter for adapter, _ in segments)
+    for adapter in used:
+        method = state.adapters[adapter].method if adapter is not None else None
+        if len(used) > 1 and isinstance(method, LayerMethod) and not method.mixes:
+            raise DeltafitError(
+                f"The adapter {adapter!r} ({method.command_line_name}) has virtual tokens, "
+                "which all rows of a pass attend to, so it cannot share one with others. Run it "
+                "by itself."
+            )
+    for adapter in used:
         own = state.adapters[adapter].replaced if adapter is not None else {}
         lost = state.base_lost - set(own)
         if lost:

@@ -13,10 +13,10 @@ from deltafit.engine.division import Division, Divisions
 from deltafit.engine.layout import CannotPackError, Layout
 from deltafit.engine.packing import find_layout
 from deltafit.errors import DeltafitError
-from deltafit.methods import DeltaMethod
+from deltafit.methods import LayerMethod
 
 Parameters = dict[str, nn.Parameter]  # of one module, by their names in it
-_Own = tuple[DeltaMethod, Mapping[str, Tensor]]  # of one adapter in one layer
+_Own = tuple[LayerMethod, Mapping[str, Tensor]]  # of one adapter in one layer
 
 
 class Pass:
@@ -105,11 +105,12 @@ class MixedModule:
         with replaced_forward(self.module, None):
             if len(adapters) == 1:
                 return self._under(adapters[0], args, kwargs)
-            if not self.alike or (state is not None and not state.view.plain):
+            here = state is not None and any(adapter in state.methods for adapter in adapters)
+            if not self.alike or (here and state is not None and not state.view.plain):
                 return self._each(args, kwargs)
+            if state is None or not here:
+                return self._under(adapters[0], args, kwargs)
             with self._standing(adapters[0]):
-                if state is None:
-                    return self._original(*args, **kwargs)
                 return self._around_one_base(state, args, kwargs)
 
     def _under(self, adapter: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -140,9 +141,6 @@ class MixedModule:
         ]
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         with state.switched(None):
-            if not any(own):
-                y: Tensor = self._original(x)
-                return y
             division = self.now.divisions.of(x, self.now.layout)
             x = division.ordered(x)
             inputs = division.cut(x)

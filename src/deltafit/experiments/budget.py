@@ -65,7 +65,7 @@ def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -
         raise UsageError(
             f"{method} trains {format_count(least)} parameters with {setting(1)} "
             f"already, more than twice the budget of {format_count(budget)}. Raise the budget, or "
-            "choose fewer target_modules."
+            "choose fewer places for it (target_modules, layers)."
         )
     size = _nearest(budget, count)
     return Sized(

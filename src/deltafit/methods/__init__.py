@@ -3,13 +3,21 @@
 from collections.abc import Mapping
 
 from deltafit.methods.adalora import AdaLoRA
-from deltafit.methods.base import DeltaMethod, Layer, Method, ModelParts, StepHook
+from deltafit.methods.base import Layer, LayerMethod, Method, ModelParts, StepHook
 from deltafit.methods.bitfit import BitFit
+from deltafit.methods.bottleneck import Bottleneck
+from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.dora import DoRA
 from deltafit.methods.freeze_first import FreezeFirst
 from deltafit.methods.full import Full
 from deltafit.methods.head import Head
 from deltafit.methods.ia3 import IA3
+from deltafit.methods.insertion import (
+    AttentionInsertion,
+    BlockInsertion,
+    Insertion,
+    TextInsertion,
+)
 from deltafit.methods.last_blocks import LastBlocks
 from deltafit.methods.loha import LoHa
 from deltafit.methods.lokr import LoKr
@@ -18,6 +26,8 @@ from deltafit.methods.modules import Modules
 from deltafit.methods.norms import Norms
 from deltafit.methods.parsing import method_from_dict as _method_from_dict
 from deltafit.methods.parsing import parse_method as _parse_method
+from deltafit.methods.prefix import Prefix
+from deltafit.methods.prompt import Prompt
 from deltafit.methods.sparse import Sparse
 from deltafit.methods.vera import VeRA
 
@@ -27,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         *(Full, Head, LastBlocks, FreezeFirst, Modules, BitFit, Norms),
         *(LoRA, DoRA, AdaLoRA, LoHa, LoKr, IA3, VeRA, Sparse),
+        *(Bottleneck, Prefix, Prompt),
     )
 }
 
@@ -62,14 +73,19 @@ __all__ = [
     "IA3",
     "METHODS",
     "AdaLoRA",
+    "AttentionInsertion",
     "BitFit",
+    "BlockInsertion",
+    "Bottleneck",
     "DeltaMethod",
     "DoRA",
     "FreezeFirst",
     "Full",
     "Head",
+    "Insertion",
     "LastBlocks",
     "Layer",
+    "LayerMethod",
     "LoHa",
     "LoKr",
     "LoRA",
@@ -77,8 +93,11 @@ __all__ = [
     "ModelParts",
     "Modules",
     "Norms",
+    "Prefix",
+    "Prompt",
     "Sparse",
     "StepHook",
+    "TextInsertion",
     "VeRA",
     "method_from_dict",
     "method_with",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from deltafit.errors import UsageError
 from deltafit.methods.allocation import RankAllocator
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, StepHook, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, StepHook, Tensors
 from deltafit.methods.checks import check_above_zero, check_below_one, check_whole, is_number
+from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.lora import LoRA, add_update, longest_first
 
 _SETTINGS = ("target_modules", "layers", "trained_modules")

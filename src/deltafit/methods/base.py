@@ -1,8 +1,9 @@
 """What a method is: a small frozen description of what is trained.
 
-Two kinds exist. A *delta* method learns a change of each adapted layer's parameters and says, for
-one layer, what the change is. A *replacement* trains whole parameters, stored per adapter. Both
-are data: printable, hashable, saved as JSON.
+Three kinds exist. A *delta* method (``delta``) learns a change of each adapted layer's parameters
+and says, for one layer, what the change is. An *insertion* (``insertion``) adds computation to some
+of the model's modules, which no change of parameters would do. A *replacement* trains whole
+parameters, stored per adapter. All are data: printable, hashable, saved as JSON.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +13,6 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Generator, Tensor
 
-from deltafit.methods.checks import EXPRESSION, check_all, check_names
 from deltafit.methods.values import write
 
 
@@ -136,6 +136,16 @@ class Method(ABC):
         for field in fields(self):
             object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
 
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens it puts before every text, which run through the blocks with it."""
+        return 0
+
+    @property
+    def taken_positions(self) -> int:
+        """How many of a model's positions it takes before every text."""
+        return self.added_tokens
+
     def trained_parameters(self, parts: ModelParts) -> tuple[str, ...]:
         """Return the names of the parameters trained whole, the head apart."""
         return ()
@@ -175,33 +185,15 @@ def _frozen(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class DeltaMethod(Method):
-    """A method that learns a change Δ of each target layer's parameters.
+class LayerMethod(Method):
+    """A method with tensors of its own in some of the model's modules: its targets.
 
     Attributes:
-        default_targets: architecture → what ``target_modules`` of None means there; None for the
-            usual ones.
-
-    Raises:
-        UsageError: a name is no text, or a layer's index no whole number.
+        mixes: whether rows of several adapters can share a pass: what it computes, it computes
+            token by token.
     """
 
-    default_targets: ClassVar[Mapping[str, str | tuple[str, ...]] | None] = None
-
-    target_modules: str | tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    trained_modules: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
-        check_names(self.trained_modules, "trained_modules")
-        targets = self.target_modules
-        if not isinstance(targets, str):
-            check_names(targets or (), "target_modules")
-        elif targets.lower() != "all-linear" and not targets.startswith(EXPRESSION):
-            # So that the method's text says that this is an expression and no name.
-            object.__setattr__(self, "target_modules", f"{EXPRESSION}{targets}")
+    mixes: ClassVar[bool] = True
 
     def patterns(self) -> tuple[str, ...]:
         """Return what settings are given for: ends of module names, or expressions (``re:``).
@@ -210,46 +202,22 @@ class DeltaMethod(Method):
         """
         return ()
 
-    def for_module(self, module_name: str) -> "DeltaMethod":
+    def for_module(self, module_name: str) -> "LayerMethod":
         """Return the method as it applies to one module: itself, unless it has patterns."""
         return self
 
     @abstractmethod
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
-        """Return the method's tensors for ``layer`` such that Δ = 0, in float64 on the CPU.
+        """Return the method's tensors for ``layer``, in float64 on the CPU.
 
-        A method that names a ``statistic`` is started by ``initialise_from``.
+        The model computes at first what its base does: Δ = 0, or what is inserted adds nothing.
+        Virtual tokens are the exception.
 
         Args:
             layer: the layer to adapt.
             generator_for: gives the random generator of one tensor by its name, so that the
                 values depend on the seed and the name alone, not on the order of construction.
         """
-
-    def statistic(self) -> Statistic | None:
-        """Return what the method must know of each of its layers before it starts, if anything."""
-        return None
-
-    def informed(self, statistics: Mapping[str, Tensors]) -> "DeltaMethod":
-        """Return the method with what data decides for all layers together, such as their ranks.
-
-        Args:
-            statistics: module name → what ``statistic`` names.
-        """
-        return self
-
-    def initialise_from(
-        self, statistic: Tensors, layer: Layer, generator_for: GeneratorFor
-    ) -> dict[str, Tensor]:
-        """Return what ``initialise`` says, given what is known of the layer from data.
-
-        Args:
-            statistic: what ``statistic`` names, of this layer; empty if it names nothing, and of
-                rounding where there is none.
-            layer: as for ``initialise``.
-            generator_for: as for ``initialise``.
-        """
-        return self.initialise(layer, generator_for)
 
     def shared_tensors(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Return frozen tensors that all layers compute with, on the CPU; kept once, not a layer.
@@ -275,7 +243,7 @@ class DeltaMethod(Method):
         """
         return None
 
-    def kept(self, layers: Mapping[str, Tensors]) -> "DeltaMethod":
+    def kept(self, layers: Mapping[str, Tensors]) -> "LayerMethod":
         """Return the method by which a trained adapter is saved: how it was found is history.
 
         Args:
@@ -284,21 +252,16 @@ class DeltaMethod(Method):
         return self
 
     def kept_tensors(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
-        """Return the tensors of ``layer`` as ``kept`` has them, with the same Δ."""
+        """Return the tensors of ``layer`` as ``kept`` has them; they compute the same."""
         return dict(tensors)
-
-    @abstractmethod
-    def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
-        """Return ``{parameter name: Δ}``, each Δ in the layer's view."""
 
     def pre(self, layer: Layer, x: Tensor, tensors: Tensors) -> Tensor:
         """Return what the base layer is given in place of its input ``x``, in x's dtype."""
         return x
 
+    @abstractmethod
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return the adapted output, given the layer's input ``x`` and the base's output ``y``.
 
-        ``y`` is what the base gives for ``pre`` of ``x``. The fallback computes the layer again
-        with its deltas: slow, and right for every method.
+        ``y`` is what the base gives for ``pre`` of ``x``.
         """
-        return layer.forward_with(self.deltas(layer, tensors), x)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods.base import (
-    DeltaMethod,
     GeneratorFor,
     Layer,
     Tensors,
 )
 from deltafit.methods.checks import EXPRESSION, check_names, means
+from deltafit.methods.delta import DeltaMethod
 
 VECTOR = "ia3_l"
 # In BERT's family attention ends in an output.dense too, which is none of the three.

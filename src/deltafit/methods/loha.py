@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, Tensors
 from deltafit.methods.checks import check_above_zero, check_whole
+from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.lora_start import random_factor
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")

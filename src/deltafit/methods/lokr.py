@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, Tensors
 from deltafit.methods.checks import check_above_zero, check_whole
+from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.lora_start import random_factor
 
 FIRST, SECOND, LEFT, RIGHT = "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from deltafit.errors import UsageError
 from deltafit.methods.base import (
-    DeltaMethod,
     GeneratorFor,
     Layer,
     Statistic,
@@ -24,6 +23,7 @@ from deltafit.methods.checks import (
     check_whole,
     is_number,
 )
+from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.eva import explained_shares, principal_directions, redistributed
 from deltafit.methods.lora_start import (
     FROM_WEIGHT,

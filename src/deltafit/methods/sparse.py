@@ -9,8 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Statistic, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, Statistic, Tensors
 from deltafit.methods.checks import check_above_zero, is_number
+from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.masked import MaskedProduct, placed
 
 Mask = Literal["random", "magnitude", "gradient"]

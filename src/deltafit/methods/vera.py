@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltafit.errors import UsageError
-from deltafit.methods.base import DeltaMethod, GeneratorFor, Layer, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, Tensors
 from deltafit.methods.checks import check_below_one, check_whole, is_number
+from deltafit.methods.delta import DeltaMethod
 
 _LARGEST_KEY = 2**63 - 1  # that torch's generators take
 

@@ -7,6 +7,7 @@ from typing import Any
 from deltafit.adapters import merge_and_unload, quantisation_of
 from deltafit.adapters.extraction import extracted
 from deltafit.adapters.low_rank import RankChoice
+from deltafit.adapters.merging import refuse_insertion
 from deltafit.data import resolve_model
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import refuse_existing
@@ -161,6 +162,7 @@ def _loaded(
         return _checkpoint(str(tuned), base, max_length, texts)
     saved = load_saved(tuned, model=base)
     classifier = saved.classifier
+    refuse_insertion(classifier.model)
     if quantisation_of(classifier.model) is not None:
         raise DeltafitError(
             f"{tuned} was trained on base weights in few bits, so what it changed is not a change "

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltafit.adapters import layer_state, model_adapters, select_targets
+from deltafit.adapters import adapter_tensors, layer_state, model_adapters, select_targets
 from deltafit.adapters.inspection import Inspection, inspect_model
 from deltafit.data import resolve_model
-from deltafit.methods import DeltaMethod, LoRA, Method
+from deltafit.methods import DeltaMethod, Insertion, LoRA, Method
 from deltafit.prediction.folder import load_saved
 from deltafit.prediction.location import is_run_or_adapter
 from deltafit.tasks.classification import HeadSettings, classifier_structure
@@ -37,13 +37,14 @@ class MatrixChange:
 
 @dataclass(frozen=True)
 class AdapterInspection:
-    """What a saved adapter holds: its method and facts, what it changed and what it replaced."""
+    """What a saved adapter holds: its method and facts; what it changed, replaced and inserted."""
 
     folder: Path
     method: Method
     facts: dict[str, Any]
     changes: tuple[MatrixChange, ...]
     replaced: dict[str, tuple[int, ...]]
+    inserted: dict[str, tuple[int, ...]]
 
 
 def inspect(
@@ -101,4 +102,11 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
             MatrixChange(target, tuple(delta.shape), float(delta.norm()), float(weight.norm()))
         )
     replaced = {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
-    return AdapterInspection(folder, adapter.method, saved.facts, tuple(changes), replaced)
+    inserted = {
+        name: tuple(tensor.shape)
+        for name, tensor in adapter_tensors(network, state.active).items()
+        if isinstance(adapter.method, Insertion) and name not in replaced
+    }
+    return AdapterInspection(
+        folder, adapter.method, saved.facts, tuple(changes), replaced, inserted
+    )

@@ -9,6 +9,7 @@ from torch import nn
 
 from deltafit.adapters import merged, model_adapters
 from deltafit.data import across_lengths
+from deltafit.methods import DeltaMethod
 from deltafit.prediction.canaries import TOLERANCE, largest_difference
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, Rows, compute_logits
@@ -61,9 +62,12 @@ def _pays(model: nn.Module, rows: Rows) -> bool:
     state = model_adapters(model)
     if state.active is None or state.merged is not None:
         return False
+    adapter = state.adapters[state.active]
+    if not isinstance(adapter.method, DeltaMethod):
+        return False  # there is nothing to merge, or it cannot be
     weights = [
         parameter
-        for target in state.adapters[state.active].targets
+        for target in adapter.targets
         for parameter in model.get_submodule(target).parameters(recurse=False)
     ]
     on_cpu = all(weight.device.type == "cpu" for weight in weights)

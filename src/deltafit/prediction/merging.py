@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from deltafit.adapters import merge_and_unload, model_adapters, quantisation_of
-from deltafit.adapters.merging import lost_to_rounding
+from deltafit.adapters.merging import lost_to_rounding, refuse_insertion
 from deltafit.adapters.quantised import Quantisation
 from deltafit.errors import DeltafitError
 from deltafit.files import (
@@ -96,6 +96,7 @@ def merge(
     texts = probe_texts(data, text_column)
     saved = load_saved(folder, model=model)
     classifier = saved.classifier
+    refuse_insertion(classifier.model)
     sentences, max_length = saved.facts["canaries"], saved.max_length
     proven = look(classifier, sentences, texts, max_length)
     before, stored_in = proven.canaries, quantisation_of(classifier.model)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deltafit.errors import UsageError
-from deltafit.methods import DeltaMethod, Head, Method, method_from_dict
+from deltafit.methods import DeltaMethod, Head, LayerMethod, Method, method_from_dict
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
@@ -25,7 +25,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         stored = self.settings.base_weights
-        if stored != "float32" and not isinstance(self.method, DeltaMethod | Head):
+        if stored != "float32" and not isinstance(self.method, LayerMethod | Head):
             raise UsageError(
                 f"{self.method.command_line_name} trains the base's own weights, which "
                 f"--base-weights {stored} stores in few bits and freezes. Choose head or a method "

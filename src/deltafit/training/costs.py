@@ -12,7 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deltafit.adapters import base_sizes, model_adapters, quantisation_of, trained_tensors
+from deltafit.adapters import (
+    base_sizes,
+    is_adapted,
+    model_adapters,
+    quantisation_of,
+    trained_tensors,
+)
 from deltafit.adapters.inspection import (
     MOMENTS,
     VALUE_BYTES,
@@ -138,7 +144,7 @@ def expected_memory(
         temporary = size * largest + matrices * any(attends for _, attends in kept.values())
         return round(sum(blocks) * tokens), round(temporary * tokens)
 
-    shapes = _pass_shapes([len(row) for row in rows], settings, packed=packed)
+    shapes = _pass_shapes(rows, config.method.added_tokens, settings, packed=packed)
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
     return {
         "process_before": psutil.Process().memory_info().rss,
@@ -192,7 +198,8 @@ def _trained_modules(model: nn.Module, trained: Collection[str]) -> tuple[str, .
     """Return the modules whose inputs are kept for the gradients of these parameters."""
     found: dict[str, None] = {}
     for name, module in model.named_modules():
-        if layer_kind(module) is None and not is_norm(module):
+        # What carries an adapter and is no layer is an attention with virtual tokens.
+        if layer_kind(module) is None and not is_norm(module) and not is_adapted(module):
             continue
         if own := {parameter for parameter in trained if within(parameter, name)}:
             # A bias needs no input of its layer: what is around it trains, and not the layer.
@@ -211,13 +218,17 @@ def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
 
 
 def _pass_shapes(
-    lengths: Sequence[int], settings: TrainingSettings, *, packed: bool
+    rows: Sequence[Sequence[int]], added: int, settings: TrainingSettings, *, packed: bool
 ) -> set[tuple[int, int]]:
-    """Return ``(tokens, padding included; tokens of the longest)`` of the first epoch's passes."""
+    """Return ``(tokens, padding included; tokens of the longest)`` of the first epoch's passes.
+
+    Passes are cut by the tokens of ``rows``; ``added`` ones run with each.
+    """
+    lengths = [len(row) for row in rows]
     order = epoch_order(len(lengths), settings.seed, 0)
     step = settings.batch_size * settings.accumulation
     passes = [
-        [lengths[row] for row in part]
+        [lengths[row] + added for row in part]
         for start in range(0, len(order), step)
         for part in cut_passes(
             order[start : start + step], lengths, settings.batch_size, packed=packed

@@ -15,7 +15,7 @@ from deltafit.data import Splits
 from deltafit.engine import StateStores
 from deltafit.errors import TrainingError, UsageError
 from deltafit.files import write_json_atomically
-from deltafit.methods import DeltaMethod, Head
+from deltafit.methods import Head, LayerMethod
 from deltafit.prediction.folder import prove_saved
 from deltafit.training.accelerator import mixed_precision_of, started_accelerator
 from deltafit.training.checkpoints import latest_checkpoint
@@ -92,8 +92,8 @@ def execute_jointly(
 def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     """Return the groups of at least two runs that can be trained jointly, in the runs' order.
 
-    They are those whose methods learn deltas, whose passes are alike, and below whose trained
-    layers the same blocks are frozen.
+    They are those whose methods leave the base as it is, whose passes are alike, and below whose
+    trained layers the same blocks are frozen.
 
     Args:
         configs: runs of one model, texts and head.
@@ -105,7 +105,7 @@ def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     stacks = repeated_blocks(structure)
     groups: dict[object, list[RunConfig]] = {}
     for config in configs:
-        if isinstance(config.method, DeltaMethod):
+        if isinstance(config.method, LayerMethod) and config.method.mixes:
             targets, replaced = check_fits(structure, config.method, head=head)
             trained = (*targets, *replaced)
             places = [[stack.index_of(name) for stack in stacks] for name in trained]
@@ -125,10 +125,15 @@ def _check(configs: Sequence[RunConfig]) -> None:
     check_shared([config.settings for config in configs])
     first = configs[0]
     for config in configs:
-        if not isinstance(config.method, DeltaMethod):
+        if not isinstance(config.method, LayerMethod):
             raise UsageError(
                 f"{config.method} trains parameters of the model itself, which runs that are "
                 "trained jointly share. Train it by itself."
+            )
+        if not config.method.mixes:
+            raise UsageError(
+                f"{config.method} has virtual tokens, which all rows of a pass attend to, so it "
+                "cannot share passes with other runs. Train it by itself."
             )
         if (config.model, config.data, config.head) != (first.model, first.data, first.head):
             raise UsageError(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deltafit.adapters import disabled, is_adapted, model_adapters
-from deltafit.adapters.structure import is_matrix, repeated_blocks
+from deltafit.adapters.structure import is_matrix, layer_kind, repeated_blocks
 from deltafit.data import across_lengths
 from deltafit.errors import UsageError
 from deltafit.tasks.classification import Classifier, batch_of
@@ -39,7 +39,8 @@ class TrainingModes:
         self._evaluating = [
             module
             for module in encoder_of(classifier.model).modules()
-            if not is_adapted(module)
+            # An adapted attention has nothing of the adapter's that drops.
+            if not (is_adapted(module) and layer_kind(module))
             and not is_matrix(module)  # drops nothing, and may be reduced while it trains
             # transformers recomputes blocks that train, and no others.
             and not (settings.gradient_checkpointing and module in blocks)

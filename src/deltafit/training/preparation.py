@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters import check_fits, quantise
 from deltafit.data import Splits, resolve_model
+from deltafit.errors import UsageError
 from deltafit.methods import DeltaMethod, Method
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.tasks.classification import (
@@ -105,10 +106,15 @@ def prepare(
 
     Raises:
         DeltafitError: the model or a text cannot be used.
+        UsageError: the method leaves no position for a text.
     """
     classifier = load_for(config, splits, features)
-    wanted = config.settings.max_length
-    length = usable_length(classifier, wanted)
+    wanted, taken = config.settings.max_length, config.method.taken_positions
+    length = usable_length(classifier, wanted + taken) - taken
+    if length < 1:
+        raise UsageError(
+            f"{config.method} takes all positions that {config.model} has. Give it fewer tokens."
+        )
     if length < wanted:
         reporter.say(
             f"{config.model} takes texts of at most {length} tokens; the maximum length of "

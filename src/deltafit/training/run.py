@@ -12,7 +12,7 @@ from deltafit.adapters import adapt
 from deltafit.data import Splits
 from deltafit.engine import StateStores
 from deltafit.files import write_json_atomically
-from deltafit.methods import DeltaMethod
+from deltafit.methods import LayerMethod
 from deltafit.prediction.folder import prove_saved
 from deltafit.training.accelerator import mixed_precision_of, started_accelerator
 from deltafit.training.checkpoints import Checkpoint, latest_checkpoint
@@ -138,10 +138,13 @@ def _adapt(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
         seed=config.settings.seed,
         head=run.classifier.head_parameters,
         # A run of its own has no use for the values that a replacement trains away from.
-        keep_base=isinstance(config.method, DeltaMethod),
+        keep_base=isinstance(config.method, LayerMethod),
         statistics=statistics,
     )
     run.rounding.clear()
+    if config.method.added_tokens:
+        # What was seen of the base's first tokens does not hold behind virtual ones.
+        run.classifier.packs = run.classifier.reads = None
     return seconds
 
 
