@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
         (peft.LoraConfig(init_lora_weights="olora", r=4), "'olora', which changed the base"),
         (peft.LoraConfig(trainable_token_indices=[1, 2]), "sets trainable_token_indices"),
         (peft.LoraConfig(target_parameters=["pooler.dense.weight"]), "sets target_parameters"),
-        (peft.LoKrConfig(target_modules=["query"]), "peft_type is 'LOKR'"),
+        (peft.HRAConfig(target_modules=["query"]), "peft_type is 'HRA'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -27,6 +27,7 @@ from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import DeltaMethod, Insertion, LayerMethod, Method
 from deltafit.methods.base import Tensors
 from deltafit.methods.checks import means
+from deltafit.methods.delta import corrects_rounding
 
 
 def adapt(
@@ -81,7 +82,7 @@ def adapt(
         }
     activate(model, None)
     adapter = Adapter(method, targets, replaced, SharedTensors(shared))
-    if isinstance(method, DeltaMethod) and method.statistic() == "rounding":
+    if corrects_rounding(method):
         adapter.corrects = quantisation_of(model)
     register(model, name, adapter, base)
     for target, (layer_method, tensors) in layers.items():

@@ -12,6 +12,7 @@ from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, Layer, Method
 from deltafit.methods.base import Tensors
+from deltafit.methods.delta import corrects_rounding
 
 Statistics = Mapping[str, Tensors]
 """What ``DeltaMethod.statistic`` names, by the names of modules."""
@@ -59,7 +60,7 @@ def check_rounded(method: Method, quantised: Collection[str]) -> None:
         method: any.
         quantised: names of the targets whose weights are stored in few bits.
     """
-    if isinstance(method, DeltaMethod) and method.statistic() == "rounding" and not quantised:
+    if corrects_rounding(method) and not quantised:
         raise DeltafitError(
             f"{method} starts from what storing weights in few bits takes from them, and none of "
             "its targets is stored so: there is nothing to make up for. Store the base's weights "

@@ -10,6 +10,8 @@ from deltafit.errors import UsageError
 from deltafit.experiments.tables import format_count
 from deltafit.methods import Method
 
+_LARGEST = 2**16  # that is looked at
+
 
 @dataclass(frozen=True)
 class Sized:
@@ -76,16 +78,17 @@ def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -
 
 
 def _nearest(budget: int, count: Callable[[int], int]) -> int:
-    """Return the size whose count, which rises with the size, is nearest to the budget.
+    """Return the size whose count, which never falls as the size rises, is nearest to the budget.
 
-    Where it stops to rise below the budget, as LoKr's does once its small matrices are whole, no
-    larger size is looked at.
+    A count may stay for a while before it rises (Sparse's, of one entry a layer), or stop to rise
+    below the budget (LoKr's, once its small matrices are whole); then it is the smallest that
+    trains as many.
     """
     high = 1
-    while count(high) < budget and count(2 * high) > count(high):
+    while count(high) < budget and high < _LARGEST:
         high *= 2
-    low = high // 2
-    while high - low > 1:  # below the budget, and not below it
+    enough, low = min(budget, count(high)), 0
+    while high - low > 1:  # of too few, and of enough
         middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < budget else (low, middle)
+        low, high = (middle, high) if count(middle) < enough else (low, middle)
     return high if low < 1 or count(high) - budget < budget - count(low) else low

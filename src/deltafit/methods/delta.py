@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from deltafit.methods.base import GeneratorFor, Layer, LayerMethod, Statistic, Tensors
+from deltafit.methods.base import GeneratorFor, Layer, LayerMethod, Method, Statistic, Tensors
 from deltafit.methods.checks import EXPRESSION, check_all, check_names
 
 
@@ -78,3 +78,8 @@ class DeltaMethod(LayerMethod):
         The fallback computes the layer again with its deltas: slow, and right for every method.
         """
         return layer.forward_with(self.deltas(layer, tensors), x)
+
+
+def corrects_rounding(method: Method) -> bool:
+    """Return whether a method starts from what storing the base in few bits took from it."""
+    return isinstance(method, DeltaMethod) and method.statistic() == "rounding"

@@ -74,8 +74,7 @@ def merge(
 
     An adapter that was trained on a quantised base is merged into the base in float32: rounding the
     sum again would lose what is small in Δ. The checkpoint then predicts otherwise than the adapter
-    does on its own; the certificate in ``certificate.json`` says by how much. What makes up for the
-    rounding (LoftQ) is added to the rounded weights.
+    does on its own; ``certificate.json`` says by how much. LoftQ's goes into the rounded weights.
 
     Args:
         folder: a run's folder or its ``adapter`` folder.

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deltafit.errors import UsageError
-from deltafit.methods import DeltaMethod, Head, LayerMethod, Method, method_from_dict
+from deltafit.methods import Head, LayerMethod, Method, method_from_dict
+from deltafit.methods.delta import corrects_rounding
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
@@ -31,8 +32,7 @@ class RunConfig:
                 f"--base-weights {stored} stores in few bits and freezes. Choose head or a method "
                 "such as lora, or leave them in float32."
             )
-        corrects = isinstance(self.method, DeltaMethod) and self.method.statistic() == "rounding"
-        if stored == "float32" and corrects:
+        if stored == "float32" and corrects_rounding(self.method):
             raise UsageError(
                 f"{self.method} starts from what storing the base's weights in few bits takes from "
                 "them, and in float32 they lose nothing. Add --base-weights nf4 or int8, or choose "

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from deltafit.adapters import check_fits, quantise
 from deltafit.data import Splits, resolve_model
 from deltafit.errors import UsageError
-from deltafit.methods import DeltaMethod, Method
+from deltafit.methods import Method
+from deltafit.methods.delta import corrects_rounding
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.tasks.classification import (
     Classifier,
@@ -141,6 +142,6 @@ def _corrected(classifier: Classifier, methods: Sequence[Method]) -> set[str]:
     return {
         target
         for method in methods
-        if isinstance(method, DeltaMethod) and method.statistic() == "rounding"
+        if corrects_rounding(method)
         for target in check_fits(classifier.model, method, head=classifier.head_parameters)[0]
     }
