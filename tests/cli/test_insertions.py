@@ -9,6 +9,8 @@ from deltafit.experiments.tables import format_count
 from deltafit.files import read_json
 from tests.cli.commands import Tiny, done, refused
 
+pytestmark = pytest.mark.slow
+
 # BERT of 3 blocks, 32 wide and with heads for three classes.
 METHODS = {
     "bottleneck:size=4": (24, 3 * 2 * (2 * 4 * 32 + 4 + 32)),

@@ -61,6 +61,7 @@ def test_prompts_run_packed_and_all_of_them_in_the_last_block(architecture: str)
     assert shapes == [(1, 27 + 5 * 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_dropped_attention_weights_have_the_mean_of_those_that_are_kept(architecture: str) -> None:
     """On a sheet on a CPU dropout goes through attention that is written out."""

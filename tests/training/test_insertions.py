@@ -24,6 +24,7 @@ from tests.training.tiny_runs import save_model, tables
 SETTINGS = TrainingSettings(epochs=3, batch_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["on", "off"])
 def test_bottlenecks_train_jointly_as_alone(tmp_path: Path, packing: str) -> None:
     model = save_model(tmp_path / "model")
