@@ -22,6 +22,7 @@ from deltafit.adapters import (
     save_adapter,
     trained_tensors,
 )
+from deltafit.adapters.peft_types import format_of
 from deltafit.adapters.saving import CONFIG_FILE
 from deltafit.data import resolve_model
 from deltafit.methods import METHODS, DeltaMethod, Insertion, Method, parse_method
@@ -104,7 +105,7 @@ def _facts(method: Method) -> tuple[str, str, str]:
     adapt(model, method, head=("classifier.weight", "classifier.bias"))
     with TemporaryDirectory() as folder:
         save_adapter(model, folder)
-        read = "no"
+        read = "no" if format_of(method) is None else "where it computes the same"
         if (Path(folder) / CONFIG_FILE).exists():
             saved = type(read_adapter(folder).method)
             read = "yes" if saved is type(method) else f"yes, as {saved.__name__}"

@@ -129,6 +129,8 @@ def test_saved_it_gives_the_same_logits_on_the_same_base_and_is_refused_on_other
     for folder in ("one", "two"):
         found = read_adapter(tmp_path / folder)
         assert found.corrects == kind
+        # PEFT would add it to whatever base it loads.
+        assert not (tmp_path / folder / "adapter_config.json").exists()
         with pytest.raises(DeltafitError, match=rf"in {kind} takes .* this base's are not quanti"):
             load_adapter(plain := tiny_model("bert"), found)
         assert not model_adapters(plain).adapters

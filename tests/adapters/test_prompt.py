@@ -7,7 +7,12 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import T5Config, T5ForSequenceClassification
+from transformers import (
+    EsmConfig,
+    EsmForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from deltafit.adapters import (
     activate,
@@ -245,3 +250,12 @@ def test_behind_a_cache_there_is_no_place_for_it() -> None:
     first = model(ids[:, :3], use_cache=True)
     with pytest.raises(DeltafitError, match="use_cache=False"):
         model(ids[:, 3:], past_key_values=first.past_key_values)
+
+
+def test_a_model_that_does_more_with_numbers_than_look_them_up_is_refused() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 33, "mask_token_id": 32}
+    config = EsmConfig(
+        **sizes, num_hidden_layers=2, num_attention_heads=2, pad_token_id=1, token_dropout=True
+    )
+    with pytest.raises(DeltafitError, match="token_dropout"):
+        adapt(EsmForSequenceClassification(config), Prompt())

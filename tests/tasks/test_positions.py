@@ -21,8 +21,8 @@ def test_the_longest_text_runs_and_a_longer_one_would_not(
 ) -> None:
     model = save_model(tmp_path, architecture)
     classifier = load_classifier(resolve_model(model), LABELS, HeadSettings(), seed=0)
-    assert usable_length(classifier, 7) == 7
-    longest = usable_length(classifier, 1000)
+    assert usable_length(classifier.model, 7) == 7
+    longest = usable_length(classifier.model, 1000)
     assert (longest < 1000) == (architecture in ABSOLUTE)
     row = [5] * min(longest, 100)
     assert torch.isfinite(torch.from_numpy(compute_logits(classifier, [row]))).all()

@@ -1,5 +1,6 @@
 """What a run's hash tells apart, and what it does not."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,15 @@ from deltafit.training.settings import DataConfig, TrainingSettings
 from deltafit.training.train import train
 from tests.training.tiny_runs import save_model, write_table
 
-BASE = {"query": "00ff"}
+FOUND = {"base": {"query": "00ff"}, "tokens": "11", "precision": "float32", "packed": True}
 
 
-def hash_of(folder: Path, precision: str = "float32", **changes: Any) -> str:
+def hash_of(folder: Path, found: dict[str, Any] = FOUND, **changes: Any) -> str:
     """Hash a run on the same texts, kept in a folder of their own."""
     folder.mkdir(exist_ok=True)
     data = write_table(folder / "texts.csv")
     config = RunConfig(str(folder / "model"), DataConfig(data, validation="0.2"), LoRA(rank=2))
-    base = changes.pop("base", BASE)
-    return run_hash(replace(config, **changes), load_splits(data), base, precision)
+    return run_hash(replace(config, **changes), load_splits(data), found)
 
 
 def test_where_things_lie_is_no_part_of_it(tmp_path: Path) -> None:
@@ -35,8 +35,9 @@ def test_where_things_lie_is_no_part_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        lambda folder: hash_of(folder, precision="bf16"),
-        lambda folder: hash_of(folder, base={"query": "00fe"}),
+        lambda folder: hash_of(folder, FOUND | {"precision": "bf16"}),
+        lambda folder: hash_of(folder, FOUND | {"packed": False}),
+        lambda folder: hash_of(folder, FOUND | {"base": {"query": "00fe"}}),
         lambda folder: hash_of(folder, method=LoRA(rank=3)),
         lambda folder: hash_of(folder, settings=TrainingSettings(seed=1)),
         lambda folder: hash_of(folder, settings=TrainingSettings(learning_rate=1e-3)),
@@ -46,12 +47,11 @@ def test_what_decides_the_result_is(tmp_path: Path, other: Callable[[Path], str]
     assert other(tmp_path) != hash_of(tmp_path)
 
 
-def test_a_precision_counts_as_it_was_decided_and_not_as_it_was_asked_for(tmp_path: Path) -> None:
-    hashes = {
-        asked: hash_of(tmp_path, "bf16", settings=TrainingSettings(precision=asked))
-        for asked in ("auto", "bf16")
-    }
-    assert hashes["auto"] == hashes["bf16"]
+def test_what_was_left_open_counts_as_it_was_found_and_not_as_it_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    asked = (TrainingSettings(), TrainingSettings(precision="float32", packing="on"))
+    assert len({hash_of(tmp_path, settings=settings) for settings in asked}) == 1
 
 
 def test_texts_count_by_their_content(tmp_path: Path) -> None:
@@ -59,6 +59,10 @@ def test_texts_count_by_their_content(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltafit.data.texts.LabelledTexts.content_hash", lambda self: "other texts")
         assert hash_of(tmp_path) != before
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(read_json(file) | changes))
 
 
 @pytest.mark.slow
@@ -73,3 +77,7 @@ def test_a_run_keeps_it_with_its_metrics_and_its_adapter(tmp_path: Path) -> None
     assert first.metrics["run_hash"] == second.metrics["run_hash"]
     facts = read_json(tmp_path / "first" / "adapter" / "deltafit.json")
     assert facts["run_hash"] == first.metrics["run_hash"]
+
+    edit(Path(model) / "config.json", hidden_dropout_prob=0.3)
+    third = train(model, data, tmp_path / "third", method=LoRA(rank=2), settings=settings)
+    assert third.metrics["run_hash"] != first.metrics["run_hash"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deltafit.errors import UsageError
+from deltafit.experiments.comparison import compare, folder_name
 from deltafit.files import read_json
 from deltafit.methods import Bottleneck, LoRA, Method, Prefix, Prompt
 from deltafit.training.config import RunConfig
@@ -94,3 +95,20 @@ def test_virtual_tokens_take_positions_from_texts(tmp_path: Path) -> None:
     assert read_json(tmp_path / "run" / "adapter" / "deltafit.json")["max_length"] == 4
     with pytest.raises(UsageError, match="takes all positions"):
         execute(replace(config, method=Prompt(count=64)), splits, tmp_path / "b", reporter=Silent())
+    with pytest.raises(UsageError, match="takes all positions"):  # before anything is trained
+        compare(model, data, tmp_path / "c", methods=("lora", "prompt:count=64"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_before_training_is_measured_on_the_texts_that_a_method_is_given(tmp_path: Path) -> None:
+    model, data = save_model(tmp_path / "model"), tables(tmp_path)
+    settings = TrainingSettings(epochs=1, batch_size=8, max_length=32)
+    methods = (Prompt(count=62), LoRA(rank=2))
+    compare(model, data, tmp_path / "both", methods=methods, settings=settings)
+    for method in methods:
+        run = RunConfig(model, data, method, settings=settings)
+        execute(run, load_data(data), tmp_path / method.result_name, reporter=Silent())
+        alone = read_json(tmp_path / method.result_name / "metrics.json")
+        beside = read_json(tmp_path / "both" / "runs" / folder_name(run) / "metrics.json")
+        for key in ("before", "after", "run_hash"):
+            assert alone[key] == beside[key], (method, key)

@@ -89,9 +89,10 @@ class PrefixFormat(VirtualTokensFormat):
 
     def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
         """Return whether positions are counted as in PEFT, which gives the model a cache."""
+        if not isinstance(method, Prefix) or not method.shift_positions:
+            return False  # also in models that PEFT has no prefix for
         encoder = encoder_around(model)
-        takes = "past_key_values" in inspect.signature(encoder.forward).parameters
-        return takes and isinstance(method, Prefix) and method.shift_positions
+        return "past_key_values" in inspect.signature(encoder.forward).parameters
 
     def settings(
         self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool

@@ -22,7 +22,8 @@ def encoder_around(model: nn.Module) -> Any:
     """Return the innermost module around the blocks that knows its table of tokens.
 
     Raises:
-        DeltafitError: there are no blocks, none such, or an encoder and a decoder.
+        DeltafitError: there are no blocks, none such, an encoder and a decoder, or one that does
+            not compute the same with embeddings in the place of numbers.
     """
     stack = main_stack(model).name
     around = [
@@ -31,6 +32,12 @@ def encoder_around(model: nn.Module) -> Any:
         if within(stack, name) and hasattr(module, "get_input_embeddings")
     ]
     config: Any = getattr(around[-1], "config", None) if around else None
+    if getattr(config, "token_dropout", False):
+        raise DeltafitError(
+            f"{type(around[-1]).__name__} rescales the embeddings of token numbers "
+            "(token_dropout), which it does not do with embeddings that it is given, so no virtual "
+            "tokens can be put before its texts. Choose another method, such as lora."
+        )
     if config is None or getattr(config, "is_encoder_decoder", False):
         raise DeltafitError(
             f"{type(model).__name__} is no encoder or decoder of transformers alone, so no virtual "

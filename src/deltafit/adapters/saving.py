@@ -100,7 +100,8 @@ def save_adapter(
     replaced = tuple(adapter.replaced)
     method, tensors = _as_kept(model, name)
     form, config, shared = format_of(method), None, _shared_to_store(model, adapter)
-    if form is not None and form.holds(model, method, adapter.targets):
+    # What makes up for a rounding would be added to whatever base PEFT loads.
+    if form is not None and not adapter.corrects and form.holds(model, method, adapter.targets):
         config = to_peft_config(  # made first: it may be refused
             form, model, method, adapter.targets, replaced,
             shared=bool(shared), base_name=base_name, task_type=task_type,
@@ -235,10 +236,11 @@ def _check_rounding(model: nn.Module, corrects: Quantisation | None) -> None:
     present = quantisation_of(model)
     if corrects is not None and present != corrects:
         stored = f"stored in {present}" if present is not None else "not quantised"
+        first = "Load the base again and store" if present is not None else "Store"
         raise DeltafitError(
             f"The adapter makes up for what storing the base's weights in {corrects} takes from "
-            f"them (LoftQ), and this base's are {stored}: they lack nothing of the kind. Store "
-            f"them so first: deltafit.adapters.quantise(model, {corrects!r})."
+            f"them (LoftQ), and this base's are {stored}, which takes something else or nothing. "
+            f"{first} them so first: deltafit.adapters.quantise(model, {corrects!r})."
         )
 
 

@@ -1,7 +1,7 @@
 """Methods made to train about as many parameters as each other."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import nn
 
@@ -64,10 +64,11 @@ def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -
 
     least = count(1)
     if least > 2 * budget:
+        places = [f.name for f in fields(method) if f.name in ("target_modules", "layers")]
+        fewer = f", or choose fewer {' or '.join(places)}" if places else ""
         raise UsageError(
-            f"{method} trains {format_count(least)} parameters with {setting(1)} "
-            f"already, more than twice the budget of {format_count(budget)}. Raise the budget, or "
-            "choose fewer places for it (target_modules, layers)."
+            f"{method} trains {format_count(least)} parameters with {setting(1)} already, more "
+            f"than twice the budget of {format_count(budget)}. Raise the budget{fewer}."
         )
     size = _nearest(budget, count)
     return Sized(
@@ -82,7 +83,7 @@ def _nearest(budget: int, count: Callable[[int], int]) -> int:
 
     A count may stay for a while before it rises (Sparse's, of one entry a layer), or stop to rise
     below the budget (LoKr's, once its small matrices are whole); then it is the smallest that
-    trains as many.
+    trains as many. (LoKr's falls a little where they become so: a size near there may be nearer.)
     """
     high = 1
     while count(high) < budget and high < _LARGEST:

@@ -36,6 +36,7 @@ from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import check_methods, load_data
 
 DEFAULT_METHODS = ("head", "last-block", "lora", "full")
+_Before = dict[tuple[int, int], dict[str, Any]]  # by seed and positions that a method takes
 _LONGEST_NAME = 80  # characters; file systems allow 255 bytes
 
 
@@ -147,7 +148,7 @@ def _compare(
     ranks: dict[str, dict[str, int]] = {}
     facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
     facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
-    before: dict[int, dict[str, Any]] = {}
+    before: _Before = {}
     for method in dict.fromkeys(config.method for config in configs):
         finished: dict[int, tuple[Path, dict[str, Any]]] = {}
         failed: list[str] = []
@@ -161,7 +162,7 @@ def _compare(
                 failed.append(f"with seed {seed} {error.what}" if len(seeds) > 1 else error.what)
                 reporter.say(f"{method} {failed[-1]}")
                 continue
-            before[seed] = metrics["before"]
+            before[seed, method.taken_positions] = metrics["before"]
             finished[seed] = run, metrics
         if not finished:
             candidates.append(Failure(str(method), method.result_name, failed[0]))
@@ -241,12 +242,12 @@ def _run(
     features: FrozenFeatures,
     reporter: Reporter,
     resume: bool,
-    before: dict[int, dict[str, Any]],
+    before: _Before,
 ) -> dict[str, Any]:
     """Return the metrics of a run, finished already or executed now.
 
-    ``before`` holds the metrics of the untouched model by seed: every method starts from the same
-    one, so it is measured once.
+    Every method starts from the same untouched model, so that is measured once, but for those
+    that leave texts fewer tokens.
     """
     with begun(folder, run_content(config, splits), resume=resume):
         metrics = finished_metrics(folder)
@@ -255,6 +256,6 @@ def _run(
             metrics = execute(
                 config, splits, folder,
                 reporter=reporter, resume=resume, features=features,
-                before=before.get(config.settings.seed),
+                before=before.get((config.settings.seed, config.method.taken_positions)),
             ).metrics  # fmt: skip
     return metrics

@@ -189,7 +189,7 @@ def _checkpoint(tuned: str, base: str, max_length: int | None, texts: tuple[str,
     plain = load_classifier(resolve_model(base), names, HeadSettings(), seed=0)
     known = int(getattr(classifier.tokenizer, "model_max_length", _UNLIMITED))
     wanted = max_length or (known if known < _UNLIMITED else _USUAL_LENGTH)
-    length = usable_length(classifier, wanted)
+    length = usable_length(classifier.model, wanted)
     sentences = readable_sentences(plain.tokenizer)
     return _Tuned(classifier, plain, look(classifier, sentences, texts, length), sentences, length)
 

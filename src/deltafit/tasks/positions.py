@@ -4,20 +4,23 @@ import re
 
 from torch import nn
 
-from deltafit.tasks.classification import Classifier
 from deltafit.tasks.inference import encoder_of
 
 _POSITION_TABLE = re.compile(r"wpe|(.*_)?positions?(_.*)?")
 
 
-def usable_length(classifier: Classifier, max_length: int) -> int:
+def usable_length(model: nn.Module, max_length: int) -> int:
     """Return ``max_length``, or the most tokens that the model has positions for if that is less.
 
     Rotary and relative positions have no table that could run out.
+
+    Args:
+        model: a classifier's; without weights will do.
+        max_length: tokens of a text.
     """
     tables = [
         module
-        for name, module in encoder_of(classifier.model).named_modules()
+        for name, module in encoder_of(model).named_modules()
         if isinstance(module, nn.Embedding) and _POSITION_TABLE.fullmatch(name.rpartition(".")[2])
     ]
     return min([max_length, *map(_places, tables)])

@@ -48,7 +48,7 @@ class FrozenFeatures:
         classifier = load_classifier(
             self.source, self.splits.train.label_names, HeadSettings("mean"), seed=0
         )
-        length = usable_length(classifier, self.max_length)
+        length = usable_length(classifier.model, self.max_length)
         # A decoder's first token has read nothing but itself.
         poolings = tuple(p for p in POOLINGS if p != "cls" or not classifier.decoder)
         parts = self.splits.parts()

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from deltafit.data import Splits
 from deltafit.training.config import RunConfig
 
+_LEFT_OPEN = ("precision", "packing")  # of the settings: found out on the machine
 _PLACES = ("data", "test_data", "validation")  # in the configuration of the data
 
 
@@ -30,22 +32,22 @@ def deciding(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "config": {**config, "data": data}, "data": None}
 
 
-def run_hash(
-    config: RunConfig, splits: Splits, base_fingerprint: dict[str, Any], precision: str | None
-) -> str:
+def run_hash(config: RunConfig, splits: Splits, found: Mapping[str, Any]) -> str:
     """Return the SHA-256 of all that decides a run, in hexadecimal digits.
 
-    Two runs of one hash differ by nothing that was asked for, and by nothing that was decided on a
-    machine and changes results by more than the order of sums.
+    Two runs of one hash were asked for alike, read the same texts as the same tokens, started from
+    a base of the same shape and values (as far as its fingerprint samples them), and were executed
+    in the same way.
 
     Args:
-        config: the run.
+        config: the run; its model's name counts for nothing.
         splits: its texts, counted by their content.
-        base_fingerprint: of the base's tensors, which count wherever the checkpoint lies.
-        precision: what its frozen products were computed in, by request or by measurement.
+        found: what the base, the tokens and the machine were found to be, in place of the model's
+            name and of the settings that leave them open; of values that JSON can write as text.
     """
     content = deciding(run_content(config, splits))
-    settings = {**content["config"]["settings"], "precision": precision}
-    config_of_run = {**content["config"], "model": base_fingerprint, "settings": settings}
-    text = json.dumps({**content, "config": config_of_run}, sort_keys=True)
+    asked = content["config"]["settings"]
+    settings = {key: value for key, value in asked.items() if key not in _LEFT_OPEN}
+    run = {**content["config"], "model": None, "settings": settings}
+    text = json.dumps({**content, "config": run, "found": found}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

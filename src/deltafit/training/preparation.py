@@ -88,6 +88,25 @@ def load_for(config: RunConfig, splits: Splits, features: FrozenFeatures) -> Cla
     return classifier
 
 
+def longest_text(config: RunConfig, model: nn.Module) -> int:
+    """Return to how many tokens a run cuts texts: as asked for, or as many as there are places for.
+
+    Args:
+        config: the run.
+        model: its classifier's; without weights will do.
+
+    Raises:
+        UsageError: the method leaves no position for a text.
+    """
+    taken = config.method.taken_positions
+    length = usable_length(model, config.settings.max_length + taken) - taken
+    if length < 1:
+        raise UsageError(
+            f"{config.method} takes all positions that {config.model} has. Give it fewer tokens."
+        )
+    return length
+
+
 def prepare(
     config: RunConfig,
     splits: Splits,
@@ -111,14 +130,11 @@ def prepare(
     """
     classifier = load_for(config, splits, features)
     wanted, taken = config.settings.max_length, config.method.taken_positions
-    length = usable_length(classifier, wanted + taken) - taken
-    if length < 1:
-        raise UsageError(
-            f"{config.method} takes all positions that {config.model} has. Give it fewer tokens."
-        )
+    length = longest_text(config, classifier.model)
     if length < wanted:
+        beside = f" beside the {taken} of {config.method}" if taken else ""
         reporter.say(
-            f"{config.model} takes texts of at most {length} tokens; the maximum length of "
+            f"{config.model} takes texts of at most {length} tokens{beside}; the maximum length of "
             f"{wanted} is lowered to that."
         )
     examples, truncated = {}, {}

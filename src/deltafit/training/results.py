@@ -1,5 +1,6 @@
 """What a run leaves in its folder: figures, predictions, costs and the adapter."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from deltafit.data import Splits
-from deltafit.methods import DeltaMethod, Norms
+from deltafit.methods import DeltaMethod, LayerMethod, Norms
 from deltafit.prediction.folder import save_classifier, versions
+from deltafit.tasks.inference import encoder_of
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import costs_of, environment_of
 from deltafit.training.course import Course
@@ -84,7 +86,7 @@ def write_results(
     judged = held_out or ["train"]
     after, logits = judge_parts("after training", judged, config, run, splits, reporter)
     judged_on = next((name for name in ("test", "validation") if name in after), None)
-    identity = run_hash(config, splits, run.base_fingerprint, course.precision)
+    identity = run_hash(config, splits, _found(run, course))
     metrics = {
         "run_hash": identity,
         "judged_on": judged_on,
@@ -107,17 +109,36 @@ def write_results(
     return metrics
 
 
+def _found(run: Prepared, course: Course) -> dict[str, Any]:
+    """Return what decides a run and shows in the base, in its tokens and on the machine alone."""
+    tokens = hashlib.sha256()
+    for part in run.examples.values():
+        for row in part.rows:
+            tokens.update(np.array([len(row), *row], dtype=np.int64).tobytes())
+    own = ("_name_or_path", "transformers_version")  # no part of what is computed
+    config: Any = encoder_of(run.classifier.model).config
+    return {
+        "base": run.base_fingerprint,
+        "architecture": {k: v for k, v in config.to_dict().items() if k not in own},
+        "tokens": tokens.hexdigest(),
+        "precision": course.precision,
+        "packed": course.packed,
+        "first_tokens": course.first_tokens,
+    }
+
+
 def _notes(
     config: RunConfig, run: Prepared, part: str, logits: dict[str, np.ndarray]
 ) -> Iterator[str]:
     """Yield what a person should know of a trained classifier that its figures do not say."""
     if collapsed(logits[part], run.examples[part].labels):
         yield f"The trained model has collapsed: {COLLAPSED}"
-    for_peft = isinstance(config.method, DeltaMethod | Norms)
+    for_peft = isinstance(config.method, LayerMethod | Norms)
     if for_peft and run.classifier.head.kind != "architecture":
+        merges = "`deltafit merge` writes a plain encoder, and the head beside it."
         yield (
             f"The head ({run.classifier.head.kind} pooling) is deltafit's own, so PEFT does not "
-            "load this adapter. `deltafit merge` writes a plain encoder, and the head beside it."
+            f"load this adapter. {merges if isinstance(config.method, DeltaMethod) else ''}".strip()
         )
 
 

@@ -10,7 +10,7 @@ from deltafit.methods import LoRA, Method, parse_method
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import begun, finished_metrics
 from deltafit.training.identity import run_content
-from deltafit.training.preparation import structure_of
+from deltafit.training.preparation import longest_text, structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -90,3 +90,5 @@ def check_methods(configs: Sequence[RunConfig]) -> None:
     for method in dict.fromkeys(each.method for each in configs):
         targets, _ = check_fits(structure, method, head=head)
         check_rounded(method, set(targets) & set(stored))
+    for config in configs:
+        longest_text(config, structure)  # or it raises
