@@ -9,9 +9,8 @@ from torch import Tensor
 from deltafit.adapters.peft_adalora import AdaLoRAFormat
 from deltafit.adapters.peft_format import PeftAdapter, PeftFormat
 from deltafit.adapters.peft_ia3 import IA3Format
-from deltafit.adapters.peft_loha import LoHaFormat
-from deltafit.adapters.peft_lokr import LoKrFormat
 from deltafit.adapters.peft_lora import LoRAFormat
+from deltafit.adapters.peft_lycoris import LoHaFormat, LoKrFormat
 from deltafit.adapters.peft_norms import NormsFormat
 from deltafit.adapters.peft_vera import VeRAFormat
 from deltafit.adapters.peft_virtual import PrefixFormat, PromptFormat
