@@ -32,6 +32,7 @@ for write, content in (
 """
 
 
+@pytest.mark.slow
 def test_the_system_refuses_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     command = [sys.executable, "-c", TOO_LARGE, str(tmp_path)]

@@ -80,6 +80,7 @@ assert torch.equal(model(x), y)
 """
 
 
+@pytest.mark.slow
 def test_another_process_reads_it(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)
     adapt(model, LoRA("all-linear"))

@@ -291,6 +291,7 @@ def test_a_block_that_stands_twice_is_shared() -> None:
     assert main_stack(Unknown(shared=True)).blocks == ("blocks.0", "blocks.1")
 
 
+@pytest.mark.slow
 def test_transformers_is_not_imported_for_a_plain_model() -> None:
     code = (
         "import sys; from torch import nn; from deltafit.adapters.targets import select_targets; "

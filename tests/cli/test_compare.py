@@ -11,6 +11,8 @@ from deltafit.experiments.tables import format_count, format_metric
 from deltafit.files import read_json
 from tests.cli.commands import WIDTH, Tiny, deltafit, done, refused
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("--methods", "head", "--method", "lora:rank=2")
 
 
@@ -81,7 +83,6 @@ def test_going_on_keeps_finished_runs(tiny: Tiny, compared: tuple[Path, str]) ->
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
 
-@pytest.mark.slow
 def test_runs_that_are_trained_jointly_say_so(tiny: Tiny, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     words = [*tiny.start(folder), *METHODS, "--seeds", "0,1", "--jointly"]

@@ -10,6 +10,8 @@ from deltafit.prediction.certificates import DEFAULT_TOLERANCE
 from tests.cli.commands import Tiny, done, refused
 from tests.cli.test_flags import options
 
+pytestmark = pytest.mark.slow
+
 PROOF = re.compile(r"16 canaries +(\d\S*) +(\d+)$", re.MULTILINE)
 GIVEN = re.compile(r"20 of --data +(\d\S*) +(\d+)$", re.MULTILINE)
 

@@ -28,6 +28,7 @@ def test_a_run_holds_what_was_asked(tiny: Tiny) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_what_was_measured(tiny: Tiny, tmp_path: Path) -> None:
     result = deltafit("train", *tiny.start(tmp_path / "run"), "--method", "head")
     metrics = read_json(tmp_path / "run" / "metrics.json")
@@ -127,6 +128,7 @@ def test_methods_by_name(
     assert given[0].method == parse_method(text)
 
 
+@pytest.mark.slow
 def test_trackers_are_repeatable(tiny: Tiny, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     done("train", *tiny.start(tmp_path / "run"), "--method", "head", "--track", "tensorboard")
@@ -161,6 +163,7 @@ def test_without_held_out_rows_nothing_is_claimed(tiny: Tiny, tmp_path: Path) ->
     assert "No rows were held out" in text and "Before and after" in text
 
 
+@pytest.mark.slow
 def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path) -> None:
     table = tmp_path / "texts.csv"
     shutil.copy(tiny.train, table)

@@ -71,6 +71,7 @@ def test_predictions_are_those_the_run_was_judged_by(
         assert prediction["probability"] == max(given)
 
 
+@pytest.mark.slow
 def test_predict_reads_words_files_and_standard_input(tiny: Tiny, tmp_path: Path) -> None:
     by_word = done("predict", tiny.run, *TEXTS)
     assert [prediction["text"] for prediction in predictions(by_word)] == list(TEXTS)
@@ -244,6 +245,7 @@ def test_verify_says_what_it_checked(tiny: Tiny) -> None:
         assert "same fingerprint" in text and "canary logits agree to 0.0e+00" in text
 
 
+@pytest.mark.slow
 def test_a_base_that_has_moved_is_named(tiny: Tiny, tmp_path: Path) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
     base = tmp_path / "base"

@@ -29,6 +29,7 @@ def test_integers_are_sorted_as_numbers(values: list[int]) -> None:
     assert label_set(str(value) for value in values).names == tuple(map(str, sorted(set(values))))
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=20))
 def test_names_do_not_depend_on_the_order_of_rows(values: list[str]) -> None:
     names = label_set(values).names

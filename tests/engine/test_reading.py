@@ -247,6 +247,7 @@ def test_in_bf16(lower: str) -> None:
         assert size(found[1][name] - gradient) < 0.2 * size(gradient), name
 
 
+@pytest.mark.slow
 def test_dropout_repeats_from_the_seed_and_drops_nothing_on_average() -> None:
     model, batch = tiny_model("bert"), ragged(LENGTHS["mixed"])
     with reading(model), torch.no_grad():

@@ -29,6 +29,8 @@ from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data, train
 from tests.training.tiny_runs import save_model, tables
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
 METHODS = ("head", LoRA("all-linear", rank=2))
 SEEDS = (3, 1)
@@ -128,7 +130,6 @@ def test_frozen_features_say_how_they_were_chosen(compared: Comparison) -> None:
     assert " pooling and C=" in row["notes"][0]
 
 
-@pytest.mark.slow
 def test_runs_are_those_of_train(
     compared: Comparison, model: str, data: DataConfig, tmp_path: Path
 ) -> None:
@@ -200,7 +201,6 @@ class Stop(Silent):
             raise KeyboardInterrupt
 
 
-@pytest.mark.slow
 def test_resuming_keeps_what_is_finished(
     compared: Comparison, model: str, data: DataConfig, tmp_path: Path
 ) -> None:
@@ -285,7 +285,6 @@ def test_rows_that_stand_in_training_are_noted(
     assert any("without the 36 rows" in note for note in rows[BASELINES[2]]["notes"])
 
 
-@pytest.mark.slow
 def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path: Path) -> None:
     head = HeadConfig("auto", "probe")
     result = compare(
@@ -298,7 +297,6 @@ def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path:
     assert head_row["before"] == lora_row["before"] == frozen["after"]
 
 
-@pytest.mark.slow
 def test_a_method_that_diverges_is_a_row_that_says_so(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +318,6 @@ def test_a_method_that_diverges_is_a_row_that_says_so(
     assert seeds.rows[3]["failure"].startswith("with seed 0 diverged")
 
 
-@pytest.mark.slow
 def test_a_seed_that_diverges_leaves_the_row_to_the_others(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,7 +380,6 @@ def test_methods_that_look_alike_have_folders_of_their_own(data: DataConfig) -> 
     assert all(len(name) < 255 and re.fullmatch(r"[\w=.+-]+", name, re.ASCII) for name in names)
 
 
-@pytest.mark.slow
 def test_predictions_of_other_rows_are_found_out(
     model: str, data: DataConfig, tmp_path: Path
 ) -> None:

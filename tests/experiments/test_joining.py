@@ -16,6 +16,8 @@ from deltafit.training.settings import DataConfig, TrainingSettings
 from tests.training.test_resume import InterruptAt
 from tests.training.tiny_runs import save_model, tables
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
 METHODS = ("head", LoRA(rank=2), LoRA("all-linear", rank=3))
 WORDS: dict[str, Any] = {"methods": METHODS, "settings": SETTINGS}
@@ -57,7 +59,6 @@ class Stopping(InterruptAt):
         self.said.append(sentence)
 
 
-@pytest.mark.slow
 def test_rows_are_those_of_runs_one_after_another(
     model: str, data: DataConfig, tmp_path: Path
 ) -> None:

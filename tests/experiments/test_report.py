@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import failed_row
@@ -21,6 +22,7 @@ def measured(classes: int) -> dict[str, Any]:
     return classification_metrics(labels, logits, [f"class {index}" for index in range(classes)])
 
 
+@pytest.mark.slow
 def test_the_folder_holds_report_data_and_every_linked_plot(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     histories = {"full": [{"step": 1, "train_loss": 2.0}, {"step": 2, "validation_loss": 1.5}]}

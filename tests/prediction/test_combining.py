@@ -19,6 +19,8 @@ from tests.prediction.derived import made, saved_on
 from tests.tiny_models import tiny_inputs
 from tests.training.tiny_runs import LABELS, save_model
 
+pytestmark = pytest.mark.slow
+
 TWO = (LoRA(("query", "value"), rank=3), LoRA(("query", "word_embeddings"), rank=2, alpha=3))
 
 
@@ -76,7 +78,6 @@ def test_one_adapter_of_weight_1_is_itself(folders: list[Path], tmp_path: Path) 
         assert one.keys() == same.keys() and all(torch.equal(one[n], same[n]) for n in one)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "combination",
     [

@@ -14,6 +14,8 @@ from deltafit.prediction.truncating import truncate
 from tests.prediction.derived import saved_on
 from tests.prediction.test_quantised import saved
 
+pytestmark = pytest.mark.slow
+
 
 def test_they_stay_on_their_base(tmp_path: Path) -> None:
     for name in ("a", "b"):

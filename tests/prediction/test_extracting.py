@@ -18,6 +18,8 @@ from tests.prediction.derived import made, saved_on
 from tests.tiny_models import tiny_inputs
 from tests.training.tiny_runs import LABELS, save_model, write_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:

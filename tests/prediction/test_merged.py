@@ -118,6 +118,7 @@ def test_where_it_does_not_pay_or_is_not_exact_nothing_is_merged(
     assert anatomy(model) == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

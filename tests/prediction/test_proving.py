@@ -55,6 +55,7 @@ def test_the_proof_holds_one_model_at_a_time(
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["costs"]
 
 
+@pytest.mark.slow
 def test_a_base_that_changes_while_training_fails_the_run(tmp_path: Path) -> None:
     weights = Path(save_model(tmp_path / "model")) / "model.safetensors"
     original, run = weights.read_bytes(), tmp_path / "run"

@@ -34,6 +34,8 @@ from tests.prediction.test_tampering import change_json
 from tests.tiny_models import tiny_model
 from tests.training.tiny_runs import LABELS, save_model, tiny_examples, tiny_texts
 
+pytestmark = pytest.mark.slow
+
 MAPS = Path("/proc/self/maps")
 
 kinds = pytest.mark.parametrize("kind", QUANTISED)
@@ -64,7 +66,6 @@ def saved(
     return classifier
 
 
-@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("method", [LoRA("all-linear", rank=2), Head()], ids=str)
 @pytest.mark.parametrize("head", ["architecture", "mean"])
@@ -95,7 +96,6 @@ def test_prediction_leaves_quantised_weights_unmerged(tmp_path: Path, kind: str)
     assert set(merging) == {torch.int8}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not MAPS.exists(), reason="the system does not tell what is mapped")
 @kinds
 def test_the_checkpoints_file_is_let_go(tmp_path: Path, kind: str) -> None:

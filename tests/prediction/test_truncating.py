@@ -18,6 +18,8 @@ from tests.prediction.derived import made, saved_on
 from tests.tiny_models import tiny_inputs
 from tests.training.tiny_runs import save_model, write_table
 
+pytestmark = pytest.mark.slow
+
 METHOD = LoRA("all-linear", rank=6, rank_pattern=(("query", 2),))
 
 

@@ -95,6 +95,7 @@ def test_interrupted_and_resumed_it_is_the_same_run(
     assert_same_run(go(inputs, tmp_path / "run", method=method, resume=True), whole)
 
 
+@pytest.mark.slow
 def test_the_penalty_holds_vectors_near_orthonormal(bert: str, tmp_path: Path) -> None:
     def deviation(method: str) -> float:
         classifier = adapted(bert, parse_method(method))

@@ -86,6 +86,7 @@ def test_the_memory_of_the_blocks_is_foretold(tmp_path: Path) -> None:
     assert 0 < top["activations"] < 0.5 * lora["activations"]
 
 
+@pytest.mark.slow
 def test_virtual_tokens_take_positions_from_texts(tmp_path: Path) -> None:
     model, data = save_model(tmp_path / "model"), tables(tmp_path)  # of 64 positions
     settings = TrainingSettings(epochs=1, batch_size=8, max_length=32)
@@ -100,6 +101,7 @@ def test_virtual_tokens_take_positions_from_texts(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_before_training_is_measured_on_the_texts_that_a_method_is_given(tmp_path: Path) -> None:
     model, data = save_model(tmp_path / "model"), tables(tmp_path)
     settings = TrainingSettings(epochs=1, batch_size=8, max_length=32)

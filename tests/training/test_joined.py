@@ -215,6 +215,7 @@ def test_resuming_gives_the_very_parameters(models: dict[str, str], tmp_path: Pa
             assert_close(again[name], whole[name], tolerance=0.0)
 
 
+@pytest.mark.slow
 def test_a_run_begun_jointly_goes_on_alone(models: dict[str, str], tmp_path: Path) -> None:
     plans = {str(seed): Plan(replace(SETTINGS, epochs=2, seed=seed)) for seed in (0, 1)}
     with pytest.raises(Interrupted):

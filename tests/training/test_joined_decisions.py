@@ -31,6 +31,7 @@ def test_a_model_whose_layers_see_more_than_rows_is_refused_before_training(
     assert all(learner.course.step == 0 for learner in loop.learners.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_stays_out_when_the_others_are_resumed(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", dropout=True)
     plans = {

@@ -158,6 +158,7 @@ def test_a_resumed_run_keeps_the_mask_that_it_began_with(
     assert_same_run(go(inputs, tmp_path / "run", method=method, resume=True), whole)
 
 
+@pytest.mark.slow
 def test_looking_is_part_of_the_time_alone_and_jointly(
     tmp_path: Path, bert: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def classes_in_training(monkeypatch: pytest.MonkeyPatch) -> set[tuple[bool, bool
     return seen
 
 
+@pytest.mark.slow
 def test_it_trains_in_bf16_and_evaluates_in_float32(
     bert: str, tmp_path: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_resumed_run_goes_on_as_it_began(bert: str, tmp_path: Path, probe: Pro
     assert resumed.metrics["expected_memory"]["weights"] > 0
 
 
+@pytest.mark.slow
 def test_bf16_learns_as_float32_does(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     losses = {}

@@ -161,6 +161,7 @@ def test_models_without_linear_layers_and_without_the_library_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_head_that_starts_from_a_probe(model: str, data: DataConfig, tmp_path: Path) -> None:
     settings = replace(SETTINGS, base_weights="nf4", epochs=1)
     result = train(

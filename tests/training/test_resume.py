@@ -80,6 +80,7 @@ def assert_same_run(one: RunResult, other: RunResult) -> None:
     assert one.metrics["costs"]["examples_seen"] == other.metrics["costs"]["examples_seen"]
 
 
+@pytest.mark.slow
 def test_repeats_bit_for_bit(
     inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_interrupted_in_every_step(
     assert_same_run(go(inputs, tmp_path / "run", method=method, resume=True), whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_last_step_finishes(
     inputs: tuple[str, str], undisturbed: RunResult, tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def test_resuming_another_run_names_what_differs(inputs: tuple[str, str], tmp_pa
         table.write_text(content)
 
 
+@pytest.mark.slow
 def test_the_same_texts_may_lie_elsewhere_by_now(inputs: tuple[str, str], tmp_path: Path) -> None:
     run = interrupted(inputs, tmp_path / "run")
     moved = tmp_path / "moved.csv"
@@ -258,6 +261,7 @@ def test_an_existing_folder_is_refused_and_a_finished_run_given_back(
     )
 
 
+@pytest.mark.slow
 def test_only_a_folder_of_a_run_is_resumed(inputs: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"):

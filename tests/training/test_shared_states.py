@@ -244,6 +244,7 @@ def test_resuming_with_and_without_what_another_run_kept(
         assert_same_run(resumed, whole)
 
 
+@pytest.mark.slow
 def test_joined_runs_look_once_and_find_too(
     model: str, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def run(folder: Path, *trackers: str) -> RunResult:
     )
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_evaluation(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -91,6 +91,7 @@ def test_every_method_leaves_a_whole_run(
     assert costs["peak_memory_bytes"] > 50 << 20
 
 
+@pytest.mark.slow
 def test_lora_learns_the_words(data: DataConfig, tmp_path: Path) -> None:
     settings = TrainingSettings(epochs=12, batch_size=8, learning_rate=1e-2)
     alone = DataConfig(data.data, validation="none")
@@ -101,6 +102,7 @@ def test_lora_learns_the_words(data: DataConfig, tmp_path: Path) -> None:
     assert metrics["after"]["train"]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_best_evaluation_is_what_is_kept(model: str, data: DataConfig, tmp_path: Path) -> None:
     settings = TrainingSettings(epochs=6, batch_size=8, learning_rate=1e-2, metric="log_loss")
     metrics = train(model, data, tmp_path / "run", settings=settings).metrics
@@ -124,6 +126,7 @@ def run_head(model: str, data: DataConfig, folder: Path, head: HeadConfig) -> Ru
     return train(model, data, folder, method=Head(), head=head, settings=SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_head_from_a_probe_starts_where_the_probe_ends(
     model: str, data: DataConfig, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_a_new_pooled_head_starts_without_knowledge(
     assert metrics["before"]["test"]["log_loss"] == pytest.approx(np.log(3))
 
 
+@pytest.mark.slow
 def test_auto_takes_the_pooling_whose_probe_does_best(
     model: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +163,7 @@ def test_auto_on_a_decoder_never_takes_its_first_token(data: DataConfig, tmp_pat
     assert features.best_pooling() in ("mean", "last")
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_step_counts(
     model: str, data: DataConfig, tmp_path: Path
 ) -> None:
@@ -169,6 +174,7 @@ def test_without_validation_the_last_step_counts(
     assert metrics["history"][-1].keys() == {"step", "epoch", "train_loss"}
 
 
+@pytest.mark.slow
 def test_truncation_is_counted_and_said(model: str, data: DataConfig, tmp_path: Path) -> None:
     class Listening(Silent):
         def __init__(self) -> None:
