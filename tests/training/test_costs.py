@@ -194,15 +194,18 @@ def test_the_peak_is_near_what_was_foretold(middling: str, tmp_path: Path, metho
     write_texts(tmp_path / "data.csv", [128] * 32)
     # Its evaluation comes first, and finds out that the head reads first tokens alone.
     write_texts(tmp_path / "validation.csv", [3, 20] * 16)
-    # A process of its own: memory that another test left free would hide the peak.
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT, middling, str(tmp_path), str(tmp_path / "out"), method],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"},
-    )
-    metrics = read_json(tmp_path / "out" / "metrics.json")
-    expected = metrics["expected_memory"]
-    before, holes = expected.pop("process_before"), expected.pop("holes")
-    measured = metrics["costs"]["peak_memory_bytes"] - before
+    measured = 0
+    for name in ("out", "again"):
+        # A process of its own: memory that another test left free would hide the peak.
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, middling, str(tmp_path), str(tmp_path / name), method],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"},
+        )
+        metrics = read_json(tmp_path / name / "metrics.json")
+        expected = metrics["expected_memory"]
+        before, holes = expected.pop("process_before"), expected.pop("holes")
+        # What a process gives back of its memory from before hides as much of the peak.
+        measured = max(measured, metrics["costs"]["peak_memory_bytes"] - before)
     assert 1 / TOLERATED < sum(expected.values()) / measured < TOLERATED, (expected, measured)
     assert holes == round(0.4 * (expected["activations"] + expected["temporaries"]))
