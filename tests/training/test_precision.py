@@ -1,5 +1,6 @@
 """Which precision a run gets, that it is kept, and that bf16 learns as float32 does."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from deltafit.engine import frozen
 from deltafit.engine.frozen import ReducedProduct
@@ -27,6 +29,14 @@ from tests.training.tiny_runs import adapted, loop_on, save_model, write_table
 SETTINGS = TrainingSettings(
     epochs=2, batch_size=7, learning_rate=1e-2, evaluate_every=2, max_length=16
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_precision_of_another_test() -> Iterator[None]:
+    """Accelerate keeps a process's first one for all Accelerators that are made bare."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
