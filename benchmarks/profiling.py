@@ -69,10 +69,11 @@ def main() -> None:
             continue
         # A sweep is sixteen runs of the Trainer, each a step like the first work's.
         rival = options.rival and work.method != "sweep"
-        steps = PREDICTED.get(work.method, lambda work: options.steps)(work)
+        predicts = work.method in PREDICTED
+        steps = PREDICTED[work.method](work) if predicts else options.steps
         for side in work.sides(bf16=False)[: 1 + rival]:
             console.print(f"{name}: {side}")
-            measure = predicted if work.method in PREDICTED else profiled
+            measure = predicted if predicts else profiled
             seconds = in_another_process(measure, work, side, options.data, steps, options.threads)
             rows.append(row_of(name, side, seconds, steps))
     print(markdown(rows, machine(options.threads), options.steps))

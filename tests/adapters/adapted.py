@@ -1,5 +1,6 @@
 """Helpers of the adapter tests: adapters with random values, and what a model is made of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.adapters import (
+    activate,
     adapt,
     adapter_tensors,
     load_adapter,
@@ -121,6 +123,35 @@ def through_peft(architecture: str, method: Method, folder: Path) -> tuple[nn.Mo
         assert type(found.method) is type(method) and found.notes == ()
         assert torch.equal(logits(again), adapted)
     return model, theirs
+
+
+def assert_saved_without_peft(architecture: str, method: Method, folder: Path) -> None:
+    """An adapter that PEFT has no type for is saved without its configuration, and comes back."""
+    model = tiny_model(architecture)
+    adapt(model, method, head=head_of(model))
+    randomise(model)
+    save_adapter(model, folder, task_type="SEQ_CLS")
+    assert not (folder / "adapter_config.json").exists()
+    again = tiny_model(architecture)
+    load_adapter(again, read_adapter(folder))
+    assert torch.equal(logits(again), logits(model))
+
+
+def on_one_base(model: nn.Module, methods: Mapping[str, Method]) -> dict[str, Tensor]:
+    """Put adapters with heads of 2, 5, 4 and 3 labels on a model, and switch among them.
+
+    Each gives the very logits that it gave when it came; returns them by name.
+    """
+    head, outputs = head_of(model), {}
+    for labels, (name, method) in zip((2, 5, 4, 3), methods.items(), strict=True):
+        adapt(model, method, name=name, head=head, initial=new_head(labels))
+        randomise(model, name, seed=labels)
+        outputs[name] = logits(model)
+        assert outputs[name].shape == (3, labels)
+    for name in ("five", "two", "three", "four", "two"):
+        activate(model, name)
+        assert torch.equal(logits(model), outputs[name])
+    return outputs
 
 
 def gradients_beside_peft(

@@ -16,7 +16,6 @@ from deltafit.adapters import (
     load_adapter,
     merge,
     read_adapter,
-    save_adapter,
 )
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.budget import sized_to
@@ -24,6 +23,7 @@ from deltafit.methods import LoKr
 from deltafit.methods.lokr import divided
 from tests.adapters.adapted import (
     EXACT,
+    assert_saved_without_peft,
     gradients_beside_peft,
     head_of,
     logits,
@@ -136,14 +136,7 @@ def test_layers_that_peft_lacks_are_saved_for_deltafit_alone(
     architecture: str, tmp_path: Path
 ) -> None:
     targets = ("c_attn",) if architecture == "gpt2" else ("word_embeddings",)
-    model = tiny_model(architecture)
-    adapt(model, LoKr(targets, rank=2), head=head_of(model))
-    randomise(model)
-    save_adapter(model, tmp_path, task_type="SEQ_CLS")
-    assert not (tmp_path / CONFIG).exists()
-    again = tiny_model(architecture)
-    load_adapter(again, read_adapter(tmp_path))
-    assert torch.equal(logits(again), logits(model))
+    assert_saved_without_peft(architecture, LoKr(targets, rank=2), tmp_path)
 
 
 @pytest.mark.parametrize(

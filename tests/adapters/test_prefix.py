@@ -28,7 +28,7 @@ from deltafit.adapters import (
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import Bottleneck, LoRA, Prefix, parse_method
 from deltafit.training.gradients import enable_gradient_checkpointing
-from tests.adapters.adapted import anatomy, head_of, logits, new_head, randomise
+from tests.adapters.adapted import anatomy, head_of, logits, on_one_base, randomise
 from tests.tiny_models import tiny_inputs, tiny_model
 
 ATTENTION = {
@@ -224,18 +224,10 @@ def test_it_is_saved_and_loaded_and_copied_whole(tmp_path: Path) -> None:
 
 def test_several_on_one_base_with_their_own_heads() -> None:
     model = tiny_model("bert")
-    before, start, head = anatomy(model), logits(model), head_of(model)
+    before, start = anatomy(model), logits(model)
     methods = {"two": Prefix(count=2), "five": LoRA(rank=2), "four": Prefix(count=5, layers=(1,))}
     methods["three"] = Bottleneck(size=3)
-    outputs = {}
-    for labels, (name, method) in zip((2, 5, 4, 3), methods.items(), strict=True):
-        adapt(model, method, name=name, head=head, initial=new_head(labels))
-        randomise(model, name, seed=labels)
-        outputs[name] = logits(model)
-        assert outputs[name].shape == (3, labels)
-    for name in ("five", "two", "three", "four", "two"):
-        activate(model, name)
-        assert torch.equal(logits(model), outputs[name])
+    outputs = on_one_base(model, methods)
     for name in ("two", "five", "three"):
         remove_adapter(model, name)
     activate(model, "four")

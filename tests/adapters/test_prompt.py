@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from deltafit.adapters import (
-    activate,
     adapt,
     adapter_tensors,
     disabled,
@@ -28,7 +27,7 @@ from deltafit.adapters import (
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import LoRA, Method, Prefix, Prompt, parse_method
 from deltafit.tasks.pooling import POOLINGS, PooledClassifier
-from tests.adapters.adapted import anatomy, head_of, logits, new_head, randomise
+from tests.adapters.adapted import anatomy, head_of, logits, on_one_base, randomise
 from tests.tiny_models import HIDDEN, TwoTower, tiny_inputs, tiny_model
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert", "deberta-v2", "mpnet")
@@ -188,22 +187,14 @@ def test_positions_types_and_embeddings_may_be_given() -> None:
 
 def test_several_on_one_base_with_their_own_heads(tmp_path: Path) -> None:
     model = tiny_model("bert")
-    before, start, head = anatomy(model), logits(model), head_of(model)
+    before, start = anatomy(model), logits(model)
     methods: dict[str, Method] = {
         "two": Prompt(count=2),
         "five": LoRA(("word_embeddings", "query"), rank=2),
         "four": Prompt(count=5),
         "three": Prefix(count=2),
     }
-    outputs = {}
-    for labels, (name, method) in zip((2, 5, 4, 3), methods.items(), strict=True):
-        adapt(model, method, name=name, head=head, initial=new_head(labels))
-        randomise(model, name, seed=labels)
-        outputs[name] = logits(model)
-        assert outputs[name].shape == (3, labels)
-    for name in ("five", "two", "three", "four", "two"):
-        activate(model, name)
-        assert torch.equal(logits(model), outputs[name])
+    outputs = on_one_base(model, methods)
     save_adapter(model, tmp_path, "four")
     other = tiny_model("bert")
     load_adapter(other, read_adapter(tmp_path))

@@ -21,6 +21,7 @@ from deltafit.adapters.saving import StoredAdapter
 from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.structure import within
 from deltafit.errors import DeltafitError, UsageError
+from deltafit.methods.checks import check_choice
 
 Way = Literal["linear", "svd", "ties", "dare"]
 _SPARSE = ("ties", "dare")
@@ -58,8 +59,7 @@ class Combination:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.way not in get_args(Way):
-            raise UsageError(f"way must be one of {', '.join(get_args(Way))}; got {self.way!r}.")
+        check_choice(self.way, "way", get_args(Way))
         if not all(math.isfinite(weight) for weight in self.weights or ()):
             raise UsageError(f"weights must be finite numbers; got {self.weights!r}.")
         if self.way == "linear" and (self.rank, self.energy) != (None, None):

@@ -15,7 +15,7 @@ from deltafit.adapters.model import (
     register,
 )
 from deltafit.adapters.parts import Parts
-from deltafit.adapters.places import add_to_module, select_places, view_for
+from deltafit.adapters.places import add_to_modules, select_places, view_for
 from deltafit.adapters.quantising import quantisation_of
 from deltafit.adapters.seeding import generator_for
 from deltafit.adapters.shared import SharedTensors
@@ -85,8 +85,7 @@ def adapt(
     if corrects_rounding(method):
         adapter.corrects = quantisation_of(model)
     register(model, name, adapter, base)
-    for target, (layer_method, tensors) in layers.items():
-        add_to_module(model, target, name, layer_method, tensors, adapter.shared)
+    add_to_modules(model, name, layers, adapter.shared)
     activate(model, name)
 
 

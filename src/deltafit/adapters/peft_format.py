@@ -246,14 +246,13 @@ def from_peft_tensors(form: PeftFormat | None, tensors: Mapping[str, Tensor]) ->
         form: the type that they were written as; None where PEFT has none.
         tensors: as they are stored.
     """
+    if form is None:
+        return {key.removeprefix(PREFIX): t for key, t in tensors.items() if not is_shared(key)}
     result = {}
     for key, tensor in tensors.items():
-        if form is not None and form.shares(key):
-            continue
-        if form is not None or not is_shared(key):
-            name = key.removeprefix(form.before_names if form is not None else PREFIX)
-            found = form.from_peft(name, tensor) if form is not None else None
-            ours, value = found or (name, tensor)
+        if not form.shares(key):
+            name = key.removeprefix(form.before_names)
+            ours, value = form.from_peft(name, tensor) or (name, tensor)
             result[ours] = value
     return result
 

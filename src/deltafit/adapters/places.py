@@ -59,25 +59,32 @@ def view_for(model: nn.Module, name: str, method: Method) -> ModuleView:
         raise DeltafitError(f"{name}: {error}") from None
 
 
-def add_to_module(
+def add_to_modules(
     model: nn.Module,
-    name: str,
     adapter: str,
-    method: LayerMethod,
-    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[LayerMethod, Mapping[str, Tensor]]],
     shared: SharedTensors,
 ) -> None:
-    """Give the module of this name one more adapter, inactive, in the way that its method needs."""
-    module = model.get_submodule(name)
-    if isinstance(method, AttentionInsertion):
-        add_to_attention(module, adapter, method, tensors, shared)
-    else:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        add_to_layer(module, adapter, method, tensors, parent, shared)
-    if method.taken_positions and isinstance(method, Insertion):
-        first, *_ = select_places(model, method)
-        if name == first:  # one of its places is enough for the calls of all
-            hook_calls(model, module)
+    """Give modules one more adapter, inactive, in the way that its method needs.
+
+    Args:
+        model: holds them.
+        adapter: its name.
+        layers: by the modules' names, in the module tree's order: the method as it applies there,
+            and its tensors.
+        shared: what they compute with besides.
+    """
+    for name, (method, tensors) in layers.items():
+        module = model.get_submodule(name)
+        if isinstance(method, AttentionInsertion):
+            add_to_attention(module, adapter, method, tensors, shared)
+        else:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            add_to_layer(module, adapter, method, tensors, parent, shared)
+    if layers:
+        name, (method, _) = next(iter(layers.items()))
+        if method.taken_positions:  # one of its places is enough for the calls of all
+            hook_calls(model, model.get_submodule(name))
 
 
 class _BlockModules:
@@ -143,8 +150,7 @@ class _BlockModules:
                 "those of an attention and two or three behind it, both ending at the block's "
                 "width. Choose a method that names its own target modules, such as lora."
             )
-        full = [f"{block}.{name}" for name in attention], [f"{block}.{name}" for name in rest]
-        return full
+        return [f"{block}.{name}" for name in attention], [f"{block}.{name}" for name in rest]
 
 
 def _split(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -119,11 +119,10 @@ def _checked(model: nn.Module, segments: Sequence[Segment]) -> list[Segment]:
     used = dict.fromkeys(adapter for adapter, _ in segments)
     for adapter in used:
         method = state.adapters[adapter].method if adapter is not None else None
-        if len(used) > 1 and isinstance(method, LayerMethod) and not method.mixes:
+        if len(used) > 1 and isinstance(method, LayerMethod) and method.apart:
             raise DeltafitError(
-                f"The adapter {adapter!r} ({method.command_line_name}) has virtual tokens, "
-                "which all rows of a pass attend to, so it cannot share one with others. Run it "
-                "by itself."
+                f"The adapter {adapter!r} ({method.command_line_name}) {method.apart}, so it "
+                "cannot share one with others. Run it by itself."
             )
     for adapter in used:
         own = state.adapters[adapter].replaced if adapter is not None else {}

@@ -105,10 +105,11 @@ class MixedModule:
         with replaced_forward(self.module, None):
             if len(adapters) == 1:
                 return self._under(adapters[0], args, kwargs)
-            here = state is not None and any(adapter in state.methods for adapter in adapters)
-            if not self.alike or (here and state is not None and not state.view.plain):
+            if state is not None and not any(adapter in state.methods for adapter in adapters):
+                state = None  # the adapters that sit here take no part in the pass
+            if not self.alike or (state is not None and not state.view.plain):
                 return self._each(args, kwargs)
-            if state is None or not here:
+            if state is None:
                 return self._under(adapters[0], args, kwargs)
             with self._standing(adapters[0]):
                 return self._around_one_base(state, args, kwargs)

@@ -189,11 +189,11 @@ class LayerMethod(Method):
     """A method with tensors of its own in some of the model's modules: its targets.
 
     Attributes:
-        mixes: whether rows of several adapters can share a pass: what it computes, it computes
-            token by token.
+        apart: why rows of several adapters cannot share a pass; None where they can, since what it
+            computes, it computes token by token.
     """
 
-    mixes: ClassVar[bool] = True
+    apart: ClassVar[str | None] = None
 
     def patterns(self) -> tuple[str, ...]:
         """Return what settings are given for: ends of module names, or expressions (``re:``).

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltafit.errors import UsageError
 from deltafit.methods.base import GeneratorFor, Layer, Tensors
-from deltafit.methods.checks import check_whole
+from deltafit.methods.checks import check_choice, check_whole
 from deltafit.methods.insertion import BlockInsertion, BlockModules
 from deltafit.methods.lora_start import random_factor
 
@@ -65,12 +64,8 @@ class Bottleneck(BlockInsertion):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self.size, "size")
-        for name, value, choices in (
-            ("variant", self.variant, get_args(Variant)),
-            ("activation", self.activation, get_args(Activation)),
-        ):
-            if value not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+        check_choice(self.variant, "variant", get_args(Variant))
+        check_choice(self.activation, "activation", get_args(Activation))
 
     def places(self, modules: BlockModules) -> tuple[str, ...]:
         """Return the layers that end the feed-forward parts, and before them those of attention."""

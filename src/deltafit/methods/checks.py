@@ -39,6 +39,17 @@ def check_below_one(value: object, name: str) -> None:
         raise UsageError(f"{name} must be at least 0 and below 1; got {value!r}.")
 
 
+def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
+    """Raise a UsageError unless the setting ``name`` is one of ``choices``."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_layers(values: object) -> None:
+    """Raise a UsageError unless the setting ``layers`` is None or indices of blocks."""
+    check_all(values or (), int, "layers", "block indices such as (0, -1)")
+
+
 def check_names(values: object, name: str) -> None:
     """Raise a UsageError unless ``values``, of the setting ``name``, are names of modules."""
     check_all(values, str, name, "module names such as ('query', 'value')")

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deltafit.methods.base import GeneratorFor, Layer, LayerMethod, Method, Statistic, Tensors
-from deltafit.methods.checks import EXPRESSION, check_all, check_names
+from deltafit.methods.checks import EXPRESSION, check_layers, check_names
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DeltaMethod(LayerMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+        check_layers(self.layers)
         check_names(self.trained_modules, "trained_modules")
         targets = self.target_modules
         if not isinstance(targets, str):

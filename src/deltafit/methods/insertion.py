@@ -7,7 +7,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from deltafit.methods.base import Layer, LayerMethod, Tensors
-from deltafit.methods.checks import check_all
+from deltafit.methods.checks import check_layers
+
+_VIRTUAL = "has virtual tokens, which all rows of a pass attend to"
 
 
 class BlockModules(Protocol):
@@ -47,14 +49,14 @@ class BlockInsertion(Insertion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_all(self.layers or (), int, "layers", "block indices such as (0, -1)")
+        check_layers(self.layers)
 
 
 @dataclass(frozen=True)
 class AttentionInsertion(BlockInsertion):
     """An insertion in attention itself: all tokens of a text attend to virtual ones as well."""
 
-    mixes: ClassVar[bool] = False
+    apart: ClassVar[str | None] = _VIRTUAL
 
     @abstractmethod
     def virtual_tokens(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
@@ -69,7 +71,7 @@ class AttentionInsertion(BlockInsertion):
 class TextInsertion(Insertion):
     """An insertion before the text itself: embeddings of virtual tokens."""
 
-    mixes: ClassVar[bool] = False
+    apart: ClassVar[str | None] = _VIRTUAL
 
     def places(self, modules: BlockModules) -> tuple[str, ...]:
         """Return the table of tokens."""

@@ -19,6 +19,7 @@ from deltafit.methods.base import (
 from deltafit.methods.checks import (
     check_above_zero,
     check_below_one,
+    check_choice,
     check_pattern,
     check_whole,
     is_number,
@@ -112,12 +113,8 @@ class LoRA(DeltaMethod):
             raise UsageError(f"rho must be a finite number of at least 1; got {self.rho!r}.")
         if not isinstance(self.freeze_a, bool):
             raise UsageError(f"freeze_a must be true or false; got {self.freeze_a!r}.")
-        for name, value, choices in (
-            ("scaling", self.scaling, get_args(Scaling)),
-            ("initialisation", self.initialisation, get_args(Initialisation)),
-        ):
-            if value not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+        check_choice(self.scaling, "scaling", get_args(Scaling))
+        check_choice(self.initialisation, "initialisation", get_args(Initialisation))
 
     @property
     def factor(self) -> float:

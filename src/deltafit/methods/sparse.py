@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods.base import GeneratorFor, Layer, Statistic, Tensors
-from deltafit.methods.checks import check_above_zero, is_number
+from deltafit.methods.checks import check_above_zero, check_choice, is_number
 from deltafit.methods.delta import DeltaMethod
 from deltafit.methods.masked import MaskedProduct, placed
 
@@ -59,8 +59,7 @@ class Sparse(DeltaMethod):
                 f"{self.density!r}."
             )
         check_above_zero(self.alpha, "alpha")
-        if self.mask not in get_args(Mask):
-            raise UsageError(f"mask must be one of {', '.join(get_args(Mask))}; got {self.mask!r}.")
+        check_choice(self.mask, "mask", get_args(Mask))
 
     def with_size(self, size: int) -> "Sparse":
         """Return the method with a density of so many ten-thousandths, at most all entries."""

@@ -105,7 +105,7 @@ def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     stacks = repeated_blocks(structure)
     groups: dict[object, list[RunConfig]] = {}
     for config in configs:
-        if isinstance(config.method, LayerMethod) and config.method.mixes:
+        if isinstance(config.method, LayerMethod) and not config.method.apart:
             targets, replaced = check_fits(structure, config.method, head=head)
             trained = (*targets, *replaced)
             places = [[stack.index_of(name) for stack in stacks] for name in trained]
@@ -130,10 +130,10 @@ def _check(configs: Sequence[RunConfig]) -> None:
                 f"{config.method} trains parameters of the model itself, which runs that are "
                 "trained jointly share. Train it by itself."
             )
-        if not config.method.mixes:
+        if config.method.apart:
             raise UsageError(
-                f"{config.method} has virtual tokens, which all rows of a pass attend to, so it "
-                "cannot share passes with other runs. Train it by itself."
+                f"{config.method} {config.method.apart}, so it cannot share passes with other "
+                "runs. Train it by itself."
             )
         if (config.model, config.data, config.head) != (first.model, first.data, first.head):
             raise UsageError(

@@ -135,11 +135,13 @@ def _notes(
         yield f"The trained model has collapsed: {COLLAPSED}"
     for_peft = isinstance(config.method, LayerMethod | Norms)
     if for_peft and run.classifier.head.kind != "architecture":
-        merges = "`deltafit merge` writes a plain encoder, and the head beside it."
-        yield (
+        note = (
             f"The head ({run.classifier.head.kind} pooling) is deltafit's own, so PEFT does not "
-            f"load this adapter. {merges if isinstance(config.method, DeltaMethod) else ''}".strip()
+            "load this adapter."
         )
+        if isinstance(config.method, DeltaMethod):
+            note += " `deltafit merge` writes a plain encoder, and the head beside it."
+        yield note
 
 
 def _save(
