@@ -68,6 +68,8 @@ def layers() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         "no bias": (nn.Linear(5, 3, bias=False), torch.randn(2, 5)),
         "conv1d": (Conv1D(3, 5), torch.randn(2, 5)),
         "embedding": (nn.Embedding(6, 4), torch.randint(0, 6, (2, 3))),
+        "convolution": (nn.Conv1d(4, 3, 3, stride=2, padding=1), torch.randn(2, 4, 7)),
+        "in groups": (nn.Conv2d(4, 6, (2, 3), groups=2, dilation=2), torch.randn(3, 4, 5, 6)),
     }
     return {
         n: (m.double(), x.double() if x.is_floating_point() else x) for n, (m, x) in made.items()

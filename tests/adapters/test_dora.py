@@ -27,7 +27,7 @@ from tests.adapters.adapted import (
     randomise,
     theirs_on_disk,
 )
-from tests.adapters.test_law import example, make
+from tests.adapters.test_law import KINDS, example, make
 from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -53,7 +53,7 @@ def test_the_formula_of_the_paper() -> None:
     torch.testing.assert_close(model(x), functional.linear(x, expected, model.layer.bias))
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding", "padded embedding"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_starts_at_the_base(kind: str) -> None:
     model, x = make(kind, 7, 5), example(kind, 7, (2, 3), 0)
     before = model(x)

@@ -14,6 +14,7 @@ KINDS = {
     "linear": lambda: nn.Linear(64, 48),
     "conv1d": lambda: Conv1D(48, 64),
     "embedding": lambda: nn.Embedding(64, 48),
+    "convolution": lambda: nn.Conv2d(32, 48, (2, 4), groups=4),  # eight channels of a group
 }
 
 

@@ -30,7 +30,7 @@ from deltafit.methods import METHODS, DeltaMethod, LoRA
 from deltafit.methods.delta import DeltaMethod as Base
 from tests.adapters.adapted import anatomy, randomise
 
-KINDS = ("linear", "conv1d", "embedding", "padded embedding")
+KINDS = ("linear", "conv1d", "embedding", "padded embedding", "Conv1d", "Conv2d")
 size = st.integers(1, 7)
 
 
@@ -52,6 +52,10 @@ def make(kind: str, inputs: int, outputs: int, bias: bool = True) -> OneLayer:
     elif kind == "conv1d":
         layer = Conv1D(outputs, inputs)
         nn.init.normal_(layer.bias)
+    elif kind == "Conv1d":
+        layer = nn.Conv1d(inputs, outputs, 3, stride=2, padding=1, bias=bias)
+    elif kind == "Conv2d":
+        layer = nn.Conv2d(inputs, outputs, (2, 3), padding=(1, 0), dilation=(2, 1), bias=bias)
     else:
         layer = nn.Embedding(inputs, outputs, padding_idx=0 if kind.startswith("padded") else None)
     return OneLayer(layer).double().eval()
@@ -61,6 +65,9 @@ def example(kind: str, inputs: int, shape: tuple[int, ...], seed: int) -> Tensor
     generator = torch.Generator().manual_seed(seed)
     if "embedding" in kind:
         return torch.randint(0, inputs, shape, generator=generator)
+    if kind.startswith("Conv"):
+        shape = (shape[0], inputs, 6, 5)[: 3 if kind == "Conv1d" else 4]
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
     return torch.randn(*shape, inputs, generator=generator, dtype=torch.float64)
 
 
@@ -71,6 +78,10 @@ def oracle(layer: nn.Module, kind: str, x: Tensor, s: float, A: Tensor, B: Tenso
         return functional.linear(x, layer.weight + delta, layer.bias)
     if kind == "conv1d":
         return x @ (layer.weight + delta.T) + layer.bias
+    if kind.startswith("Conv"):
+        kernels = layer.weight + delta.view(layer.weight.shape)
+        convolve = getattr(functional, kind.lower())
+        return convolve(x, kernels, layer.bias, layer.stride, layer.padding, layer.dilation)
     return functional.embedding(x, layer.weight + delta.T, padding_idx=layer.padding_idx)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.adapters.layers import AdaptedLayer, carry, enter, is_adapted, layer_state
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.shared import SharedTensors
-from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError
 from deltafit.methods import AttentionInsertion
 

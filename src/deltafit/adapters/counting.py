@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.adapters.injection import check_fits
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.places import view_for
 from deltafit.adapters.seeding import generator_for
-from deltafit.adapters.views import ModuleView
 from deltafit.methods import Layer, LayerMethod, Method
 
 
@@ -39,18 +39,28 @@ class _Empty(Layer):
         inputs: features, or tokens of a lookup.
         outputs: features.
         lookup: whether it is an embedding.
+        groups: of a convolution's channels.
+        window: what its kernel covers of a channel.
         has_bias: whether it has a bias.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, lookup: bool, has_bias: bool) -> None:
-        self.inputs, self.outputs, self.lookup, self.training = inputs, outputs, lookup, False
+    convolution = training = False
+
+    def __init__(
+        self, inputs: int, outputs: int, *, lookup: bool, groups: int, window: int, has_bias: bool
+    ) -> None:
+        self.inputs, self.outputs, self.lookup = inputs, outputs, lookup
+        self.groups, self.window = groups, window
         self.bias = torch.zeros(outputs) if has_bias else None
-        self._key = (inputs, outputs, lookup, has_bias)
+        self._key = (inputs, outputs, lookup, groups, window, has_bias)
 
     @classmethod
     def of(cls, view: ModuleView) -> "_Empty":
         """Return one of the shape of a view."""
-        return cls(view.inputs, view.outputs, lookup=view.lookup, has_bias=view.bias is not None)
+        return cls(
+            view.inputs, view.outputs, lookup=view.lookup, groups=view.groups, window=view.window,
+            has_bias=view.bias is not None,
+        )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Empty) and self._key == other._key

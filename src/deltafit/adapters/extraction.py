@@ -78,9 +78,9 @@ def extracted(
 ) -> Extraction:
     """Return what changed between two models of one architecture: the matrices, and the rest.
 
-    The matrices are the weights of linear layers, Conv1D and embeddings. A module that holds none,
-    such as a norm, can be stored whole; the bias of an adapted layer cannot, since PEFT's format
-    stores whole modules or none, and is left out.
+    The matrices are the weights of linear layers, Conv1D, embeddings and convolutions. A module
+    that holds none, such as a norm, can be stored whole; the bias of an adapted layer cannot, since
+    PEFT's format stores whole modules or none, and is left out.
 
     Args:
         base: with no adapter.

@@ -48,7 +48,8 @@ def adapt(
     texts attend to at once, and a method that makes up for the rounding of a quantised base.
 
     Args:
-        model: any module with linear layers; changed in place, or not at all on an error.
+        model: any module with linear layers, embeddings or convolutions; changed in place, or not
+            at all on an error.
         method: what to train.
         name: the adapter's name on this model.
         seed: with each tensor's name, decides its starting values, whatever the order.

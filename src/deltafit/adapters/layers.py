@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.shared import SharedTensors
-from deltafit.adapters.views import ModuleView, new_view
+from deltafit.adapters.views import new_view
 from deltafit.methods import DeltaMethod, LayerMethod
 
 STATE = "deltafit_layer"
@@ -67,6 +68,16 @@ class LayerState:
             return {}
         return method.deltas(self.view, self.all_tensors(adapter))
 
+    def runs_changed(self, adapter: str) -> bool:
+        """Return whether the layer runs with its parameters changed, past the method's own path.
+
+        That is so where the path is for other layers than this one.
+        """
+        method, view = self.methods[adapter], self.view
+        return isinstance(method, DeltaMethod) and not (
+            view.plain and (method.convolves or not view.convolution)
+        )
+
     @contextmanager
     def switched(self, adapter: str | None) -> Iterator[None]:
         """Let the layer run under another of its adapters; None, or one not here, for its base."""
@@ -87,12 +98,12 @@ class AdaptedLayer(nn.Module):
         if active is None:
             base: Tensor = super().forward(*args, **kwargs)
             return base
+        if state.runs_changed(active):
+            return view.forward_with(state.deltas(active), *args, **kwargs)
         method, tensors = state.methods[active], state.all_tensors(active)
         x = args[0] if args else next(iter(kwargs.values()))
         if view.plain:  # and so takes nothing else
             y: Tensor = super().forward(method.pre(view, x, tensors))
-        elif isinstance(method, DeltaMethod):
-            return view.forward_with(method.deltas(view, tensors), *args, **kwargs)
         else:
             y = super().forward(*args, **kwargs)
         return method.post(view, x, y, tensors)

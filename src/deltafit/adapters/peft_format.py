@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from deltafit.adapters.layers import view_of
+from deltafit.adapters.module_view import ModuleView
 from deltafit.errors import DeltafitError
 from deltafit.methods import LayerMethod, Method
 from deltafit.methods.checks import EXPRESSION
@@ -234,9 +235,22 @@ class PeftFormat(ABC):
 
     def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
         """Return whether PEFT has the type for these modules, and for such a method."""
-        return self.lookups or not any(
-            view_of(model.get_submodule(target)).lookup for target in targets
-        )
+        return not self.differences(model, method, targets)
+
+    def differences(
+        self, model: nn.Module, method: Method, targets: Sequence[str]
+    ) -> dict[str, str]:
+        """Return those of the layers in which PEFT does otherwise, and what, as a clause."""
+        if not isinstance(method, LayerMethod):
+            return {}
+        views = {target: view_of(model.get_submodule(target)) for target in targets}
+        found = {t: self.differs(method.for_module(t), view) for t, view in views.items()}
+        return {target: why for target, why in found.items() if why is not None}
+
+    def differs(self, method: LayerMethod, view: ModuleView) -> str | None:
+        """Return what PEFT does otherwise in a layer, as a clause; None where it does the same."""
+        lacking = view.lookup and not self.lookups
+        return f"PEFT's {self.title} knows no embeddings" if lacking else None
 
 
 def from_peft_tensors(form: PeftFormat | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

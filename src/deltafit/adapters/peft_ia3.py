@@ -7,17 +7,23 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from deltafit.adapters.convolution import ConvolutionView
+from deltafit.adapters.layers import view_of
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.peft_format import PeftFormat, expression_for, names_of
 from deltafit.adapters.peft_writing import shortest_targets
 from deltafit.errors import DeltafitError
-from deltafit.methods import IA3, Method
+from deltafit.methods import IA3, LayerMethod, Method
 from deltafit.methods.ia3 import VECTOR
 
 _LAYER_KEY = re.compile(rf"(.+)\.{VECTOR}")
 
 
 class IA3Format(PeftFormat):
-    """``ia3_l``, ``[outputs, 1]``, or ``[1, inputs]`` where those are scaled."""
+    """``ia3_l``, ``[outputs, 1]``, or ``[1, inputs]`` where those are scaled.
+
+    Of a Conv2d it is ``[1, channels, 1, 1]``, of what goes out or comes in.
+    """
 
     peft_type: ClassVar[str] = "IA3"
     title: ClassVar[str] = "(IA)³"
@@ -29,14 +35,23 @@ class IA3Format(PeftFormat):
     def to_peft(
         self, model: nn.Module, method: Method, name: str, tensor: Tensor
     ) -> tuple[str, Tensor]:
-        """Return the vector as a row or a column."""
+        """Return the vector as a row or a column; of a convolution as what multiplies a batch."""
         assert isinstance(method, IA3)
-        own = method.for_module(name.rpartition(".")[0])
-        return name, tensor.unsqueeze(0 if own.scales_inputs else 1)
+        module = name.rpartition(".")[0]
+        view = view_of(model.get_submodule(module))
+        if view.convolution:
+            return name, view.by_feature(tensor).unsqueeze(0)
+        return name, tensor.unsqueeze(0 if method.for_module(module).scales_inputs else 1)
 
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Return the row or column as a vector."""
         return (name, tensor.flatten()) if _LAYER_KEY.fullmatch(name) else None
+
+    def differs(self, method: LayerMethod, view: ModuleView) -> str | None:
+        """Return that PEFT knows no convolutions over one dimension."""
+        if isinstance(view, ConvolutionView) and view.dimensions == 1:
+            return f"PEFT's {self.title} knows no Conv1d"
+        return super().differs(method, view)
 
     def settings(
         self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
@@ -72,11 +87,15 @@ class IA3Format(PeftFormat):
             )
         for name, tensor in layers.items():
             at_inputs = name.rpartition(".")[0] in scaled
-            if tensor.ndim != 2 or tensor.shape[0 if at_inputs else 1] != 1:
+            of_convolution = tensor.ndim == 4 and tensor.numel() == tensor.shape[1]
+            if not of_convolution and (
+                tensor.ndim != 2 or tensor.shape[0 if at_inputs else 1] != 1
+            ):
                 wanted = "[1, inputs]" if at_inputs else "[outputs, 1]"
                 raise DeltafitError(
                     f"{folder}: the tensor {name!r} has shape {list(tensor.shape)} and not "
-                    f"{wanted}, as feedforward_modules in adapter_config.json would have it."
+                    f"{wanted}, as feedforward_modules in adapter_config.json would have it (nor "
+                    "[1, channels, 1, 1], as a Conv2d's)."
                 )
         return IA3(
             target_modules=expression_for(modules),

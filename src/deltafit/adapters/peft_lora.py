@@ -8,10 +8,12 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from deltafit.adapters.convolution import ConvolutionView, kernels_as_rows
 from deltafit.adapters.layers import view_of
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.peft_format import PeftFormat, expression_for
 from deltafit.errors import DeltafitError
-from deltafit.methods import DoRA, LoRA, Method
+from deltafit.methods import DoRA, LayerMethod, LoRA, Method
 from deltafit.methods.checks import is_number
 from deltafit.methods.dora import MAGNITUDE
 from deltafit.methods.lora import longest_first
@@ -46,20 +48,39 @@ class LoRAFormat(PeftFormat):
     def to_peft(
         self, model: nn.Module, method: Method, name: str, tensor: Tensor
     ) -> tuple[str, Tensor]:
-        """Return PEFT's name; the shapes are the same."""
+        """Return PEFT's name; the shapes are the same, but those of convolutions' kernels."""
         module, _, leaf = name.rpartition(".")
+        view = view_of(model.get_submodule(module))
+        if isinstance(view, ConvolutionView):
+            kernels = {"lora_A": view.to_parameter, "lora_B": view.pointwise}
+            in_its_shape = kernels.get(leaf, view.by_feature)(tensor)
+            tensor = in_its_shape.unsqueeze(0) if leaf == MAGNITUDE else in_its_shape
         if leaf == MAGNITUDE:
             return name, tensor
-        lookup = view_of(model.get_submodule(module)).lookup
-        plain = leaf.replace("lora_", "lora_embedding_") if lookup else f"{leaf}.weight"
+        plain = leaf.replace("lora_", "lora_embedding_") if view.lookup else f"{leaf}.weight"
         return f"{module}.{plain}", tensor
 
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """Return our name for a factor or a magnitude."""
+        """Return our name for a factor or a magnitude; kernels become rows."""
         match = _LAYER_KEY.fullmatch(name)
         if match is None:
             return None
-        return f"{match[1]}.{match[2] or match[3] or f'lora_{match[4]}'}", tensor
+        leaf = match[2] or match[3] or f"lora_{match[4]}"
+        ours = tensor.flatten() if leaf == MAGNITUDE else kernels_as_rows(tensor)
+        return f"{match[1]}.{leaf}", ours
+
+    def differs(self, method: LayerMethod, view: ModuleView) -> str | None:
+        """Return what PEFT's convolution A has not of the layer, whose whole output it is for."""
+        if not isinstance(view, ConvolutionView):
+            return None
+        if view.groups > 1:
+            return (
+                f"PEFT's {self.title} lets each output of a convolution with groups take the "
+                "channels of all groups, which no change of its weight does"
+            )
+        if view.dilated:
+            return f"PEFT's {self.title} does not dilate its kernel as the convolution does"
+        return pads_otherwise(self.title, view)
 
     def settings(
         self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool
@@ -119,6 +140,13 @@ class LoRAFormat(PeftFormat):
         )
 
 
+def pads_otherwise(title: str, view: ConvolutionView) -> str | None:
+    """Return that PEFT pads otherwise than a convolution, as a clause; None where it does not."""
+    if view.padding_mode in (None, "zeros"):
+        return None
+    return f"PEFT's {title} pads with zeros where the convolution pads with {view.padding_mode!r}"
+
+
 def _their_alpha(method: LoRA) -> float:
     return method.alpha * method.rank if method.scaling == "alpha" else method.alpha
 
@@ -126,10 +154,11 @@ def _their_alpha(method: LoRA) -> float:
 def _ranks(factors: Mapping[str, Tensor], folder: Path) -> dict[str, int]:
     """Return the rank of each adapted module, by its full name."""
     for name, tensor in factors.items():
-        if tensor.ndim != 2:
+        if tensor.ndim not in (2, 3, 4):
             raise DeltafitError(
                 f"{folder}: the tensor {name!r} has shape {list(tensor.shape)}; only adapters of "
-                "linear layers and embeddings, which are matrices, can be loaded here."
+                "linear layers, embeddings, and convolutions over one dimension or two can be "
+                "loaded here."
             )
     return {
         name.rpartition(".")[0]: tensor.shape[0 if name.endswith("lora_A") else 1]

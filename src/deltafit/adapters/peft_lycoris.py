@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from deltafit.adapters.convolution import ConvolutionView, kernels_as_rows
 from deltafit.adapters.layers import view_of
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.peft_format import PeftFormat, expression_for, names_of
+from deltafit.adapters.peft_lora import pads_otherwise
 from deltafit.adapters.views import Conv1DView
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import DeltaMethod, LoHa, LoKr, Method
+from deltafit.methods import DeltaMethod, LayerMethod, LoHa, LoKr, Method
 from deltafit.methods.loha import NAMES
 from deltafit.methods.lokr import FIRST, LEFT, RIGHT, SECOND
 
@@ -52,10 +55,13 @@ class LyCORISFormat(PeftFormat):
         """Return the numbers."""
         return {theirs: getattr(method, ours) for ours, (theirs, _) in self.numbers.items()}
 
-    def holds(self, model: nn.Module, method: Method, targets: Sequence[str]) -> bool:
-        """Return whether PEFT has it for these modules: not for GPT-2's ``Conv1D`` either."""
-        views = [view_of(model.get_submodule(target)) for target in targets]
-        return not any(view.lookup or isinstance(view, Conv1DView) for view in views)
+    def differs(self, method: LayerMethod, view: ModuleView) -> str | None:
+        """Return that PEFT does not know GPT-2's ``Conv1D`` either, or pads otherwise."""
+        if isinstance(view, Conv1DView):
+            return f"PEFT's {self.title} knows no layers of GPT-2's Conv1D"
+        if isinstance(view, ConvolutionView):
+            return pads_otherwise(self.title, view)
+        return super().differs(method, view)
 
     def check(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise a DeltafitError if layers have ranks or alphas of their own."""
@@ -98,7 +104,8 @@ class LoKrFormat(LyCORISFormat):
     """``lokr_w1``, and ``lokr_w2`` or ``lokr_w2_a`` and ``lokr_w2_b``.
 
     The first matrix in two factors (``decompose_both`` at a small rank) is a variant that has no
-    place here.
+    place here. Of a convolution over two dimensions ``lokr_w2`` is kernels; over one, PEFT
+    multiplies by a whole ``lokr_w2`` in another order.
     """
 
     peft_type: ClassVar[str] = "LOKR"
@@ -113,3 +120,27 @@ class LoKrFormat(LyCORISFormat):
     numbers: ClassVar[Mapping[str, tuple[str, int]]] = _NUMBERS | {
         "decompose_factor": ("decompose_factor", -1)
     }
+
+    def to_peft(
+        self, model: nn.Module, method: Method, name: str, tensor: Tensor
+    ) -> tuple[str, Tensor]:
+        """Return the name, and kernels of a whole second matrix."""
+        module, _, leaf = name.rpartition(".")
+        view = view_of(model.get_submodule(module))
+        kernels = leaf == SECOND and isinstance(view, ConvolutionView) and view.dimensions == 2
+        return name, view.to_parameter(tensor) if kernels else tensor
+
+    def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """Return a factor as it is; kernels become rows."""
+        found = super().from_peft(name, tensor)
+        return found and (found[0], kernels_as_rows(found[1]))
+
+    def differs(self, method: LayerMethod, view: ModuleView) -> str | None:
+        """Return that a product is of another order, or what LyCORIS's types have in common."""
+        assert isinstance(method, LoKr)
+        if isinstance(view, ConvolutionView) and view.dimensions == 1 and method.is_whole(view):
+            return (
+                f"PEFT's {self.title} of a Conv1d multiplies by a whole second matrix in an order "
+                "of its own, in which Δ is no Kronecker product"
+            )
+        return super().differs(method, view)

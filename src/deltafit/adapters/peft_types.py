@@ -1,10 +1,10 @@
 """The adapter types of Hugging Face PEFT that are known here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltafit.adapters.peft_adalora import AdaLoRAFormat
 from deltafit.adapters.peft_format import PeftAdapter, PeftFormat
@@ -30,6 +30,16 @@ def format_of(method: Method) -> PeftFormat | None:
         if form.method is not None and isinstance(method, form.method):
             return form
     return None
+
+
+def check_layers(model: nn.Module, method: Method, targets: Sequence[str]) -> None:
+    """Raise a DeltafitError if in a layer PEFT does otherwise what it made an adapter for."""
+    form = format_of(method)
+    for target, why in (form.differences(model, method, targets) if form else {}).items():
+        raise DeltafitError(
+            f"The adapter was made with PEFT, and at {target!r} {why}, so it cannot be loaded "
+            "here. Train it without that module."
+        )
 
 
 def from_peft(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> PeftAdapter:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -19,7 +20,7 @@ from deltafit.adapters.peft_format import (
     names_of,
 )
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.methods import Method, VeRA
+from deltafit.methods import LayerMethod, Method, VeRA
 
 _LAYER_KEY = re.compile(r"(.+)\.vera_lambda_[bd]")
 # PEFT's names for settings, its defaults, and our names.
@@ -46,6 +47,12 @@ class VeRAFormat(PeftFormat):
     def from_peft(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Return a vector as it is."""
         return (name, tensor) if _LAYER_KEY.fullmatch(name) else None
+
+    def differs(self, method: LayerMethod, view: ModuleView) -> str | None:
+        """Return that PEFT knows no convolutions."""
+        if view.convolution:
+            return f"PEFT's {self.title} knows no convolutions"
+        return super().differs(method, view)
 
     def settings(
         self, model: nn.Module, method: Method, targets: Sequence[str], shared: bool

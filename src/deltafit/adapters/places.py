@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters.attention import AttentionView, add_to_attention
 from deltafit.adapters.layers import add_to_layer, view_of
+from deltafit.adapters.module_view import ModuleView
 from deltafit.adapters.prompting import check_positions, encoder_around, hook_calls
 from deltafit.adapters.shared import SharedTensors
 from deltafit.adapters.structure import (
@@ -17,7 +18,6 @@ from deltafit.adapters.structure import (
     within,
 )
 from deltafit.adapters.targets import in_layers
-from deltafit.adapters.views import ModuleView
 from deltafit.errors import DeltafitError
 from deltafit.methods import AttentionInsertion, BlockInsertion, Insertion, LayerMethod, Method
 

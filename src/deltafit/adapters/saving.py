@@ -26,7 +26,7 @@ from deltafit.adapters.model import (
     trained_tensors,
 )
 from deltafit.adapters.peft_format import from_peft_tensors, stored_shared
-from deltafit.adapters.peft_types import format_of, from_peft
+from deltafit.adapters.peft_types import check_layers, format_of, from_peft
 from deltafit.adapters.peft_writing import (
     tied_copies,
     to_peft_config,
@@ -55,8 +55,8 @@ class StoredAdapter:
         replaced: names of the parameters stored whole.
         base: parameters that the base must have, bit for bit, where the file holds such.
         shared: frozen tensors that all layers share, where the file holds them.
-        unties: whether a tied parameter stored under one of its names is meant for that place
-            alone, as in PEFT's files.
+        foreign: whether PEFT wrote it. Then a tied parameter stored under one of its names is meant
+            for that place alone, and a layer may compute something else than here.
         notes: sentences about what was not understood.
         corrects: see ``Adapter``.
     """
@@ -66,7 +66,7 @@ class StoredAdapter:
     replaced: tuple[str, ...]
     base: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
-    unties: bool = False
+    foreign: bool = False
     notes: tuple[str, ...] = ()
     corrects: Quantisation | None = None
 
@@ -172,7 +172,7 @@ def read_adapter(folder: str | Path) -> StoredAdapter:
         foreign = from_peft(read_json(folder / CONFIG_FILE), tensors, folder)
         return StoredAdapter(
             foreign.method, foreign.tensors, foreign.replaced, foreign.base, foreign.shared,
-            unties=True, notes=foreign.notes,
+            foreign=True, notes=foreign.notes,
         )  # fmt: skip
     try:
         content = json.loads(metadata)
@@ -199,10 +199,10 @@ def load_adapter(
     Raises:
         DeltafitError: tensors are missing, left over or of another shape, or untied where the
             model's are tied; each is named, and the model is as it was. Or the adapter makes up
-            for a rounding of the base's weights that is not this one's.
+            for another rounding of the base's weights, or PEFT does otherwise in its layers.
     """
     _check_rounding(model, stored.corrects)
-    if stored.unties:
+    if stored.foreign:
         refuse_untied(model, stored.replaced)
     tensors = under_first_names(model, stored.tensors)
     with disabled(model):
@@ -217,6 +217,8 @@ def load_adapter(
     )
     form, adapter = format_of(stored.method), model_adapters(model).adapters[name]
     try:
+        if stored.foreign:
+            check_layers(model, adapter.method, adapter.targets)
         if form is not None:
             own = adapter_tensors(model, name)
             layers = {n: tensor for n, tensor in own.items() if n not in adapter.replaced}

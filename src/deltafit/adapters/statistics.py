@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltafit.adapters.layers import view_of
 from deltafit.adapters.quantised import QuantisedLinear
 from deltafit.errors import DeltafitError
 from deltafit.methods import DeltaMethod, Layer, Method
@@ -79,13 +80,12 @@ def check_statistic(method: DeltaMethod, name: str, layer: Layer) -> None:
 
 
 class _Moments:
-    """Sums over the inputs of one layer, in float64."""
+    """Sums over the inputs of one layer, float64 ``[rows, inputs]``."""
 
     def __init__(self) -> None:
         self.count, self.sum, self.products = 0, torch.empty(0), torch.empty(0)
 
-    def add(self, x: Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1]).double()
+    def add(self, rows: Tensor) -> None:
         if not self.count:
             self.sum = rows.new_zeros(rows.shape[1])
             self.products = rows.new_zeros(rows.shape[1], rows.shape[1])
@@ -105,13 +105,16 @@ def input_moments(
     """Collect mean and second moment of what named modules are called with in the block.
 
     What is yielded is filled when the block ends, with the modules that were called. Every position
-    counts once, so inputs should be without padding.
+    counts once, so inputs should be without padding. A convolution's inputs are what lies under its
+    kernel wherever it goes, in each group of its channels.
     """
     moments: dict[str, _Moments] = {}
     statistics: dict[str, dict[str, Tensor]] = {}
 
     def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        moments.setdefault(name, _Moments()).add(args[0] if args else next(iter(kwargs.values())))
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        rows = view_of(module).products(x.detach().double())
+        moments.setdefault(name, _Moments()).add(rows)
 
     with ExitStack() as stack:
         for name in names:

@@ -4,6 +4,7 @@ Everything here reads the module tree alone. It works on any ``nn.Module``, on t
 too, and does not import transformers.
 """
 
+import math
 import re
 import sys
 from collections.abc import Collection
@@ -18,7 +19,7 @@ from deltafit.adapters.layers import is_adapted, layer_state
 from deltafit.adapters.model import base_parameters
 from deltafit.errors import DeltafitError, UsageError
 
-LayerKind = Literal["linear", "conv1d", "embedding"]
+LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]
 
 # Final norms by the names in use (ln_f, norm, final_layer_norm, layernorm, post_layernorm, ...).
 # Upper case is left out on purpose: DeBERTa's encoder.LayerNorm stands beside the stack but norms
@@ -66,7 +67,10 @@ def is_excluded(module_name: str, exclude: Collection[str]) -> bool:
 
 
 def layer_kind(module: nn.Module) -> LayerKind | None:
-    """Return the kind of an adaptable layer: "linear", "conv1d" or "embedding"; None for others."""
+    """Return the kind of an adaptable layer; None for others.
+
+    "conv1d" is GPT-2's, which is a linear layer; "convolution" is one of torch's.
+    """
     # MultiheadAttention reads the weight of its out_proj and never calls it: an adapter placed
     # there would have no effect.
     if isinstance(module, NonDynamicallyQuantizableLinear):
@@ -75,6 +79,8 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return "convolution"
     # A Conv1D can only exist when its module has been imported already.
     utilities = sys.modules.get("transformers.pytorch_utils")
     if utilities is not None and isinstance(module, utilities.Conv1D):
@@ -83,12 +89,17 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Return whether ``module`` multiplies its input by a weight (a lookup does not)."""
+    """Return whether ``module`` multiplies its input by a weight, token by token.
+
+    A lookup does not, and a convolution takes several tokens.
+    """
     return layer_kind(module) in ("linear", "conv1d")
 
 
 def layer_shape(module: nn.Module) -> tuple[int, int]:
     """Return ``(inputs, outputs)`` of an adaptable layer; ``(vocabulary, width)`` of an embedding.
+
+    The inputs of a convolution are the values under its kernel, in one group of channels.
 
     Raises:
         ValueError: the module is not adaptable.
@@ -97,6 +108,9 @@ def layer_shape(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        kernel = math.prod(module.kernel_size)
+        return module.in_channels // module.groups * kernel, module.out_channels
     if layer_kind(module) != "conv1d":
         raise ValueError(f"a {type(module).__name__} is not an adaptable layer")
     inputs, outputs = cast(nn.Parameter, module.weight).shape  # transposed: [inputs, outputs]

@@ -105,9 +105,12 @@ class MixedModule:
         with replaced_forward(self.module, None):
             if len(adapters) == 1:
                 return self._under(adapters[0], args, kwargs)
-            if state is not None and not any(adapter in state.methods for adapter in adapters):
+            here = [] if state is None else [a for a in adapters if a in state.methods]
+            if not here:
                 state = None  # the adapters that sit here take no part in the pass
-            if not self.alike or (state is not None and not state.view.plain):
+            if not self.alike or (
+                state is not None and (not state.view.plain or any(map(state.runs_changed, here)))
+            ):
                 return self._each(args, kwargs)
             if state is None:
                 return self._under(adapters[0], args, kwargs)
@@ -130,6 +133,23 @@ class MixedModule:
         finally:
             self.module._parameters.update(before)
 
+    def _division_of(self, tensor: Tensor) -> Division:
+        """Return how what the module is called with falls to the segments."""
+        layout = self.now.layout
+        if self.state is not None and self.state.view.convolution:
+            if layout is not None:
+                raise CannotPackError(
+                    f"{self.name} is a convolution, whose channels stand before a sheet's tokens, "
+                    "so these cannot be told apart by adapter. Leave packed(model) to mix these "
+                    "adapters."
+                )
+            if tensor.ndim < self.state.view.parameter("weight").ndim:
+                raise DeltafitError(
+                    f"{self.name} is a convolution and was given a tensor of shape "
+                    f"{list(tensor.shape)}, which has no rows that could be told apart by adapter."
+                )
+        return self.now.divisions.of(tensor, layout)
+
     def _around_one_base(
         self, state: LayerState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
@@ -142,7 +162,7 @@ class MixedModule:
         ]
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         with state.switched(None):
-            division = self.now.divisions.of(x, self.now.layout)
+            division = self._division_of(x)
             x = division.ordered(x)
             inputs = division.cut(x)
             outputs = self._of_base(state, own, x, inputs, division)
@@ -181,9 +201,7 @@ class MixedModule:
             )
         values = [*args, *kwargs.values()]
         divisions = [
-            self.now.divisions.of(value, self.now.layout)
-            if isinstance(value, Tensor) and value.ndim
-            else None
+            self._division_of(value) if isinstance(value, Tensor) and value.ndim else None
             for value in values
         ]
         split = [

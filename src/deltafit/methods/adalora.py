@@ -53,6 +53,7 @@ class AdaLoRA(DeltaMethod):
     summary: ClassVar[str] = "ΔW = s·P·Λ·Q, whose ranks move to where they are needed, and the head"
     default_learning_rate: ClassVar[float] = 2e-3
     size_setting: ClassVar[str | None] = "initial_rank"
+    convolves: ClassVar[bool] = True
 
     rank: int = 8
     initial_rank: int = 12

@@ -21,16 +21,27 @@ class Layer(Protocol):
 
     A layer maps ``inputs`` features to ``outputs``; its weight's view has shape
     ``[outputs, inputs]``, or ``[inputs, outputs]`` for a lookup (an embedding: one row a token).
+
+    A convolution does so wherever its kernel goes, in each of its groups of channels: its inputs
+    are a group's channels times the ``window`` values that the kernel covers in one, and each group
+    makes its share of the outputs. x and y are then ``[..., channels, *positions]``. All other
+    layers have one group and a window of 1.
     """
 
     inputs: int
     outputs: int
     lookup: bool
+    convolution: bool
+    groups: int
+    window: int
     training: bool
     bias: Tensor | None
 
     def view(self) -> Tensor:
         """Return the base's weight, in the view's shape."""
+
+    def by_feature(self, vector: Tensor) -> Tensor:
+        """Return ``vector``, a number a feature, in the shape that multiplies x or y so."""
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
@@ -38,7 +49,7 @@ class Layer(Protocol):
     def lowered(self, x: Tensor, right: Tensor) -> Tensor:
         """Return ``right · x``, ``[..., r]``, for ``right`` of ``[r, inputs]``.
 
-        ``x`` is ``[..., inputs]``, or token indices ``[...]`` for a lookup.
+        ``x`` is ``[..., inputs]``, or token indices ``[...]`` for a lookup; not for convolutions.
         """
 
     def add_low_rank(

@@ -21,12 +21,15 @@ class DeltaMethod(LayerMethod):
     Attributes:
         default_targets: architecture → what ``target_modules`` of None means there; None for the
             usual ones.
+        convolves: whether ``pre`` and ``post`` hold for convolutions; those are run with their
+            parameters changed where not.
 
     Raises:
         UsageError: a name is no text, or a layer's index no whole number.
     """
 
     default_targets: ClassVar[Mapping[str, str | tuple[str, ...]] | None] = None
+    convolves: ClassVar[bool] = False
 
     target_modules: str | tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None

@@ -56,11 +56,12 @@ class DoRA(LoRA):
         """Return the layer's output with W' in y's dtype, never forming it."""
         right, left = factors_of(tensors)
         share = _share(tensors[MAGNITUDE], _norms(_rows(layer), right, left, self.factor))
-        scale, bias = share.to(y.dtype), layer.bias
-        # The bias is no part of what is scaled.
-        base = (
-            y * scale if bias is None else torch.addcmul(bias.to(y.dtype) * (1 - scale), y, scale)
-        )
+        scale = layer.by_feature(share.to(y.dtype))
+        if layer.bias is None:
+            base = y * scale
+        else:  # it is no part of what is scaled
+            bias = layer.by_feature(layer.bias.to(y.dtype))
+            base = torch.addcmul(bias * (1 - scale), y, scale)
         scaled = right, share.unsqueeze(1) * left
         return add_update(layer, x, base, scaled, self.factor, self.dropout)
 

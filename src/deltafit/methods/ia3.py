@@ -59,6 +59,7 @@ class IA3(DeltaMethod):
         "(IA)³: a factor for each key, each value and each feed-forward unit, and the head"
     )
     default_learning_rate: ClassVar[float] = 3e-3  # section 3.5
+    convolves: ClassVar[bool] = True
     default_targets: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
         **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
         "distilbert": ("k_lin", "v_lin", "lin2"),
@@ -109,6 +110,8 @@ class IA3(DeltaMethod):
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return ``ia3_l``, ones of ``[outputs]``, or ``[inputs]`` where those are scaled.
 
+        Of a convolution it is a number a channel.
+
         Raises:
             DeltafitError: the inputs of a lookup would be scaled, which has none.
         """
@@ -117,23 +120,34 @@ class IA3(DeltaMethod):
                 f"{', '.join(self.patterns())} is an embedding, which has no input to scale. Leave "
                 "it out of feedforward_modules: then what it gives is scaled."
             )
-        size = layer.inputs if self.scales_inputs else layer.outputs
+        channels = layer.inputs // layer.window * layer.groups
+        size = channels if self.scales_inputs else layer.outputs
         return {VECTOR: torch.ones(size, dtype=torch.float64)}
 
     def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return Δ of the weight, and of the bias where outputs are scaled and there is one."""
         change = tensors[VECTOR] - 1
+        weight = layer.view()
+        if self.scales_inputs:
+            # Each group's outputs see its own channels, and of each the values in the window.
+            by_channel = weight.reshape(
+                layer.groups, -1, layer.inputs // layer.window, layer.window
+            )
+            scaled = by_channel * change.view(layer.groups, 1, -1, 1)
+            return {"weight": scaled.reshape(weight.shape)}
         # A lookup's view has its outputs in columns.
-        by_columns = self.scales_inputs or layer.lookup
-        deltas = {"weight": layer.view() * (change if by_columns else change.unsqueeze(1))}
-        if not self.scales_inputs and layer.bias is not None:
+        deltas = {"weight": weight * (change if layer.lookup else change.unsqueeze(1))}
+        if layer.bias is not None:
             deltas["bias"] = layer.bias * change
         return deltas
 
     def pre(self, layer: Layer, x: Tensor, tensors: Tensors) -> Tensor:
         """Return ``l ∘ x`` where inputs are scaled."""
-        return (x * tensors[VECTOR]).to(x.dtype) if self.scales_inputs else x
+        return self._scaled(layer, x, tensors) if self.scales_inputs else x
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
         """Return ``l ∘ y`` where outputs are scaled; ``pre`` did the rest."""
-        return y if self.scales_inputs else (y * tensors[VECTOR]).to(y.dtype)
+        return y if self.scales_inputs else self._scaled(layer, y, tensors)
+
+    def _scaled(self, layer: Layer, features: Tensor, tensors: Tensors) -> Tensor:
+        return (features * layer.by_feature(tensors[VECTOR])).to(features.dtype)

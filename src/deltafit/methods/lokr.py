@@ -23,7 +23,8 @@ class LoKr(DeltaMethod):
 
     A layer's outputs are l·k and its inputs m·n; C is ``[l, m]`` and D ``[k, n]``, or B·A of a rank
     below half of D's larger side. C starts at zero, so Δ is zero at the start, and D uniform within
-    ±1/√columns. The rank of Δ is C's times D's.
+    ±1/√columns. The rank of Δ is C's times D's. Of a convolution m·n are the channels, and D has n
+    times as many columns as the kernel covers values of a channel.
 
     Args:
         target_modules: as of ``LoRA``, with the same defaults.
@@ -63,18 +64,26 @@ class LoKr(DeltaMethod):
 
     def initialise(self, layer: Layer, generator_for: GeneratorFor) -> dict[str, Tensor]:
         """Return C, which is zero, and D or its factors."""
-        of_outputs, of_inputs = (
-            divided(side, self.decompose_factor) for side in (layer.outputs, layer.inputs)
-        )
-        k, n = of_outputs[1], of_inputs[1]
-        # PEFT's rule, which its files do not say.
-        whole = self.rank >= max(k, n) / 2
+        of_outputs, of_inputs = self._divided(layer)
+        k, n = of_outputs[1], of_inputs[1] * layer.window
+        whole = self.is_whole(layer)
         shapes = {SECOND: (k, n)} if whole else {LEFT: (k, self.rank), RIGHT: (self.rank, n)}
         first = torch.zeros(of_outputs[0], of_inputs[0], dtype=torch.float64)
         return {FIRST: first} | {
             name: random_factor("kaiming", shape, self.rank, generator_for(name))
             for name, shape in shapes.items()
         }
+
+    def is_whole(self, layer: Layer) -> bool:
+        """Return whether D is a matrix of its own, by PEFT's rule, which its files do not say."""
+        return self.rank >= max(side[1] for side in self._divided(layer)) / 2
+
+    def _divided(self, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return l and k, and m and n, of which a convolution's window is no part."""
+        return (
+            divided(layer.outputs, self.decompose_factor),
+            divided(layer.inputs // layer.window, self.decompose_factor),
+        )
 
     def deltas(self, layer: Layer, tensors: Tensors) -> dict[str, Tensor]:
         """Return ``{"weight": s·(C ⊗ D)}``."""

@@ -85,6 +85,7 @@ class LoRA(DeltaMethod):
     summary: ClassVar[str] = "ΔW = s·B·A in chosen layers, and the head"
     default_learning_rate: ClassVar[float] = 5e-4
     size_setting: ClassVar[str | None] = "rank"
+    convolves: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float = 16

@@ -47,6 +47,7 @@ class VeRA(DeltaMethod):
         "ΔW = diag(b)·B·diag(d)·A, with one random A and B for all layers: b and d, and the head"
     )
     default_learning_rate: ClassVar[float] = 4e-3
+    convolves: ClassVar[bool] = True
 
     rank: int = 256
     d_initial: float = 0.1
@@ -96,13 +97,17 @@ class VeRA(DeltaMethod):
         return {"weight": layer.outer(b.unsqueeze(1) * left, d.unsqueeze(1) * right)}
 
     def post(self, layer: Layer, x: Tensor, y: Tensor, tensors: Tensors) -> Tensor:
-        """Return ``y + b ∘ B·(d ∘ A·dropout(x))`` in y's dtype, never forming Δ."""
+        """Return ``y + b ∘ B·(d ∘ A·dropout(x))`` in y's dtype, forming Δ of convolutions alone."""
         right, left = _projections(layer, tensors)
         if not layer.lookup:
             x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
+        b, d = tensors["vera_lambda_b"], tensors["vera_lambda_d"]
+        if layer.convolution:
+            # Of such ranks a convolution's Δ is mostly cheaper than what A makes of each position.
+            return layer.add_low_rank(y, x, d.unsqueeze(1) * right, b.unsqueeze(1) * left, 1.0)
         # The vectors scale what is small, and no gradient of a matrix is ever computed.
-        low = tensors["vera_lambda_d"] * layer.lowered(x, right)
-        return y + (tensors["vera_lambda_b"] * functional.linear(low, left)).to(y.dtype)
+        low = d * layer.lowered(x, right)
+        return y + (b * functional.linear(low, left)).to(y.dtype)
 
 
 def _projections(layer: Layer, tensors: Tensors) -> tuple[Tensor, Tensor]:

@@ -19,12 +19,8 @@ from deltafit.adapters import (
     quantisation_of,
     trained_tensors,
 )
-from deltafit.adapters.inspection import (
-    MOMENTS,
-    VALUE_BYTES,
-    activation_values,
-    attention_matrices,
-)
+from deltafit.adapters.activations import VALUE_BYTES, activation_values, attention_matrices
+from deltafit.adapters.inspection import MOMENTS
 from deltafit.adapters.structure import (
     is_matrix,
     is_norm,
@@ -203,7 +199,7 @@ def _trained_modules(model: nn.Module, trained: Collection[str]) -> tuple[str, .
             continue
         if own := {parameter for parameter in trained if within(parameter, name)}:
             # A bias needs no input of its layer: what is around it trains, and not the layer.
-            alone = is_matrix(module) and own == {f"{name}.bias"}
+            alone = layer_kind(module) is not None and own == {f"{name}.bias"}
             found[name.rpartition(".")[0] if alone else name] = None
     return tuple(found)
 
@@ -252,7 +248,7 @@ def _copied_bytes(
     """
     if mixed:
         inside = [m for n, m in model.named_modules() if any(within(n, block) for block in blocks)]
-        copied = [module for module in inside if is_matrix(module)]
+        copied = [module for module in inside if layer_kind(module) not in (None, "embedding")]
     else:
         stacks = repeated_blocks(model)
         below = [name for stack in stacks for name in stack.blocks if name not in blocks]

@@ -1,0 +1,128 @@
+"""A module as methods see it: what the views of all layer types have in common."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from deltafit.methods import Layer
+
+
+class ModuleView(Layer):
+    """A module as methods see it; one subclass a layer type says how it differs.
+
+    Attributes:
+        module: the module itself.
+        plain: whether it computes what its layer type does. A subclass with a forward of its own
+            (an embedding that scales its rows) may not, and a method's fast path does not know.
+        alone: within it the module computes what it would without adapters.
+    """
+
+    lookup = False
+    convolution = False
+    groups = 1
+    window = 1
+
+    def __init__(self, module: nn.Module, plain: bool) -> None:
+        self.module = module
+        self.plain = plain
+        self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]  # a protocol's attribute, read only here
+        """Whether the module is in training mode."""
+        return self.module.training
+
+    @abstractmethod
+    def to_parameter(self, view: Tensor) -> Tensor:
+        """Return a tensor of the weight's view in the layout of the weight itself."""
+
+    def view(self) -> Tensor:
+        """Return the weight in the view's layout. Transposing is its own inverse."""
+        return self.to_parameter(self.parameter("weight"))
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # read only, as ``training``
+        """The module's bias, ``[outputs]``, if it has one."""
+        bias = getattr(self.module, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+    def parameter(self, name: str) -> Tensor:
+        """Return a parameter as the module computes with it."""
+        parameter = getattr(self.module, name)
+        assert isinstance(parameter, Tensor)
+        return parameter
+
+    def by_feature(self, vector: Tensor) -> Tensor:
+        """Return ``vector``, a number a feature, in the shape that multiplies x or y so."""
+        return vector
+
+    def products(self, x: Tensor) -> Tensor:
+        """Return what the weight is multiplied by when the module is called with ``x``.
+
+        Returns:
+            ``[products, inputs]``.
+        """
+        return x.reshape(-1, x.shape[-1])
+
+    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``left @ right``, ``[outputs, inputs]``."""
+        return left @ right
+
+    def lowered(self, x: Tensor, right: Tensor) -> Tensor:
+        """Return ``right · x``, ``[..., rank]``, for ``x`` of ``[..., inputs]``."""
+        return functional.linear(x, right)
+
+    def add_low_rank(
+        self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
+    ) -> Tensor:
+        """Return ``y + factor · left · right · x`` in y's dtype."""
+        if self._is_product_cheaper(y, len(right)):
+            low, left = x, factor * (left @ right)
+        else:
+            # The factor goes where the numbers are fewest.
+            low = factor * self.lowered(x, right)
+        mixed = not y.dtype == low.dtype == left.dtype
+        # Autocast computes addmm, and so would round y itself, in the lower precision.
+        if mixed or y.dim() < 2 or y.is_nested or torch.is_autocast_enabled(y.device.type):
+            return y + functional.linear(low, left).to(y.dtype)
+        # One pass over y instead of three: the update is never a tensor of its own.
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), left.T).view_as(y)
+
+    def _is_product_cheaper(self, y: Tensor, rank: int) -> bool:
+        """Return whether left · right, and then x, takes fewer multiplications than x first.
+
+        In the backward pass the same order is the cheaper one. Without groups, and up to a rank of
+        inputs · outputs / (inputs + outputs), it never is: half of a square matrix's width.
+        """
+        if self.lookup:
+            return False
+        positions, both = y.numel() // self.outputs, self.inputs * self.outputs
+        # right multiplies what each group takes, and left gives all outputs.
+        apart = rank * positions * (self.groups * self.inputs + self.outputs)
+        return apart > both * (rank + positions)
+
+    def changed(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``{parameter name: parameter + Δ}`` in the parameters' layout and dtype.
+
+        The sum is taken in float32 or better and rounded once.
+        """
+        result = {}
+        for name, delta in deltas.items():
+            base = self.parameter(name)
+            wide = torch.promote_types(base.dtype, delta.dtype)
+            change = self.to_parameter(delta) if name == "weight" else delta
+            result[name] = (base.to(wide) + change.to(wide)).to(base.dtype)
+        return result
+
+    def forward_with(self, deltas: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the layer's output with its parameters changed: the law's right-hand side."""
+        with self.alone():
+            output = functional_call(self.module, self.changed(deltas), args, kwargs)
+        assert isinstance(output, Tensor)
+        return output
