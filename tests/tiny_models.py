@@ -73,12 +73,16 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": {**_DECODER, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_DECODER, **_GEMMA3},
     "albert": {**_ENCODER, "embedding_size": 16},
+    "convbert": {**_ENCODER, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3},
 }
 
 SHARED_BLOCKS = ("albert",)
 """Architectures that reuse one block for every layer."""
 
-ARCHITECTURES = tuple(name for name in _SETTINGS if name not in SHARED_BLOCKS)
+CONVOLUTIONAL = ("convbert",)
+"""Architectures with convolutions in their blocks, and without default targets."""
+
+ARCHITECTURES = tuple(n for n in _SETTINGS if n not in (*SHARED_BLOCKS, *CONVOLUTIONAL))
 """Architectures with default targets; each has a sequence classification class."""
 
 DECODERS = (
@@ -94,7 +98,7 @@ def tiny_model(
     """A random float32 model in evaluation mode (3 layers, width 32, 64 words).
 
     Args:
-        architecture: a ``model_type`` of ``ARCHITECTURES`` or ``SHARED_BLOCKS``.
+        architecture: a ``model_type`` of one of the lists above.
         num_labels: width of the classifier; unused for ``task="base"``.
         task: "classification", or "base" for the model without a head.
         seed: the same seed gives the same bits; torch's global generator is left as it was.

@@ -17,7 +17,6 @@ from deltafit.adapters import (
     model_adapters,
     read_adapter,
     save_adapter,
-    unmerge,
 )
 from deltafit.adapters.combination import Combination, combined_changes
 from deltafit.adapters.extraction import extracted
@@ -29,7 +28,6 @@ from deltafit.methods import (
     AdaLoRA,
     DeltaMethod,
     DoRA,
-    Full,
     LoHa,
     LoKr,
     LoRA,
@@ -276,11 +274,3 @@ def test_kernels_trained_whole_come_back_beside_an_adapter(tmp_path: Path) -> No
     randomise(model)
     save_adapter(model, tmp_path)
     torch.testing.assert_close(in_peft(Pictures(), tmp_path)(x), model(x), **EXACT)
-    adapt(model, Full(), name="full")
-    merged = Pictures()
-    load_adapter(merged, read_adapter(tmp_path))
-    before, expected = merged.stem.weight.clone(), merged(x)
-    merge(merged)
-    torch.testing.assert_close(merged(x), expected, **EXACT)
-    unmerge(merged)
-    assert torch.equal(merged.stem.weight, before)

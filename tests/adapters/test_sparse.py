@@ -93,9 +93,9 @@ def test_the_weight_is_changed_where_the_mask_is_and_nowhere_else(kind: str, alp
     randomise(model)
     values, indices = adapter_tensors(model, "default").values()
     # By hand, entry by entry of the view: [outputs, inputs], or [vocabulary, width].
-    columns = 4 if "embedding" in kind else 6
     weight = model.layer.weight.detach().clone()
-    view = weight.T if kind == "conv1d" else weight
+    view = weight.T if kind == "conv1d" else weight.flatten(1)
+    columns = view.shape[1]
     for value, index in zip(values.tolist(), indices.tolist(), strict=True):
         view[index // columns, index % columns] += alpha * value
     got = model(x)
