@@ -14,8 +14,8 @@ from deltafit.adapters.layers import is_adapted
 from deltafit.adapters.model import activate, model_adapters, moved_like, refuse_merged
 from deltafit.adapters.structure import main_stack, within
 from deltafit.engine.calls import evaluating, replaced_forward
+from deltafit.engine.layout import find_layout
 from deltafit.engine.mixed_modules import MixedModule, Parameters, Pass
-from deltafit.engine.packing import find_layout
 from deltafit.errors import DeltafitError
 from deltafit.methods import LayerMethod
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from deltafit.adapters.layers import LayerState, is_adapted, layer_state
 from deltafit.engine.calls import replaced_forward
 from deltafit.engine.division import Division, Divisions
-from deltafit.engine.layout import CannotPackError, Layout
-from deltafit.engine.packing import find_layout
+from deltafit.engine.layout import CannotPackError, Layout, find_layout
 from deltafit.errors import DeltafitError
 from deltafit.methods import LayerMethod
 
