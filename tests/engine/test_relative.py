@@ -1,5 +1,6 @@
 """Relative positions: a bias of the scores for the longest row, and right for every row."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.adapters import adapt
-from deltafit.engine import CannotPackError, packed
+from deltafit.engine import CannotPackError, mixed, packed
 from deltafit.engine import variable_length as kernel
 from deltafit.engine.attention import packed_attention
 from deltafit.engine.layout import Layout, layout_of
-from deltafit.methods import Full, LoRA
+from deltafit.errors import DeltafitError
+from deltafit.methods import Full, LoRA, Modules
 from tests.adapters.adapted import anatomy, head_of, randomise
 from tests.engine.ragged import (
     assert_same,
@@ -75,6 +77,22 @@ def test_it_is_computed_for_the_longest_row_alone(
         model(**ragged((4, 2, 3), left=True))  # runs padded
     assert asked == [(4, 4)] * (2 * OF_EACH[architecture])
     assert anatomy(model) == before
+
+
+@pytest.mark.parametrize("run_packed", [False, True])
+@pytest.mark.parametrize("method", [LoRA((BIAS,), rank=2), Modules((BIAS,))], ids=["lora", "whole"])
+def test_adapters_of_the_bias_share_no_pass(method: Any, run_packed: bool) -> None:
+    model = classifier("t5")
+    for name, own in (("one", LoRA(rank=2)), ("two", LoRA(rank=1)), ("bias", method)):
+        adapt(model, own, name=name, head=head_of(model))
+    batch = ragged((4, 3))  # the table has as many rows as the batch, or a multiple
+    with packed(model) if run_packed else nullcontext():
+        with mixed(model, [("one", 1), ("two", 1)]):
+            model(**batch)
+        with mixed(model, [("bias", 2)]):
+            model(**batch)
+        with pytest.raises(DeltafitError, match=f"{BIAS} is given relative positions"):
+            mixed(model, [("one", 1), ("bias", 1)]).__enter__()
 
 
 @pytest.mark.parametrize("architecture", ["t5", "umt5"])

@@ -81,6 +81,12 @@ class MixedModule:
         self._original = module.forward
 
     @property
+    def sits(self) -> bool:
+        """Whether an adapter of the pass sits here."""
+        methods = {} if self.state is None else self.state.methods
+        return any(adapter in methods for adapter in self.now.adapters)
+
+    @property
     def changes(self) -> bool:
         """Whether some adapter has other parameters than those that stand in the module."""
         return any(
@@ -104,7 +110,7 @@ class MixedModule:
         with replaced_forward(self.module, None):
             if len(adapters) == 1:
                 return self._under(adapters[0], args, kwargs)
-            if state is not None and not any(adapter in state.methods for adapter in adapters):
+            if not self.sits:
                 state = None  # the adapters that sit here take no part in the pass
             if not self.alike or (state is not None and not state.view.plain):
                 return self._each(args, kwargs)

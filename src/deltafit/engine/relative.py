@@ -47,6 +47,13 @@ def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     module.__dict__.pop(_COMPUTE, None)
 
 
+def is_of_bias(model: nn.Module, name: str) -> bool:
+    """Return whether a layer is what a bias is looked up in: it is given no tokens of the batch."""
+    around = model.get_submodule(name.rpartition(".")[0])
+    table = isinstance(model.get_submodule(name), nn.Embedding)
+    return table and callable(getattr(around, _COMPUTE, None))
+
+
 def checked_bias(
     module: nn.Module, bias: Tensor | None, heads: int, layout: Layout, keys: tuple[Group, ...]
 ) -> Tensor | None:
