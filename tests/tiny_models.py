@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     PreTrainedModel,
 )
 
@@ -46,6 +47,17 @@ _GEMMA3: dict[str, Any] = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+# Few distances told apart, so that tiny texts reach the longest.
+_T5: dict[str, Any] = {
+    "d_model": HIDDEN,
+    "d_ff": INNER,
+    "d_kv": 8,
+    "num_layers": LAYERS,
+    "num_heads": HEADS,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
@@ -74,6 +86,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, **_GEMMA3},
     "albert": {**_ENCODER, "embedding_size": 16},
     "convbert": {**_ENCODER, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3},
+    "t5": _T5,
+    "mt5": _T5,
+    "umt5": _T5,
 }
 
 SHARED_BLOCKS = ("albert",)
@@ -82,7 +97,12 @@ SHARED_BLOCKS = ("albert",)
 CONVOLUTIONAL = ("convbert",)
 """Architectures with convolutions in their blocks, and without default targets."""
 
-ARCHITECTURES = tuple(n for n in _SETTINGS if n not in (*SHARED_BLOCKS, *CONVOLUTIONAL))
+ENCODERS_ALONE = ("t5", "mt5", "umt5")
+"""Encoder-decoders whose own classifier runs both; tiny models are the encoder, a head pools it."""
+
+ARCHITECTURES = tuple(
+    n for n in _SETTINGS if n not in (*SHARED_BLOCKS, *CONVOLUTIONAL, *ENCODERS_ALONE)
+)
 """Architectures with default targets; each has a sequence classification class."""
 
 DECODERS = (
@@ -98,7 +118,8 @@ def tiny_model(
     """A random float32 model in evaluation mode (3 layers, width 32, 64 words).
 
     Args:
-        architecture: a ``model_type`` of one of the lists above.
+        architecture: a ``model_type`` of one of the lists above; of ``ENCODERS_ALONE`` for
+            ``task="base"`` alone.
         num_labels: width of the classifier; unused for ``task="base"``.
         task: "classification", or "base" for the model without a head.
         seed: the same seed gives the same bits; torch's global generator is left as it was.
@@ -117,7 +138,8 @@ def tiny_model(
     )
     # The published 0.02 gives almost constant outputs at width 32, which would hide mistakes.
     config.update({"init_std" if architecture == "opt" else "initializer_range": 0.2})
-    loader = {"classification": AutoModelForSequenceClassification, "base": AutoModel}[task]
+    base = AutoModelForTextEncoding if architecture in ENCODERS_ALONE else AutoModel
+    loader = {"classification": AutoModelForSequenceClassification, "base": base}[task]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model: PreTrainedModel = loader.from_config(config, dtype=torch.float32)

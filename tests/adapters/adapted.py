@@ -41,7 +41,8 @@ def logits(model: nn.Module, **options: int) -> Tensor:
 
 def head_of(model: nn.Module) -> list[str]:
     """Names of the parameters outside the encoder."""
-    return [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
+    prefix = getattr(model, "base_model_prefix", "encoder")  # that of a pooled head
+    return [n for n, _ in model.named_parameters() if not n.startswith(prefix)]
 
 
 def anatomy(model: nn.Module) -> dict[str, object]:

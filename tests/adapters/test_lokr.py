@@ -128,7 +128,7 @@ def test_gradients_are_pefts(rank: int, tmp_path: Path) -> None:
     assert set(found) == set(expected) and len(found) > 8
     for name, gradient in found.items():
         largest = float(expected[name].abs().max())  # sums in another order
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * largest)
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "bert"])

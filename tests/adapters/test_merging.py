@@ -205,7 +205,7 @@ def test_a_tied_weight_trained_whole_stays_tied(tmp_path: Path) -> None:
     assert model.transformer.wte.weight is model.lm_head.weight
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), trained
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), trained, rtol=1e-4, atol=1e-4
     )
     assert list(before["keys"]) == list(model.state_dict())  # type: ignore[call-overload]
 

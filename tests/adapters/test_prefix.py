@@ -27,9 +27,11 @@ from deltafit.adapters import (
 )
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.methods import Bottleneck, LoRA, Prefix, parse_method
+from deltafit.tasks.classification import logits_of
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.adapters.adapted import anatomy, head_of, logits, on_one_base, randomise
-from tests.tiny_models import tiny_inputs, tiny_model
+from tests.engine.ragged import classifier
+from tests.tiny_models import ENCODERS_ALONE, tiny_inputs, tiny_model
 
 ATTENTION = {
     "bert": "attention.self",
@@ -53,7 +55,7 @@ def attention_with(prefixes: dict[nn.Module, tuple[Tensor, Tensor]]) -> Any:
 
     def attend(
         module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor,
-        scaling: float | None = None, **options: Any,
+        scaling: float | None = None, position_bias: Tensor | None = None, **options: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         rows, heads, width = len(q), k.shape[1], k.shape[3]
         virtual = [p.unflatten(1, (heads, width)) for p in prefixes[module]]
@@ -65,6 +67,8 @@ def attention_with(prefixes: dict[nn.Module, tuple[Tensor, Tensor]]) -> Any:
         keys, values = (each.repeat_interleave(groups, 1) for each in (keys, values))
         scores = torch.einsum("rhqw,rhkw->rhqk", q, keys) * (scaling or width**-0.5)
         count = len(virtual[0])
+        if position_bias is not None:  # none is counted to a virtual token
+            scores[..., count:] += position_bias
         scores[..., count:] = scores[..., count:].masked_fill(~mask, -torch.inf)
         return torch.einsum("rhqk,rhkw->rqhw", scores.softmax(-1), values), None
 
@@ -86,24 +90,25 @@ def _written_out() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_written_out")
-@pytest.mark.parametrize("architecture", ATTENTION)
+@pytest.mark.parametrize("architecture", [*ATTENTION, *ENCODERS_ALONE])
 def test_the_formula_in_float64(architecture: str) -> None:
-    model = tiny_model(architecture).double()
+    model = classifier(architecture).double()
     adapt(model, Prefix(count=4))
     randomise(model)
     tensors = adapter_tensors(model, "default")
-    places = [n for n, _ in model.named_modules() if n.endswith(f".{ATTENTION[architecture]}")]
+    name = ATTENTION.get(architecture, "SelfAttention")
+    places = [n for n, _ in model.named_modules() if n.endswith(f".{name}")]
     assert list(dict.fromkeys(name.rpartition(".")[0] for name in tensors)) == places
     assert len(places) == 3
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-    plain = tiny_model(architecture).double().requires_grad_(False)
+    plain = classifier(architecture).double().requires_grad_(False)
     prefixes = {
         plain.get_submodule(n): (leaves[f"{n}.prefix_key"], leaves[f"{n}.prefix_value"])
         for n in places
     }
     AttentionInterface.register(WRITTEN_OUT, attention_with(prefixes))
-    plain.set_attn_implementation(WRITTEN_OUT)
-    found, expected = (m(**tiny_inputs(m)).logits for m in (model, plain))
+    getattr(plain, "encoder", plain).set_attn_implementation(WRITTEN_OUT)
+    found, expected = (logits_of(m, tiny_inputs(m)) for m in (model, plain))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     gradients = torch.autograd.grad(found.square().sum(), list(tensors.values()))
     oracle = torch.autograd.grad(expected.square().sum(), list(leaves.values()))

@@ -6,10 +6,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deltafit.adapters.structure import main_stack
-from tests.tiny_models import ARCHITECTURES, FIRST_WORD, PAD, VOCABULARY
+from deltafit.adapters.structure import is_matrix, main_stack
+from deltafit.tasks.pooling import PooledClassifier, Pooling
+from tests.tiny_models import (
+    ARCHITECTURES,
+    ENCODERS_ALONE,
+    FIRST_WORD,
+    HIDDEN,
+    PAD,
+    VOCABULARY,
+    tiny_model,
+)
 
-PACKABLE = tuple(n for n in ARCHITECTURES if n not in ("deberta-v2", "mpnet", "gemma2"))
+PACKABLE = (
+    *(n for n in ARCHITECTURES if n not in ("deberta-v2", "mpnet", "gemma2")),
+    *ENCODERS_ALONE,
+)
 
 LONGEST = 62  # OPT and RoBERTa count their 64 positions from the pad token's
 LENGTHS = {
@@ -20,6 +32,16 @@ LENGTHS = {
     "one token in one row": (1,),
     "one to the most": tuple(range(1, LONGEST + 1)),
 }
+
+
+def classifier(architecture: str, pooling: Pooling | None = None) -> nn.Module:
+    """A tiny model with its own head, or a random linear one on a pooled encoder; evaluating."""
+    if pooling is None and architecture not in ENCODERS_ALONE:
+        return tiny_model(architecture)
+    encoder = tiny_model(architecture, task="base")
+    model = PooledClassifier(encoder, HIDDEN, 3, pooling or "mean", dropout=0.0).eval()
+    nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 def ragged(
@@ -42,7 +64,7 @@ def shapes_in_blocks(model: nn.Module) -> Iterator[list[tuple[int, int]]]:
     """The leading shapes of what the first linear layer of the last block is given."""
     seen: list[tuple[int, int]] = []
     block = model.get_submodule(main_stack(model).blocks[-1])
-    linear = next(m for m in block.modules() if type(m).__name__ in ("Linear", "Conv1D"))
+    linear = next(filter(is_matrix, block.modules()))
     hook = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2]))
     try:
         yield seen

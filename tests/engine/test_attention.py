@@ -41,7 +41,15 @@ def sheets(keys: int = HEADS, dtype: torch.dtype = torch.float64) -> list[Tensor
     ]
 
 
-def padded_attention(tensors: Sequence[Tensor], seen: Tensor, rows: Layout) -> Tensor:
+def relative() -> Tensor:
+    """A bias of the scores, as models with relative positions have it, for the longest row."""
+    longest = max(LENGTHS)
+    return torch.randn(1, HEADS, longest, longest, dtype=torch.float64, requires_grad=True)
+
+
+def padded_attention(
+    tensors: Sequence[Tensor], seen: Tensor, rows: Layout, bias: Tensor | None = None
+) -> Tensor:
     """Row by row in the order of the sheet, with its own scores, softmax and sum."""
     outputs, start = [], 0
     order = sorted(range(len(LENGTHS)), key=lambda row: LENGTHS[row])
@@ -51,6 +59,8 @@ def padded_attention(tensors: Sequence[Tensor], seen: Tensor, rows: Layout) -> T
         k, v = (t.repeat_interleave(HEADS // len(t), 0) for t in (k, v))
         allowed = seen[row, : LENGTHS[row], : LENGTHS[row]]
         scores = torch.einsum("hqd,hkd->hqk", q, k) * 0.3
+        if bias is not None:
+            scores = scores + bias[0, :, : LENGTHS[row], : LENGTHS[row]]
         weights = torch.where(allowed, scores, -math.inf).exp()
         weights = weights / weights.sum(-1, keepdim=True)
         outputs.append(torch.einsum("hqk,hkd->qhd", weights, v))
@@ -77,20 +87,25 @@ def sight(kind: str) -> tuple[Layout, Tensor]:
 # The smallest probability drops nothing, but has the weights written out.
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])
 @pytest.mark.parametrize("keys", [HEADS, 2, 1])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("kind", ["full", "causal", "dense"])
-def test_attention_on_a_sheet_is_the_formula(kind: str, keys: int, dropout: float) -> None:
+def test_attention_on_a_sheet_is_the_formula(
+    kind: str, biased: bool, keys: int, dropout: float
+) -> None:
     rows, seen = sight(kind)
-    tensors = sheets(keys)
-    expected = padded_attention(tensors, seen, rows)
+    tensors, bias = sheets(keys), relative() if biased else None
+    expected = padded_attention(tensors, seen, rows, bias)
     found, weights = packed_attention(
-        nn.Identity(), *(t.transpose(1, 2) for t in tensors), rows, dropout=dropout, scaling=0.3
-    )
+        nn.Identity(), *(t.transpose(1, 2) for t in tensors), rows,
+        dropout=dropout, scaling=0.3, position_bias=bias,
+    )  # fmt: skip
     assert weights is None and found.is_contiguous()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     upstream = torch.randn_like(expected)
+    learnt = [*tensors, *([] if bias is None else [bias])]
     for ours, theirs in zip(
-        torch.autograd.grad(found, tensors, upstream),
-        torch.autograd.grad(expected, tensors, upstream),
+        torch.autograd.grad(found, learnt, upstream),
+        torch.autograd.grad(expected, learnt, upstream),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -99,15 +114,19 @@ def test_attention_on_a_sheet_is_the_formula(kind: str, keys: int, dropout: floa
 @pytest.mark.parametrize("kind", ["full", "causal", "dense"])
 def test_dropped_weights_are_dropped_in_the_gradient_too(kind: str) -> None:
     rows, _ = sight(kind)
-    tensors = sheets()
+    tensors, bias = sheets(), relative()
 
-    def attend(*sheet: Tensor) -> Tensor:
+    def attend(*sheet: Tensor, bias: Tensor | None = None) -> Tensor:
         torch.manual_seed(5)
         return packed_attention(
-            nn.Identity(), *(t.transpose(1, 2) for t in sheet), rows, dropout=0.4
-        )[0]
+            nn.Identity(), *(t.transpose(1, 2) for t in sheet), rows,
+            dropout=0.4, position_bias=bias,
+        )[0]  # fmt: skip
 
     assert torch.autograd.gradcheck(attend, tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *given: attend(*given[:3], bias=given[3]), [*tensors, bias], fast_mode=True
+    )
     sizes = [group.rows * HEADS * group.length**2 for group in rows.groups]
     torch.manual_seed(5)
     kept, factor = draw_kept(sum(sizes), 0.4)

@@ -10,9 +10,10 @@ from deltafit.engine import check_packing, find_prefix, mixed, packed
 from deltafit.engine.checking import find_reading
 from deltafit.errors import DeltafitError
 from deltafit.methods import Bottleneck, LoRA, Method, Prefix, Prompt
+from deltafit.tasks.classification import logits_of
 from tests.adapters.adapted import head_of, randomise
 from tests.engine.mixes import LENGTHS, assert_each_has_its_own, with_adapters
-from tests.engine.ragged import PACKABLE, ragged, shapes_in_blocks
+from tests.engine.ragged import PACKABLE, classifier, ragged, shapes_in_blocks
 from tests.tiny_models import tiny_model
 
 BATCH = ragged((9, 5, 1, 5, 7))
@@ -26,15 +27,15 @@ BESIDE: dict[str, Method] = {
 @pytest.mark.parametrize("method", [Bottleneck(size=4), Prefix(count=3)], ids=str)
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_they_run_packed(architecture: str, method: Method) -> None:
-    model = tiny_model(architecture)
+    model = classifier(architecture)
     adapt(model, method, head=head_of(model))
     randomise(model)
     assert check_packing(model, BATCH) is None
     left = ragged((9, 5, 1, 5, 7), left=True)
-    expected = model(**left).logits
+    expected = logits_of(model, left)
     with packed(model), shapes_in_blocks(model) as shapes:
         model(**BATCH)
-        torch.testing.assert_close(model(**left).logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits_of(model, left), expected, rtol=1e-5, atol=1e-5)
     assert shapes == [(1, 27), (5, 9)]  # padded on the left it runs padded
 
 
@@ -47,9 +48,9 @@ def test_in_a_last_block_for_first_tokens(architecture: str, method: Method) -> 
     assert find_reading(model, BATCH) is not None
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "t5"])
 def test_prompts_run_packed_and_all_of_them_in_the_last_block(architecture: str) -> None:
-    model = tiny_model(architecture)
+    model = classifier(architecture)
     adapt(model, Prompt(count=3), head=head_of(model))
     randomise(model)
     assert check_packing(model, BATCH) is None

@@ -23,7 +23,7 @@ from tests.engine.mixes import (
     assert_each_has_its_own,
     with_adapters,
 )
-from tests.engine.ragged import in_training, ragged
+from tests.engine.ragged import classifier, in_training, ragged
 from tests.tiny_models import HIDDEN, tiny_model
 
 ARCHITECTURES = (
@@ -35,13 +35,15 @@ ARCHITECTURES = (
     "opt",
     "modernbert",
     "gemma3_text",
+    "t5",
+    "umt5",
 )
 
 
 @pytest.mark.parametrize("run_packed", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_row_goes_through_its_own_adapter(architecture: str, run_packed: bool) -> None:
-    model = with_adapters(tiny_model(architecture).double())
+    model = with_adapters(classifier(architecture).double())
     batch = ragged(LENGTHS)
     logits, _ = alone(model, batch, SEGMENTS)
     swapped, _ = alone(model, batch, [("two", 2), *SEGMENTS[1:]])

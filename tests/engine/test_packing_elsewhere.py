@@ -20,12 +20,12 @@ from deltafit.methods import LoRA
 from tests.adapters.adapted import head_of, randomise
 from tests.engine.ragged import (
     assert_same,
+    classifier,
     in_training,
     outputs_and_gradients,
     ragged,
     shapes_in_blocks,
 )
-from tests.tiny_models import tiny_model
 
 SCRIPT = """
 import sys
@@ -38,7 +38,7 @@ BATCHES = tuple(ragged(lengths, seed=s) for s, lengths in enumerate([(9, 5, 1, 7
 
 def adapted(architecture: str = "bert") -> nn.Module:
     """A tiny model with LoRA, in training without dropout."""
-    model = in_training(tiny_model(architecture))
+    model = in_training(classifier(architecture))
     adapt(model, LoRA(rank=2), head=head_of(model))
     randomise(model)
     return model
@@ -108,7 +108,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(
     ("architecture", "backend", "count"),
     [
         ("bert", "aot_eager", 1),
-        *((architecture, "eager", 2) for architecture in ("bert", "llama", "modernbert")),
+        *((architecture, "eager", 2) for architecture in ("bert", "llama", "modernbert", "t5")),
     ],
 )
 def test_a_compiled_model_gives_the_same_packed(

@@ -30,6 +30,7 @@ from tests.engine.mixes import SEGMENTS, assert_each_has_its_own, with_adapters
 from tests.engine.ragged import (
     LENGTHS,
     assert_same,
+    classifier,
     in_training,
     outputs_and_gradients,
     ragged,
@@ -144,9 +145,9 @@ def test_a_pooled_head_that_starts_at_zero_is_told_by_what_it_reads() -> None:
             assert find_reading(model, LOOKED_AT, gradients=gradients) is None
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "modernbert", "opt"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "modernbert", "opt", "t5"])
 def test_blocks_of_another_kind_are_refused(architecture: str) -> None:
-    model = tiny_model(architecture)
+    model = classifier(architecture)
     with pytest.raises(CannotPackError, match="straight from its input, in a layer each"):
         find_keys_and_values(model, LOOKED_AT)
     assert find_reading(model, LOOKED_AT) is None

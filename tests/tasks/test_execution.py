@@ -66,7 +66,7 @@ def test_logits_are_those_of_each_text_alone(tmp_path: Path, architecture: str) 
     assert (real, padded) == ((True, False) if classifier.packs else (False, True))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "modernbert", "deberta-v2", "umt5"])
 def test_features_are_those_of_each_text_alone(tmp_path: Path, architecture: str) -> None:
     classifier = loaded(tmp_path, architecture, "mean")
     features = compute_features(classifier, ROWS, batch_tokens=TOKENS)

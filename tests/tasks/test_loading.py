@@ -1,19 +1,30 @@
 """Loading: what the head is, where its values come from, and what is never loaded."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from deltafit.data import resolve_model
 from deltafit.errors import DeltafitError
-from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
+from deltafit.tasks.classification import (
+    Classifier,
+    HeadSettings,
+    classifier_structure,
+    load_classifier,
+)
 from deltafit.tasks.inference import compute_logits
 from deltafit.tasks.loading import load_structure, load_tokenizer
-from tests.tiny_models import tiny_model
+from tests.tiny_models import ENCODERS_ALONE, tiny_model
 from tests.training.tiny_runs import LABELS, SPECIAL, save_model, tiny_tokenizer
 
 HEADS = {
@@ -74,6 +85,29 @@ def test_new_head_depends_on_the_seed_alone(tmp_path: Path, architecture: str) -
     weights = [name for name in first if name.endswith("weight")]
     assert all(not torch.equal(first[name], other[name]) for name in weights)
     torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with its decoder", "without"])
+@pytest.mark.parametrize("architecture", ENCODERS_ALONE)
+def test_a_pooled_head_is_on_the_encoder_alone(
+    tmp_path: Path, architecture: str, whole: bool
+) -> None:
+    encoder = tiny_model(architecture, task="base")
+    folder = save_model(tmp_path, architecture)
+    if whole:
+        config = copy.deepcopy(encoder.config)
+        config.is_encoder_decoder = True
+        model = AutoModelForSeq2SeqLM.from_config(config)
+        model.load_state_dict(encoder.state_dict(), strict=False)
+        model.save_pretrained(folder)
+    classifier = load(folder, head="mean")
+    found = classifier.model.get_submodule("encoder").state_dict()
+    assert found.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in encoder.state_dict().items())
+    assert np.isfinite(compute_logits(classifier, [[4, 5, 6], [7]])).all()
+    structure, head = classifier_structure(resolve_model(folder), HeadSettings("mean"))
+    assert list(structure.state_dict()) == list(classifier.model.state_dict())
+    assert head == classifier.head_parameters
 
 
 @pytest.mark.parametrize("head", ["cls", "mean"])

@@ -9,6 +9,7 @@ from deltafit.engine import StateStores, states
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
 from deltafit.training import constant
 from deltafit.training.settings import TrainingSettings
+from tests.tiny_models import ENCODERS_ALONE
 from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples, trained_values
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=4)
@@ -20,7 +21,8 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], list[float], tuple[int, int]]:
     """Return what was trained, its losses, and the bytes kept in memory and in a file."""
     model = save_model(folder / "model", architecture, dropout=True)
-    classifier = adapted(model, method)
+    head = "mean" if architecture in ENCODERS_ALONE else "architecture"
+    classifier = adapted(model, method, head=head)
     kept = StateStores()
     validation = tiny_examples(6, seed=3)
     loop = loop_on(classifier, folder, settings, validation=validation, states=kept)
@@ -39,9 +41,11 @@ def train(
         ("bert", TOP, SETTINGS),
         ("gpt2", LastBlocks(2), SETTINGS),
         ("deberta-v2", TOP, SETTINGS),
+        ("t5", Head(), SETTINGS),
+        ("umt5", LastBlocks(1), SETTINGS),
         ("bert", LastBlocks(1), TrainingSettings(epochs=2, gradient_checkpointing=True)),
     ],
-    ids=["head", "last block", "top layer", "gpt2", "deberta", "checkpointing"],
+    ids=["head", "last block", "top layer", "gpt2", "deberta", "t5", "umt5", "checkpointing"],
 )
 def test_kept_in_memory_in_a_file_or_not_at_all(
     tmp_path: Path,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("bert"))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
-@pytest.mark.parametrize("head", ["architecture", "mean"])
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [*product(["bert", "llama", "gpt2"], ["architecture", "mean"]), ("t5", "mean")],
+)
 def test_gradient_checkpointing_gives_the_same_over_a_frozen_base(
     tmp_path: Path, architecture: str, head: str
 ) -> None:

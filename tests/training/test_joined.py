@@ -42,7 +42,7 @@ PLANS = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    made = {name: save_model(folder / name, name) for name in ("bert", "gpt2", "llama")}
+    made = {name: save_model(folder / name, name) for name in ("bert", "gpt2", "llama", "t5")}
     return {**made, "dropout": save_model(folder / "dropout", dropout=True)}
 
 
@@ -63,6 +63,8 @@ def assert_close(found: Values, expected: Values, tolerance: float = 1e-5) -> No
         ("gpt2", "architecture", False, 1, False),
         ("gpt2", "architecture", False, 4096, True),
         ("llama", "architecture", True, 4096, False),
+        ("t5", "mean", True, 4096, False),
+        ("t5", "mean", True, 1, True),
     ],
 )
 def test_every_run_comes_out_as_alone(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deltafit.adapters.layers import AdaptedLayer, carry, enter, is_adapted, layer_state
 from deltafit.adapters.module_view import ModuleView
@@ -130,6 +131,9 @@ def attend_with_virtual_tokens(
             f"The model runs with the attention {named!r}, which cannot show virtual tokens to all "
             "others. Load it with attn_implementation='sdpa' or 'eager'."
         )
+    bias = options.get("position_bias")
+    if bias is not None:  # virtual tokens have no place in a row that could be counted from
+        options["position_bias"] = functional.pad(bias, (keys.shape[1], 0))
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
         attention_mask = attention_mask.with_virtual_tokens(keys, values)
     else:

@@ -12,13 +12,14 @@ from transformers.masking_utils import sdpa_mask
 from deltafit.engine.explicit import explicit_attention
 from deltafit.engine.groups import Group
 from deltafit.engine.layout import CannotPackError, Layout, Window, band, layout_of
+from deltafit.engine.relative import checked_bias, mask_of
 from deltafit.engine.variable_length import takes, variable_length_attention
 
 PACKED = "deltafit_packed"
 """The name by which transformers finds this attention."""
 
-# What some models add to the scores, or put in the place of the softmax.
-_UNKNOWN_TERMS = ("softcap", "position_bias", "s_aux")
+# What some models do to the scores, or put in the place of the softmax.
+_UNKNOWN_TERMS = ("softcap", "s_aux")
 
 
 def packed_mask(
@@ -85,6 +86,7 @@ def packed_attention(
     attention_mask: Layout | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Let the tokens of each row attend to one another.
@@ -97,6 +99,8 @@ def packed_attention(
         attention_mask: the layout; or a mask or None, where the call runs padded.
         dropout: probability of dropping an attention weight.
         scaling: of the scores; by default 1/√width.
+        position_bias: what is added to the scores of the longest row, ``[1, heads, tokens, keys]``;
+            of every other row's, the first part of it.
         options: for other kinds of attention.
 
     Returns:
@@ -107,13 +111,14 @@ def packed_attention(
     """
     if not isinstance(attention_mask, Layout):
         output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, **options
-        )
+            module, query, key, value, attention_mask, dropout, scaling,
+            position_bias=position_bias, **options,
+        )  # fmt: skip
         return output, None
     _refuse_unknown(module, options, (query, key, value), attention_mask.tokens)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    if takes(query, value, attention_mask, dropout):
+    if position_bias is None and takes(query, value, attention_mask, dropout):
         return variable_length_attention(q, k, v, attention_mask, scale)[None], None
     key, value, groups = attention_mask.attended(key, value)
     k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (key, value))
@@ -121,12 +126,15 @@ def packed_attention(
     if repeats > 1:
         k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))
     queries = attention_mask.groups
+    bias = checked_bias(module, position_bias, q.shape[1], attention_mask, groups)
     if dropout and query.device.type == "cpu":
-        explicit = explicit_attention(q, k, v, queries, groups, scaling=scale, dropout=dropout)
+        explicit = explicit_attention(
+            q, k, v, queries, groups, bias=bias, scaling=scale, dropout=dropout
+        )
         return explicit[None], None
     own, sizes = ([group.tokens for group in each] for each in (queries, groups))
     parts = zip(queries, groups, q.split(own), k.split(sizes), v.split(sizes), strict=True)
-    outputs = [_fused_attention(*part, scaling=scale, dropout=dropout) for part in parts]
+    outputs = [_fused_attention(*part, bias, scaling=scale, dropout=dropout) for part in parts]
     return torch.cat(outputs)[None], None
 
 
@@ -151,6 +159,7 @@ def _fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    bias: Tensor | None,
     *,
     scaling: float,
     dropout: float,
@@ -158,7 +167,10 @@ def _fused_attention(
     """Return the attention of one group by torch's kernel; ``[tokens, heads, width]`` each."""
     q = queries.padded(query).transpose(1, 2)
     k, v = (group.padded(tensor).transpose(1, 2) for tensor in (key, value))
-    seen = None if group.seen is None else group.seen.to(q.device)
+    if bias is not None:
+        seen: Tensor | None = mask_of(bias, queries, group).to(q.dtype)
+    else:
+        seen = None if group.seen is None else group.seen.to(q.device)
     output = functional.scaled_dot_product_attention(
         q, k, v, seen, dropout, is_causal=group.causal and seen is None, scale=scaling
     )

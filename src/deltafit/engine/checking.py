@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from deltafit.engine.attention import PACKED
 from deltafit.engine.calls import evaluating
-from deltafit.engine.layout import CannotPackError
-from deltafit.engine.packing import find_layout, find_stack, packed
+from deltafit.engine.layout import CannotPackError, find_layout
+from deltafit.engine.packing import find_stack, packed
 from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 
 # Of a tensor's largest value, in float32. Rounding stays far below (2e-5 in the gradients of all of

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from deltafit.engine.dropout import draw_kept
 from deltafit.engine.groups import Group
+from deltafit.engine.relative import part_of
 
 
 def explicit_attention(
@@ -22,6 +23,7 @@ def explicit_attention(
     queries: Sequence[Group],
     groups: Sequence[Group],
     *,
+    bias: Tensor | None = None,
     scaling: float,
     dropout: float,
 ) -> Tensor:
@@ -33,6 +35,8 @@ def explicit_attention(
         value: ``[tokens of the keys, heads, width of values]``.
         queries: the tokens of ``query``, in their order.
         groups: those of ``key``; what each says of sight holds for the queries beside it.
+        bias: of the scores of the longest row, ``[1, heads, tokens, keys]``; other rows' is its
+            first part.
         scaling: of the scores.
         dropout: probability of dropping a weight.
 
@@ -42,13 +46,14 @@ def explicit_attention(
     precise = torch.promote_types(query.dtype, torch.float32)
     output: Tensor = _ExplicitAttention.apply(
         query.to(precise), key.to(precise), value.to(precise),
+        None if bias is None else bias.to(precise),
         tuple(queries), tuple(groups), scaling, dropout,
     )  # fmt: skip
     return output.to(value.dtype)
 
 
 class _ExplicitAttention(torch.autograd.Function):
-    """softmax(s·QKᵀ)·V, as one node for all groups.
+    """softmax(s·QKᵀ + bias)·V, as one node for all groups.
 
     Autograd's own nodes, several for each group, would cost as much again as the work.
     """
@@ -60,6 +65,7 @@ class _ExplicitAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        bias: Tensor | None,
         queries: tuple[Group, ...],
         groups: tuple[Group, ...],
         scaling: float,
@@ -67,6 +73,7 @@ class _ExplicitAttention(torch.autograd.Function):
     ) -> Tensor:
         heads = query.shape[1]
         ctx.queries, ctx.groups, ctx.scaling = queries, groups, scaling
+        ctx.shape = None if bias is None else bias.shape
         kept, ctx.rise = _draw(queries, groups, heads, dropout)
         outputs: list[Tensor] = []
         saved: list[Tensor] = []
@@ -75,8 +82,10 @@ class _ExplicitAttention(torch.autograd.Function):
         parts = [_by_head(queries, query), _by_head(groups, key), _by_head(groups, value)]
         for number, (own, group, q, k, v) in enumerate(zip(queries, groups, *parts, strict=True)):
             weights = torch.bmm(q, k.mT)
+            scores = weights.view(group.rows, heads, own.length, group.length)
+            if bias is not None:
+                scores += part_of(bias, own, group)
             if group.hidden is not None:
-                scores = weights.view(group.rows, heads, own.length, group.length)
                 scores.masked_fill_(group.hidden, float("-inf"))
             weights = weights.softmax(-1)
             saved += [q, k, v, weights]
@@ -95,6 +104,7 @@ class _ExplicitAttention(torch.autograd.Function):
         dropped = len(saved) > 4 * len(ctx.groups)
         tensors = iter(saved)
         parts: list[list[Tensor]] = []
+        of_bias = upstream[0].new_zeros(ctx.shape) if ctx.needs_input_grad[3] else None
         upstreams = _by_head(ctx.queries, upstream[0])
         for own, group, dy in zip(ctx.queries, ctx.groups, upstreams, strict=True):
             q, k, v, weights = (next(tensors) for _ in range(4))
@@ -107,13 +117,16 @@ class _ExplicitAttention(torch.autograd.Function):
                 dw, used = dw.mul_(keep), weights * keep
             # torch's kernel behind softmax: it has no other name.
             ds = torch._softmax_backward_data(dw, weights, -1, weights.dtype)
+            if of_bias is not None:
+                of_rows = ds.view(group.rows, -1, own.length, group.length)
+                part_of(of_bias, own, group).add_(of_rows.sum(0))
             products = (own, ds, k), (group, ds.mT, q), (group, used.mT, dy)
             parts.append([_by_token(place, torch.bmm(a, b)) for place, a, b in products])
         gradients = [torch.cat(of_groups) for of_groups in zip(*parts, strict=True)]
         # What was saved of the query and the value has the factors already.
         gradients[0].mul_(ctx.scaling)
         gradients[2].mul_(ctx.rise)
-        return *gradients, None, None, None, None
+        return *gradients, of_bias, None, None, None, None
 
 
 def _by_head(groups: Sequence[Group], tensor: Tensor) -> list[Tensor]:

@@ -1,7 +1,9 @@
 """How the tokens of a padded batch lie on one packed sheet, and the way back."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +51,11 @@ class Layout:
     def tokens(self) -> int:
         """The length of the sheet."""
         return len(self.places)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return self.groups[-1].length
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -138,6 +145,11 @@ class _WithVirtualTokens(Layout):
         super().__init__(text.padded_shape, text.groups, text.places, window=None)
         self._text, self._virtual = text, (keys, values)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, without virtual ones."""
+        return self._text.longest
+
     def attended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
         """Return keys, values and groups of what the sheet's tokens attend to."""
         *sheets, groups = self._text.attended(key, value)
@@ -147,6 +159,11 @@ class _WithVirtualTokens(Layout):
             for virtual, sheet in zip(self._virtual, sheets, strict=True)
         )
         return key, value, wider
+
+
+def find_layout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layout | None:
+    """Return the layout among the arguments of a block or its part; None when it runs padded."""
+    return next((v for v in (*args, *kwargs.values()) if isinstance(v, Layout)), None)
 
 
 def layout_of(

@@ -14,8 +14,9 @@ from deltafit.adapters.layers import is_adapted
 from deltafit.adapters.model import activate, model_adapters, moved_like, refuse_merged
 from deltafit.adapters.structure import main_stack, within
 from deltafit.engine.calls import evaluating, replaced_forward
+from deltafit.engine.layout import find_layout
 from deltafit.engine.mixed_modules import MixedModule, Parameters, Pass
-from deltafit.engine.packing import find_layout
+from deltafit.engine.relative import is_of_bias
 from deltafit.errors import DeltafitError
 from deltafit.methods import LayerMethod
 
@@ -182,6 +183,7 @@ class _Mixture:
             mixed_module = MixedModule(self.now, name, module, parameters)
             if is_adapted(module) or mixed_module.changes:
                 self._refuse_around_blocks(mixed_module)
+                self._refuse_positions(mixed_module)
                 found.append(mixed_module)
         return found
 
@@ -194,6 +196,14 @@ class _Mixture:
                 f"{', '.join(mixed_module.leaves)} of {name or 'the model itself'} is trained "
                 "whole, and that module is or holds one of the blocks, so the adapters cannot "
                 "share one pass. Run each adapter by itself."
+            )
+
+    def _refuse_positions(self, mixed_module: MixedModule) -> None:
+        differs = bool(mixed_module.here) or not mixed_module.alike
+        if differs and len(self.now.adapters) > 1 and is_of_bias(self.model, mixed_module.name):
+            raise DeltafitError(
+                f"{mixed_module.name} is given relative positions, the same for all rows, so the "
+                "adapters cannot share one pass. Run each adapter by itself."
             )
 
     def hooks(self) -> Iterator[RemovableHandle]:

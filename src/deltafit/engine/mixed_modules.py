@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from deltafit.adapters.layers import LayerState, is_adapted, layer_state
 from deltafit.engine.calls import replaced_forward
 from deltafit.engine.division import Division, Divisions
-from deltafit.engine.layout import CannotPackError, Layout
-from deltafit.engine.packing import find_layout
+from deltafit.engine.layout import CannotPackError, Layout, find_layout
 from deltafit.errors import DeltafitError
 from deltafit.methods import LayerMethod
 
@@ -82,6 +81,12 @@ class MixedModule:
         self._original = module.forward
 
     @property
+    def here(self) -> tuple[str, ...]:
+        """Those adapters of the pass that sit here."""
+        methods = {} if self.state is None else self.state.methods
+        return tuple(a for a in self.now.adapters if a is not None and a in methods)
+
+    @property
     def changes(self) -> bool:
         """Whether some adapter has other parameters than those that stand in the module."""
         return any(
@@ -105,7 +110,7 @@ class MixedModule:
         with replaced_forward(self.module, None):
             if len(adapters) == 1:
                 return self._under(adapters[0], args, kwargs)
-            here = [] if state is None else [a for a in adapters if a in state.methods]
+            here = self.here
             if not here:
                 state = None  # the adapters that sit here take no part in the pass
             if not self.alike or (

@@ -1,6 +1,6 @@
 """Running the blocks of a transformers model on packed tokens, while a context lasts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from deltafit.adapters.structure import BlockStack, main_stack, within
 from deltafit.engine.attention import PACKED
 from deltafit.engine.calls import first_of
-from deltafit.engine.layout import CannotPackError, Layout
+from deltafit.engine.layout import CannotPackError, find_layout
+from deltafit.engine.relative import hook_biases
 from deltafit.errors import DeltafitError
 
 # Keywords of a call that need every block's padded states, or its keys and values.
@@ -47,6 +48,7 @@ def packed(model: nn.Module) -> Iterator[None]:
         hooks = [block.register_forward_pre_hook(_pack, with_kwargs=True) for block in blocks]
         hooks.append(blocks[-1].register_forward_hook(_unpack, with_kwargs=True))
         hooks.append(owner.register_forward_pre_hook(_refuse_padded_results, with_kwargs=True))
+        hooks += [hook for block in blocks for hook in hook_biases(block)]
         for hook in hooks:
             restore.callback(hook.remove)
         yield
@@ -83,11 +85,6 @@ def find_stack(model: nn.Module) -> tuple[BlockStack, PreTrainedModel]:
     if reason is not None:
         raise CannotPackError(f"{type(owner).__name__} cannot run packed: it {reason}.")
     return stack, owner
-
-
-def find_layout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layout | None:
-    """Return the layout among a block's arguments; None when it runs padded."""
-    return next((v for v in (*args, *kwargs.values()) if isinstance(v, Layout)), None)
 
 
 def _obstacle(stack: BlockStack, owner: PreTrainedModel) -> str | None:

@@ -35,7 +35,7 @@ class FrozenPrefix:
         model: the whole model.
         blocks: the blocks of the prefix, in order; the last one's output is the boundary.
         embeddings: modules that make the first block's input, and need not run when it does not.
-        nothing: what the last block returns behind its hidden states, each None, if it returns a
+        nothing: what is returned behind the last block's hidden states, each None, if it returns a
             tuple; None if it returns the states alone.
         whole: whether there are no blocks behind it.
         behind: names of modules that run behind the boundary alone: the other blocks, and whatever
@@ -174,10 +174,13 @@ def _checked(
     ):
         return None
     (output,) = expected.outputs
-    nothing = output[1:] if isinstance(output, tuple) else None
-    states = first_of(output)
-    if any(rest is not None for rest in nothing or ()) or states.shape[:2] != _shape(batch):
-        return None  # something besides the hidden states passes from block to block
+    rest = output[1:] if isinstance(output, tuple) else None
+    nothing = None if rest is None else (None,) * len(rest)
+    states, whole = first_of(output), count == stack.length
+    # Something besides the hidden states passes from block to block (T5's bias of its scores).
+    crosses = not whole and any(value is not None for value in rest or ())
+    if crosses or states.shape[:2] != _shape(batch):
+        return None
     fitting = {names[m] for m, shape in expected.shapes.items() if shape == states.shape}
     inputs = [n for n in fitting - after if _beside_blocks(n, stack)]
     outermost = [n for n in inputs if not any(within(n, m) and n != m for m in inputs)]
@@ -185,7 +188,6 @@ def _checked(
     # What a model does with its embeddings besides handing them on shows in the results.
     for left_out in dict.fromkeys((tuple(outermost), ())):
         embeddings = tuple(map(model.get_submodule, left_out))
-        whole = count == stack.length
         prefix = FrozenPrefix(model, blocks, embeddings, nothing, whole, behind)
         with prefix.fed(_without_padding(states, batch)):
             fed = _Watched(model, blocks[-1], batch, readers)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from deltafit.adapters.structure import is_matrix
 from deltafit.engine.calls import evaluating
 from deltafit.engine.groups import Group
-from deltafit.engine.layout import CannotPackError, Layout
-from deltafit.engine.packing import find_layout, find_stack, is_packed, packed
+from deltafit.engine.layout import CannotPackError, Layout, find_layout
+from deltafit.engine.packing import find_stack, is_packed, packed
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,11 @@ class FirstTokens(Layout):
     def sheets(self) -> tuple[Layout, ...]:
         """The layouts of what a block computes: its own, and that of keys and values."""
         return self, self._whole
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, of which the sheet holds the first."""
+        return self._whole.longest
 
     def attended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Group, ...]]:
         """Return keys, values and groups of the whole sheet; the arguments tell their heads."""

@@ -70,7 +70,7 @@ def merge(
     With the architecture's own head the checkpoint loads with
     ``AutoModelForSequenceClassification``; longer texts are cut alike where the tokenizer is called
     with ``truncation=True``. A pooled head has no class in transformers: the checkpoint is then the
-    encoder alone (``AutoModel``), and ``head.safetensors`` and ``head.json`` say how to go on.
+    encoder alone (see ``config.json``); ``head.safetensors`` and ``head.json`` say how to go on.
 
     An adapter that was trained on a quantised base is merged into the base in float32: rounding the
     sum again would lose what is small in Δ. The checkpoint then predicts otherwise than the adapter

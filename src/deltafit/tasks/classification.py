@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltafit.data import ModelSource
 from deltafit.engine import KeysAndValues
 from deltafit.errors import UsageError
 from deltafit.tasks.loading import (
+    encoder_maker,
     load_architecture_classifier,
     load_encoder,
     load_structure,
@@ -131,7 +132,7 @@ def classifier_structure(
         DeltafitError: there is no such model, or transformers has no text classifier for it.
     """
     if head.kind != "architecture":
-        encoder = load_structure(source, AutoModel)
+        encoder = load_structure(source, encoder_maker(source))
         return _pooled(encoder, head, head.kind, num_labels=2), _POOLED_HEAD
     model = load_structure(source)
     prefix = f"{model.base_model_prefix}."

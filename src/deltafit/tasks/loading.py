@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 )
 
 from deltafit.adapters import generator_for
@@ -193,6 +195,16 @@ def _initialise_anew(model: PreTrainedModel, names: Sequence[str], seed: int) ->
             model._init_weights(module)
 
 
+def encoder_maker(source: ModelSource) -> Any:
+    """Return transformers' Auto class that makes the model without any head.
+
+    Of an encoder with a decoder behind it that is the encoder alone, where transformers has a class
+    for it (T5's family).
+    """
+    alone = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(load_config(source).model_type, "")
+    return AutoModelForTextEncoding if alone.endswith("EncoderModel") else AutoModel
+
+
 def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the model without any head, giving ``last_hidden_state``.
 
@@ -203,7 +215,7 @@ def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Pre
         DeltafitError: the model cannot be loaded, or the checkpoint is of another model than its
             configuration says; it may lack a pooler and nothing else.
     """
-    model, report = _from_checkpoint(AutoModel, source, **_WEIGHTS)
+    model, report = _from_checkpoint(encoder_maker(source), source, **_WEIGHTS)
     _initialise_anew(model, _missing_parameters(source, model, report), seed=0)
     _configure(model, tokenizer)
     encoder: PreTrainedModel = model
