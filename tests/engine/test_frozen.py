@@ -20,7 +20,7 @@ from deltafit.engine import (
     packed,
     reduced_products,
 )
-from deltafit.engine.frozen import reduced_product
+from deltafit.engine.frozen import reduced_product, rounded_up
 from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.adapters.adapted import anatomy, head_of, randomise
@@ -84,7 +84,16 @@ def test_the_kernel_sees_few_shapes_and_gives_the_same() -> None:
             part.sum().backward()
         reduced_product(torch.randn(129, 48), weight)
     rows = {rows for rows, dtype in products.seen if dtype == torch.bfloat16}
-    assert {128, 256} <= rows <= {128, 256, 1, 2, 63, 127}  # the others are of functional.linear
+    of_ours = {16, 64, 128, 144}
+    assert of_ours <= rows <= of_ours | {1, 2, 63, 127}  # the others are of functional.linear
+
+
+def test_few_rows_are_zeros_and_few_numbers_of_rows_there_are() -> None:
+    rows = [rounded_up(count) for count in range(1, 2049)]
+    assert all(count <= many for count, many in enumerate(rows, 1))
+    assert all(many <= 1.125 * count for count, many in enumerate(rows, 1) if count >= 128)
+    assert len(set(rows)) == 40 and all(many % 16 == 0 for many in rows)
+    assert all(rounded_up(many) == many for many in rows)
 
 
 def adapted(architecture: str, method: Method | None = None) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from deltafit.adapters.update import LowRankUpdate
 from deltafit.methods import Layer
 
 
@@ -82,16 +83,21 @@ class ModuleView(Layer):
         self, y: Tensor, x: Tensor, right: Tensor, left: Tensor, factor: float
     ) -> Tensor:
         """Return ``y + factor · left · right · x`` in y's dtype."""
-        if self._is_product_cheaper(y, len(right)):
+        product = self._is_product_cheaper(y, len(right))
+        # Autocast computes products, and so would round y itself, in the lower precision.
+        mixed = not y.dtype == right.dtype == left.dtype or torch.is_autocast_enabled(y.device.type)
+        apart = mixed or y.dim() < 2 or y.is_nested
+        if not (product or apart or self.lookup or x.dtype != y.dtype):
+            rows = (y.flatten(0, -2), x.flatten(0, -2))
+            updated: Tensor = LowRankUpdate.apply(*rows, right, left, factor)[0]
+            return updated.view_as(y)
+        if product:
             low, left = x, factor * (left @ right)
         else:
             # The factor goes where the numbers are fewest.
             low = factor * self.lowered(x, right)
-        mixed = not y.dtype == low.dtype == left.dtype
-        # Autocast computes addmm, and so would round y itself, in the lower precision.
-        if mixed or y.dim() < 2 or y.is_nested or torch.is_autocast_enabled(y.device.type):
+        if apart or low.dtype != y.dtype:
             return y + functional.linear(low, left).to(y.dtype)
-        # One pass over y instead of three: the update is never a tensor of its own.
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), left.T).view_as(y)
 
     def _is_product_cheaper(self, y: Tensor, rank: int) -> bool:
