@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltafit.adapters import (
+    activate,
     adapt,
     adapter_tensors,
     check_fits,
@@ -197,10 +198,39 @@ def test_in_a_model_of_less_precision_the_adapter_computes_in_float32(dtype: tor
     adapt(model, DoRA(("0",), rank=2))
     adapt(model, LoKr(("0",), rank=2), name="dense")
     x = torch.randn(2, 3, 5, 5, dtype=dtype)
-    assert all(t.dtype == torch.float32 for t in adapter_tensors(model, "default").values())
-    for autocast in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            assert model[0](x).dtype == (torch.bfloat16 if autocast else dtype)
+    for name in ("default", "dense"):
+        randomise(model, name)
+        activate(model, name)
+        assert all(t.dtype == torch.float32 for t in adapter_tensors(model, name).values())
+        wide = copy.deepcopy(model).float()
+        torch.testing.assert_close(
+            model[0](x).float(), wide[0](x.float()), rtol=4 * torch.finfo(dtype).eps, atol=0.05
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model[0](x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", [LoRA(("0",)), LoKr(("0",)), Sparse(("0",))], ids=repr)
+def test_a_persons_hook_runs_once(method: DeltaMethod) -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 2))
+    x, calls = torch.randn(2, 3, 5), []
+    model[0].register_forward_hook(lambda module, args, y: calls.append(1) or 2 * y)
+    plain = model(x)
+    adapt(model, method)
+    model(x)
+    assert len(calls) == 2
+    remove_adapter(model, "default")
+    torch.testing.assert_close(model(x), plain)
+
+
+def test_a_convolution_that_is_read_and_never_called_is_no_target() -> None:
+    """That of Mamba's mixers: an adapter there would have no effect."""
+    model = nn.Module()
+    model.conv1d = nn.Conv1d(6, 6, 4, groups=6, padding=3)
+    model.called = nn.Conv1d(6, 6, 3, groups=6, padding=1)
+    with pytest.raises(UsageError, match="conv1d"):
+        select_targets(model, ("conv1d",))
+    assert select_targets(model, ("called",)) == ("called",)
 
 
 # What is asked for of layers' types elsewhere.

@@ -22,7 +22,8 @@ def activation_values(
     attention's output; what a gated or composed activation function adds; ``attention_matrices``;
     the inputs of the layers that train, once where they share one; r per adapter. After
     Korthikanti et al., 2022 (arXiv:2205.05198), section 4.1, without the frozen layers' inputs.
-    Embeddings, head and temporaries are not counted. A model without blocks counts as one block.
+    Embeddings, head and temporaries are not counted. A model without blocks counts as one block,
+    and one of convolutions alone has nothing that is counted.
     """
     matrices = int(attention_matrices(model)) * sequence_length if stacks else 0
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
@@ -38,6 +39,20 @@ def activation_values(
             if trains:
                 kept[block] = matrices + _kept_by_block(model, block, trained, rank)
     return kept
+
+
+def passing_values(model: nn.Module, stacks: list[BlockStack]) -> int:
+    """Estimate the most values, per token, that a block holds at a time when nothing is kept.
+
+    That is the input and the output of its activation function, as wide as its widest layer, the
+    state that goes past it and the one that it is added to.
+    """
+    largest = 0
+    for block in (block for stack in stacks for block in stack.blocks):
+        shapes = [layer_shape(m) for m in model.get_submodule(block).modules() if is_matrix(m)]
+        if shapes:
+            largest = max(largest, 2 * max(map(max, shapes)) + 2 * shapes[-1][1])
+    return largest
 
 
 def _kept_by_block(model: nn.Module, block: str, trained: list[str] | None, rank: int) -> int:

@@ -14,7 +14,7 @@ class Candidate:
 
     Args:
         name: the shared end, such as ``query``; a name to give as a target.
-        kind: "linear", "conv1d" or "embedding".
+        kind: "linear", "conv1d" (GPT-2's), "embedding" or "convolution".
         shapes: their distinct ``(inputs, outputs)``, in the order of the model.
         modules: their full names.
     """

@@ -87,7 +87,8 @@ class ModuleView(Layer):
         # Autocast computes products, and so would round y itself, in the lower precision.
         mixed = not y.dtype == right.dtype == left.dtype or torch.is_autocast_enabled(y.device.type)
         apart = mixed or y.dim() < 2 or y.is_nested
-        if not (product or apart or self.lookup or x.dtype != y.dtype):
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, right, left))
+        if learns and not (product or apart or self.lookup):
             rows = (y.flatten(0, -2), x.flatten(0, -2))
             updated: Tensor = LowRankUpdate.apply(*rows, right, left, factor)[0]
             return updated.view_as(y)
@@ -96,7 +97,7 @@ class ModuleView(Layer):
         else:
             # The factor goes where the numbers are fewest.
             low = factor * self.lowered(x, right)
-        if apart or low.dtype != y.dtype:
+        if apart:
             return y + functional.linear(low, left).to(y.dtype)
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), left.T).view_as(y)
 
@@ -127,8 +128,24 @@ class ModuleView(Layer):
         return result
 
     def forward_with(self, deltas: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Return the layer's output with its parameters changed: the law's right-hand side."""
+        """Return the layer's output with its parameters changed: the law's right-hand side.
+
+        A person's hooks on the layer belong to its own call, and do not run again.
+        """
+        changed = {f"layer.{name}": value for name, value in self.changed(deltas).items()}
         with self.alone():
-            output = functional_call(self.module, self.changed(deltas), args, kwargs)
+            output = functional_call(_Forward(self.module), changed, args, kwargs)
         assert isinstance(output, Tensor)
         return output
+
+
+class _Forward(nn.Module):
+    """A layer's forward alone, without its hooks."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer's forward returns."""
+        return self.layer.forward(*args, **kwargs)

@@ -79,7 +79,10 @@ class LoRAFormat(PeftFormat):
                 "channels of all groups, which no change of its weight does"
             )
         if view.dilated:
-            return f"PEFT's {self.title} does not dilate its kernel as the convolution does"
+            return (
+                f"PEFT's {self.title} does not dilate its kernel as the convolution does (nor is "
+                "an AdaLoRA of PEFT's told apart from it)"
+            )
         return pads_otherwise(self.title, view)
 
     def settings(

@@ -67,13 +67,14 @@ def is_excluded(module_name: str, exclude: Collection[str]) -> bool:
 
 
 def layer_kind(module: nn.Module) -> LayerKind | None:
-    """Return the kind of an adaptable layer; None for others.
-
-    "conv1d" is GPT-2's, which is a linear layer; "convolution" is one of torch's.
-    """
-    # MultiheadAttention reads the weight of its out_proj and never calls it: an adapter placed
-    # there would have no effect.
-    if isinstance(module, NonDynamicallyQuantizableLinear):
+    """Return an adaptable layer's kind ("conv1d" is GPT-2's, a linear one); None for others."""
+    # An adapter would have no effect where a weight is read and its layer never called: out_proj of
+    # MultiheadAttention, and Mamba's convolution by channel, padded by its kernel but one position.
+    causal = isinstance(module, nn.Conv1d) and (
+        module.groups == module.in_channels > 1
+        and module.padding == (module.kernel_size[0] - 1,) != (0,)
+    )
+    if causal or isinstance(module, NonDynamicallyQuantizableLinear):
         return None
     if isinstance(module, nn.Linear):
         return "linear"

@@ -1,8 +1,8 @@
 """s·B·A·x added to a layer's output as one node of autograd, its products in their fastest form.
 
-All of them have one side as short as the rank. The same numbers can take several times as long where
-the long matrix is read by columns, which is the form that autograd finds for a product whose second
-factor is a transpose.
+All of them have one side as short as the rank. The same numbers can take several times as long
+where the long matrix is read by columns, which is the form that autograd finds for a product whose
+second factor is a transpose.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ class LowRankUpdate(torch.autograd.Function):
     """y + factor · left · right · x, and factor · right · x beside it.
 
     It keeps x (nothing of it where ``right`` is frozen), that and the two factors. All of it can be
-    differentiated again, and mapped.
+    differentiated again, and mapped; it has no forward-mode derivative.
     """
 
     generate_vmap_rule = True

@@ -21,7 +21,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 )
 
 from deltafit.adapters import generator_for
@@ -30,6 +29,7 @@ from deltafit.errors import DeltafitError
 from deltafit.tasks.gguf import as_checkpoint
 
 Loaded = TypeVar("Loaded")
+_ENCODERS_ALONE = ("t5", "mt5", "umt5")
 _WEIGHTS = {
     "dtype": torch.float32,
     "ignore_mismatched_sizes": True,
@@ -198,11 +198,10 @@ def _initialise_anew(model: PreTrainedModel, names: Sequence[str], seed: int) ->
 def encoder_maker(source: ModelSource) -> Any:
     """Return transformers' Auto class that makes the model without any head.
 
-    Of an encoder with a decoder behind it that is the encoder alone, where transformers has a class
-    for it (T5's family).
+    Of T5's family, encoders with a decoder behind them, that is the encoder alone.
     """
-    alone = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(load_config(source).model_type, "")
-    return AutoModelForTextEncoding if alone.endswith("EncoderModel") else AutoModel
+    alone = load_config(source).model_type in _ENCODERS_ALONE
+    return AutoModelForTextEncoding if alone else AutoModel
 
 
 def load_encoder(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -19,7 +19,12 @@ from deltafit.adapters import (
     quantisation_of,
     trained_tensors,
 )
-from deltafit.adapters.activations import VALUE_BYTES, activation_values, attention_matrices
+from deltafit.adapters.activations import (
+    VALUE_BYTES,
+    activation_values,
+    attention_matrices,
+    passing_values,
+)
 from deltafit.adapters.inspection import MOMENTS
 from deltafit.adapters.structure import (
     is_matrix,
@@ -114,8 +119,8 @@ def expected_memory(
         * ``gradients`` and ``optimiser``: one value, and Adam's two, for every one that is trained.
         * ``activations``: what the first epoch's largest pass keeps; see ``_kept_values``.
         * ``temporaries``: what a block computes and drops again, trained or not. It is about what
-          one block would keep if all of it were trained; without dropout, which a frozen prefix
-          has none of, no attention matrices.
+          one block would keep if all of it were trained, or, where none is gone back through for
+          all tokens, holds as they pass (``passing_values``).
         * ``constant``: what a frozen prefix gives for all rows, if it is kept in memory.
         * ``holes``: what the heap does not get back; see ``_HOLES``.
     """
@@ -124,7 +129,8 @@ def expected_memory(
     trained_bytes = sum(p.numel() * p.element_size() for p in trained.values())
     packed = _may_pack(model, settings)
     kept = _kept_values(classifier, config.method, trained, packed=packed)
-    largest = max(activation_values(model, repeated_blocks(model), 0).values())
+    back = any(attends for _, attends in kept.values())
+    dropped = _temporary_values(model, back)
     heads = attention_matrices(model, packed=packed) * (settings.base_dropout == "configured")
     mixed = mixed_precision_of(settings.precision, config.method) != "no"
     size = HALF_BYTES if mixed else VALUE_BYTES
@@ -134,11 +140,8 @@ def expected_memory(
         matrices = VALUE_BYTES * heads * longest  # kept in float32 by mixed precision too
         blocks = [size * values + attends * matrices for values, attends in kept.values()]
         if settings.gradient_checkpointing and blocks:
-            model_config: Any = model.config
-            width = int(model_config.get_text_config().hidden_size)
-            blocks = [max(blocks), len(blocks) * VALUE_BYTES * width]  # one, and all inputs
-        temporary = size * largest + matrices * any(attends for _, attends in kept.values())
-        return round(sum(blocks) * tokens), round(temporary * tokens)
+            blocks = [max(blocks), len(blocks) * VALUE_BYTES * _width(model)]  # one, and all inputs
+        return round(sum(blocks) * tokens), round((size * dropped + back * matrices) * tokens)
 
     shapes = _pass_shapes(rows, config.method.added_tokens, settings, packed=packed)
     activations, temporaries = max((needed(*shape) for shape in shapes), key=sum)
@@ -154,6 +157,19 @@ def expected_memory(
     }
 
 
+def _temporary_values(model: nn.Module, back: bool) -> int:
+    """Return what a block drops again per token; ``back``: some are gone back through for all."""
+    stacks = repeated_blocks(model)
+    if not back:
+        return passing_values(model, stacks)
+    return max(activation_values(model, stacks, 0).values())
+
+
+def _width(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.get_text_config().hidden_size)
+
+
 def _constant_bytes(
     classifier: Classifier, kept: Collection[str], rows: Sequence[Sequence[int]]
 ) -> int:
@@ -161,8 +177,7 @@ def _constant_bytes(
     blocks = [block for stack in repeated_blocks(classifier.model) for block in stack.blocks]
     if len(kept) == len(blocks):
         return 0
-    config: Any = classifier.model.config
-    size = VALUE_BYTES * int(config.get_text_config().hidden_size) * sum(map(len, rows))
+    size = VALUE_BYTES * _width(classifier.model) * sum(map(len, rows))
     return size if size <= MEMORY_LIMIT else 0
 
 
