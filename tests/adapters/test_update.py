@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from deltafit.adapters import adapt
 from deltafit.adapters.update import LowRankUpdate
+from deltafit.methods import LoRA
+from tests.adapters.adapted import randomise
 
 TOKENS, INPUTS, OUTPUTS, RANK, FACTOR = 5, 4, 6, 2, 1.7
 
@@ -51,3 +54,16 @@ def test_many_at_once_are_each_alone(function: Callable[..., Tensor]) -> None:
 
     together = torch.func.vmap(gradient)(rights)
     torch.testing.assert_close(together, torch.stack([gradient(own) for own in rights]))
+
+
+def test_a_layer_gives_the_same_bits_whether_it_learns_or_not() -> None:
+    model = nn.Sequential(nn.Linear(INPUTS, OUTPUTS))
+    adapt(model, LoRA(("0",), rank=RANK))
+    randomise(model)
+    x = torch.randn(TOKENS, INPUTS)
+    learning = model(x)
+    assert learning.requires_grad
+    with torch.no_grad():
+        assert torch.equal(model(x), learning)
+        traced = torch.jit.trace(model, x)
+    assert "LowRankUpdate" not in str(traced.inlined_graph)

@@ -87,10 +87,12 @@ class ModuleView(Layer):
         # Autocast computes products, and so would round y itself, in the lower precision.
         mixed = not y.dtype == right.dtype == left.dtype or torch.is_autocast_enabled(y.device.type)
         apart = mixed or y.dim() < 2 or y.is_nested
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, right, left))
-        if learns and not (product or apart or self.lookup):
+        if not (product or apart or self.lookup):
             rows = (y.flatten(0, -2), x.flatten(0, -2))
-            updated: Tensor = LowRankUpdate.apply(*rows, right, left, factor)[0]
+            learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*rows, right, left))
+            # Where nothing learns, the same operators without a node, which can be traced too.
+            update = LowRankUpdate.apply if learns else LowRankUpdate.forward
+            updated: Tensor = update(*rows, right, left, factor)[0]
             return updated.view_as(y)
         if product:
             low, left = x, factor * (left @ right)
