@@ -68,7 +68,10 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, method: Method, head:
     )
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
+        # A key's bias moves all scores of a row alike: its gradient is rounding alone, which Adam
+        # makes as large as any other's.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow

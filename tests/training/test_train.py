@@ -80,7 +80,9 @@ def test_every_method_leaves_a_whole_run(
     tensors = read_tensors(result.folder / "predictions.safetensors")
     accuracy = (tensors["test/logits"].argmax(1) == tensors["test/labels"]).double().mean()
     assert float(accuracy) == pytest.approx(metrics["after"]["test"]["accuracy"])
-    assert load_saved(result.folder).canary_difference == 0
+    assert (
+        load_saved(result.folder).canary_difference < 1e-6
+    )
 
     costs = metrics["costs"]
     assert costs["trainable_parameters"] == sum(t.numel() for t in stored.tensors.values())
@@ -119,7 +121,7 @@ def test_other_architectures(data: DataConfig, tmp_path: Path, architecture: str
         folder = tmp_path / head.head
         metrics = train(model, data, folder, head=head, settings=SETTINGS).metrics
         assert metrics["after"]["test"]["count"] == 20
-        assert load_saved(folder).canary_difference == 0
+        assert load_saved(folder).canary_difference < 1e-6
 
 
 def run_head(model: str, data: DataConfig, folder: Path, head: HeadConfig) -> RunResult:
