@@ -80,9 +80,7 @@ def test_every_method_leaves_a_whole_run(
     tensors = read_tensors(result.folder / "predictions.safetensors")
     accuracy = (tensors["test/logits"].argmax(1) == tensors["test/labels"]).double().mean()
     assert float(accuracy) == pytest.approx(metrics["after"]["test"]["accuracy"])
-    assert (
-        load_saved(result.folder).canary_difference < 1e-6
-    )
+    assert load_saved(result.folder).canary_difference < 1e-6
 
     costs = metrics["costs"]
     assert costs["trainable_parameters"] == sum(t.numel() for t in stored.tensors.values())
