@@ -1,8 +1,8 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
 Every command has a function of the same name here: ``train``, ``compare``, ``evaluate``,
-``predict``, ``inspect``, ``merge``, ``verify``, ``truncate``, ``combine`` and ``extract``. What is
-heavy loads when first asked for.
+``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``, ``combine`` and
+``extract``. What is heavy loads when first asked for.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltafit.adapters.combination import Combination
     from deltafit.experiments.comparison import compare
+    from deltafit.experiments.ranks import ranks
     from deltafit.methods import (
         IA3,
         AdaLoRA,
@@ -47,6 +48,7 @@ _HOMES = {
     "extract": "deltafit.prediction.extracting",
     "truncate": "deltafit.prediction.truncating",
     "compare": "deltafit.experiments.comparison",
+    "ranks": "deltafit.experiments.ranks",
     "ConsoleReporter": "deltafit.training.progress",
     "Full": "deltafit.methods",
     "Head": "deltafit.methods",
@@ -108,6 +110,7 @@ __all__ = [
     "inspect",
     "merge",
     "predict",
+    "ranks",
     "train",
     "truncate",
     "verify",

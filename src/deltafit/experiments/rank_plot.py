@@ -1,4 +1,4 @@
-"""The rank of each matrix's update, as a picture: blocks by matrices."""
+"""The rank of each matrix's update, or what else is known of each: pictures, blocks by matrices."""
 
 import re
 from collections.abc import Mapping
@@ -48,21 +48,33 @@ def rank_plot(ranks: Mapping[str, int], title: str) -> Figure:
         ranks: by full module name, such as "encoder.layer.3.attention.self.query"; at least one.
         title: what was trained.
     """
-    places = {module: _place(module) for module in ranks}
+    return matrix_map(ranks, title, "rank")
+
+
+def matrix_map(values: Mapping[str, float], title: str, label: str) -> Figure:
+    """Draw a value of each matrix, at least 0, as ``rank_plot`` draws its rank.
+
+    Args:
+        values: by full module name; at least one.
+        title: what they are of.
+        label: what they are.
+    """
+    places = {module: matrix_and_block(module) for module in values}
     matrices = list(dict.fromkeys(matrix for matrix, _ in places.values()))
-    blocks = sorted({block for _, block in places.values()}, key=_order)
+    blocks = sorted({block for _, block in places.values()}, key=block_order)
     table = np.full((len(matrices), len(blocks)), np.nan)
     for module, (matrix, block) in places.items():
-        table[matrices.index(matrix), blocks.index(block)] = ranks[module]
+        table[matrices.index(matrix), blocks.index(block)] = values[module]
     width = 2.6 + 0.075 * max(map(len, matrices)) + 0.42 * len(blocks)
     figure = Figure(figsize=(width, 1.5 + 0.36 * len(matrices)), layout="constrained")
     axes = figure.subplots()
-    highest = max(*ranks.values(), 1)
+    highest = max(*values.values(), 1)
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
-    for (row, column), rank in np.ndenumerate(table):
-        if not np.isnan(rank):
-            colour = "white" if rank > 0.6 * highest else "black"
-            text = f"{rank:.0f}"
+    whole = all(float(value).is_integer() for value in values.values())
+    for (row, column), value in np.ndenumerate(table):
+        if not np.isnan(value):
+            colour = "white" if value > 0.6 * highest else "black"
+            text = f"{value:.{0 if whole else 1}f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(blocks)), blocks, fontsize=8)
     axes.set_yticks(range(len(matrices)), matrices, fontsize=8)
@@ -70,15 +82,16 @@ def rank_plot(ranks: Mapping[str, int], title: str) -> Figure:
     axes.set_ylabel("matrix")
     figure.suptitle(wrapped(title, round(9 * width)), fontsize=10)
     bar = figure.colorbar(image, ax=axes, ticks=MaxNLocator(4, integer=True, min_n_ticks=1))
-    bar.set_label("rank")
+    bar.set_label(label)
     return figure
 
 
-def _place(module: str) -> tuple[str, str]:
-    """Return the matrix's name within a block, and the block's index."""
+def matrix_and_block(module: str) -> tuple[str, str]:
+    """Return the matrix's name within a block, and the block's index; ``OUTSIDE`` if in none."""
     found = _INDEX.search(module)
     return (module[found.end() :], found[1]) if found else (module, OUTSIDE)
 
 
-def _order(block: str) -> tuple[bool, int]:
+def block_order(block: str) -> tuple[bool, int]:
+    """Return what sorts the indices of blocks, the last being ``OUTSIDE``."""
     return (block == OUTSIDE, 0 if block == OUTSIDE else int(block))

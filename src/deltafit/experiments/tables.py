@@ -14,8 +14,6 @@ and what to do: "diverged at step 40: loss nan. Lower --lr.". Such a row has no 
 difference, and is not the best.
 """
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +22,8 @@ from rich import box, get_console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from deltafit.experiments.forms import csv_text, markdown_table
 
 Row = Mapping[str, Any]
 
@@ -69,11 +69,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """Return the comparison as a Markdown table, all figures in it, the best row in bold."""
     header, *lines = [_headers(rows), *([*_cells(row).values()] for row in rows)]
-    text = [_markdown_line(header), _markdown_line(["---"] + ["---:"] * (len(header) - 1))]
-    for row, cells in zip(rows, lines, strict=True):
-        name, *figures = [cell.replace("|", "\\|") for cell in cells]
-        text.append(_markdown_line([f"**{name}**" if is_best(row) else name, *figures]))
-    return "\n".join(text) + "\n"
+    return markdown_table(header, lines, bold=[is_best(row) for row in rows])
 
 
 def comparison_csv(rows: Sequence[Row]) -> str:
@@ -95,12 +91,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
             "notes": " ".join(row.get("notes") or ()),
         }
         lines.append(plain)
-    file = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return file.getvalue()
+    return csv_text(lines)
 
 
 _PLAIN_BEFORE_INTERVAL = (
@@ -293,7 +284,3 @@ def _add_rows(
         last_of_kind = index + 1 < len(rows) and rows[index + 1].get("kind") != row.get("kind")
         cells = [Text(cell) for cell in arrange(_cells(row))]  # Text: "[" is no markup here
         table.add_row(*cells, style="bold" if is_best(row) else None, end_section=last_of_kind)
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from deltafit.experiments.forms import listing
 from deltafit.experiments.statistics import smallest_visible_difference
 from deltafit.experiments.tables import (
     PERCENT_METRICS,
@@ -114,10 +115,10 @@ def _recommendation(chosen: Row, best: Row, tied: Sequence[Row], count: int) -> 
     if not tied:
         return f"{advice}: it is better than every other method beyond noise."
     if chosen is best:
-        names, are = _listing([row["name"] for row in tied]), "is" if len(tied) == 1 else "are"
+        names, are = listing([row["name"] for row in tied]), "is" if len(tied) == 1 else "are"
         return f"{advice}: the best and the cheapest of a tie; {names} {are} within noise of it."
     others = [row["name"] for row in tied if row is not chosen]
-    also = f"; {_listing(others)} tied as well" if others else ""
+    also = f"; {listing(others)} tied as well" if others else ""
     return (
         f"{advice}: within noise of the best, {best['name']} ({_result(best)}), and the cheapest "
         f"of those tied{also}."
@@ -149,7 +150,3 @@ def _against_baseline(row: Row) -> str:
 
 def _beats_baseline(row: Row) -> bool:
     return bool(row["against_baseline"]["low"] > 0)
-
-
-def _listing(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

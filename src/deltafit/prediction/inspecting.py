@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from deltafit.adapters import adapter_tensors, layer_state, model_adapters, select_targets
 from deltafit.adapters.inspection import Inspection, inspect_model
 from deltafit.data import resolve_model
@@ -93,14 +95,6 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
     state = model_adapters(network)
     assert state.active is not None
     adapter = state.adapters[state.active]
-    changes = []
-    for target in adapter.targets if isinstance(adapter.method, DeltaMethod) else ():
-        layer = layer_state(network.get_submodule(target))
-        delta = layer.deltas(state.active)["weight"].detach().double()
-        weight = layer.view.view().detach().double()
-        changes.append(
-            MatrixChange(target, tuple(delta.shape), float(delta.norm()), float(weight.norm()))
-        )
     replaced = {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
     inserted = {
         name: tuple(tensor.shape)
@@ -108,5 +102,21 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
         if isinstance(adapter.method, Insertion) and name not in replaced
     }
     return AdapterInspection(
-        folder, adapter.method, saved.facts, tuple(changes), replaced, inserted
+        folder, adapter.method, saved.facts, matrix_changes(network), replaced, inserted
     )
+
+
+def matrix_changes(model: nn.Module) -> tuple[MatrixChange, ...]:
+    """Return how far the active adapter moved each matrix; none where its method has no Δ."""
+    state = model_adapters(model)
+    assert state.active is not None
+    adapter = state.adapters[state.active]
+    changes = []
+    for target in adapter.targets if isinstance(adapter.method, DeltaMethod) else ():
+        layer = layer_state(model.get_submodule(target))
+        delta = layer.deltas(state.active)["weight"].detach().double()
+        weight = layer.view.view().detach().double()
+        changes.append(
+            MatrixChange(target, tuple(delta.shape), float(delta.norm()), float(weight.norm()))
+        )
+    return tuple(changes)

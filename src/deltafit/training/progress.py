@@ -146,10 +146,10 @@ class Counted:
     Args:
         reporter: whom to tell.
         what: the work's name.
-        total: rows in all.
+        total: rows in all; None where that is not known beforehand.
     """
 
-    def __init__(self, reporter: Reporter, what: str, total: int) -> None:
+    def __init__(self, reporter: Reporter, what: str, total: int | None) -> None:
         self._reporter, self._done, self._began = reporter, 0, time.perf_counter()
         reporter.start(what, total, 0)
 

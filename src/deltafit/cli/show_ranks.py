@@ -1,0 +1,49 @@
+"""How what ``ranks`` found looks in a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from deltafit.cli.show import add_row, say, table_of
+from deltafit.experiments.rank_report import (
+    MATRIX_HEADER,
+    PART_HEADER,
+    RANK_HEADER,
+    how_to_read,
+    matrix_cells,
+    part_cells,
+    rank_cells,
+)
+from deltafit.experiments.rank_rows import RankReport
+
+MATRICES_SHOWN = 12
+
+
+def show_ranks(console: Console, report: RankReport, output: Path | None) -> None:
+    """Print the curve of ranks and the advice, then the parts and what can be left out."""
+    say(console, f"{report.folder} on {report.source}, {report.count:,} rows")
+    _show(console, "Cut to each rank", RANK_HEADER, [*map(rank_cells, report.ranks)])
+    say(console, report.verdict)
+    if report.parts:
+        title = "Without some ΔW, and with it alone"
+        _show(console, title, PART_HEADER, [*map(part_cells, report.parts)])
+        say(console, report.about_parts)
+    moved = sorted(report.matrices, key=lambda row: -row.energy)
+    cells = [matrix_cells(row) for row in moved[:MATRICES_SHOWN]]
+    _show(console, "Matrices, the largest change first", MATRIX_HEADER, cells)
+    if len(moved) > MATRICES_SHOWN:
+        say(console, f"{len(moved) - MATRICES_SHOWN} more are in --output and --json.")
+    say(console, how_to_read(report).replace("*", ""))
+    if output is not None:
+        say(console, f"Report: {output / 'report.md'}")
+
+
+def _show(
+    console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    left = header[0] if header is not RANK_HEADER else ""
+    table = table_of(title, *header, left=(left,))
+    for cells in rows:
+        add_row(table, *cells)
+    console.print(table)

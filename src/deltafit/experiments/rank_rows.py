@@ -1,0 +1,240 @@
+"""What ``ranks`` measures: rows of ranks, parts and matrices, compared on the same test rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from deltafit.experiments.rank_plot import OUTSIDE
+from deltafit.experiments.statistics import LEVEL, PairedComparison, holm, paired_comparison
+from deltafit.tasks.metrics import classification_metrics
+
+Standing = Literal["best", "within noise", "unclear", "worse", "better"]
+PartKind = Literal["block", "matrix type", "matrix"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How well a variant of an adapter does, beside the whole adapter on the same rows.
+
+    Attributes:
+        correct: which rows it gets right, ``[rows]``.
+        accuracy: their share.
+        interval: its Wilson 95 % interval, ``[low, high]``.
+        macro_f1: mean F1 over the classes.
+        changed: predictions that are others than the whole adapter's.
+        against_whole: its accuracy minus the whole adapter's.
+    """
+
+    correct: np.ndarray
+    accuracy: float
+    interval: list[float]
+    macro_f1: float
+    changed: int
+    against_whole: PairedComparison
+
+
+def measured(
+    logits: np.ndarray, whole: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> Measured:
+    """Return the figures of a variant.
+
+    Args:
+        logits: the variant's, ``[rows, labels]``.
+        whole: the whole adapter's, ``[rows, labels]``.
+        labels: true class indices, ``[rows]``.
+        label_names: the class names.
+
+    Raises:
+        DeltafitError: a logit is not finite.
+    """
+    figures = classification_metrics(labels, logits, label_names)
+    predicted, expected = logits.argmax(1), whole.argmax(1)
+    correct = predicted == labels
+    return Measured(
+        correct,
+        figures["accuracy"],
+        figures["accuracy_interval"],
+        figures["macro_f1"],
+        int((predicted != expected).sum()),
+        paired_comparison(correct, expected == labels),
+    )
+
+
+@dataclass(frozen=True)
+class RankRow:
+    """An adapter cut to a rank.
+
+    Attributes:
+        rank: of every matrix whose own is not smaller; 0 is the base with the trained head.
+        parameters: values that are stored, the head's included.
+        stored_bytes: of those values; a file adds its header.
+        energy_kept: share of ‖ΔW‖², all matrices together, 0 to 1.
+        measured: how well it does.
+        against_best: its accuracy minus that of the best rank; None for that one.
+        p_value: of ``against_best``, corrected for all ranks that were compared so; None for the
+            best.
+        standing: "best"; "within noise" where the interval of ``against_best`` includes 0; "worse"
+            where ``p_value`` is below 0.05; "unclear" between the two.
+    """
+
+    rank: int
+    parameters: int
+    stored_bytes: int
+    energy_kept: float
+    measured: Measured
+    against_best: PairedComparison | None = None
+    p_value: float | None = None
+    standing: Standing = "best"
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """The ΔW of some matrices, left out and alone.
+
+    Attributes:
+        kind: what the part is.
+        name: a block's index, or the name of a matrix, within its block or in full.
+        modules: whose ΔW it is.
+        energy: share of ‖ΔW‖² of all matrices, 0 to 1.
+        without: the adapter without it.
+        alone: the adapter with nothing else; the head stays.
+        p_value: of ``without.against_whole``, corrected for all parts.
+        standing: of the adapter without it against the whole, as of a ``RankRow``, or "better".
+    """
+
+    kind: PartKind
+    name: str
+    modules: tuple[str, ...]
+    energy: float
+    without: Measured
+    alone: Measured
+    p_value: float = 1.0
+    standing: Standing = "within noise"
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        if self.kind != "block":
+            return self.name
+        return "outside the blocks" if self.name == OUTSIDE else f"block {self.name}"
+
+
+@dataclass(frozen=True)
+class Dispensable:
+    """Parts of one kind that can be left out together within noise, as far as was measured.
+
+    Attributes:
+        parts: those that matter least; at least one and not all.
+        without: the adapter without them.
+    """
+
+    parts: tuple[PartRow, ...]
+    without: Measured
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """How far one matrix moved, and in how many directions.
+
+    Attributes:
+        name: the module.
+        shape: of its weight's view, ``[outputs, inputs]``.
+        rank: of its ΔW, as stored.
+        effective_rank: over how many directions ΔW is spread; see `effective_ranks`.
+        delta_norm: Frobenius norm of ΔW.
+        share: of it in the norm of W.
+        energy: share of ‖ΔW‖² of all matrices, 0 to 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    effective_rank: float
+    delta_norm: float
+    share: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What ``ranks`` found.
+
+    Attributes:
+        folder: of the adapter, as it was given.
+        source: of the rows.
+        count: how many rows.
+        ranks: from the lowest to the highest, which is the whole adapter.
+        parts: blocks, kinds of matrices and single matrices, kind by kind; what matters most of a
+            kind is first.
+        dispensable: of each kind, what can be left out together.
+        matrices: in the model's order.
+        verdict: which rank to ship, in words.
+        about_parts: which parts carry the change, in words.
+    """
+
+    folder: Path
+    source: str
+    count: int
+    ranks: tuple[RankRow, ...]
+    parts: tuple[PartRow, ...]
+    dispensable: tuple[Dispensable, ...]
+    matrices: tuple[MatrixRow, ...]
+    verdict: str
+    about_parts: str
+
+
+def standing(comparison: PairedComparison, p_value: float) -> Standing:
+    """Return what may be said of a difference, given its p-value corrected for its family.
+
+    The correction makes it harder to call a difference one, and must not make it easier to call it
+    noise: for that its own interval has to include 0.
+    """
+    if comparison.within_noise:
+        return "within noise"
+    if p_value >= 1 - LEVEL:
+        return "unclear"
+    return "better" if comparison.difference > 0 else "worse"
+
+
+def compared_ranks(rows: Sequence[RankRow]) -> list[RankRow]:
+    """Return the rows compared with the best of them: the most accurate, the largest of those."""
+    best = max(rows, key=lambda row: (row.measured.accuracy, row.rank))
+    others = [row for row in rows if row is not best]
+    found = [paired_comparison(row.measured.correct, best.measured.correct) for row in others]
+    corrected = holm([comparison.p_value for comparison in found])
+    judged = [
+        replace(row, against_best=one, p_value=p_value, standing=standing(one, p_value))
+        for row, one, p_value in zip(others, found, corrected, strict=True)
+    ]
+    return sorted([best, *judged], key=lambda row: row.rank)
+
+
+def compared_parts(rows: Sequence[PartRow]) -> list[PartRow]:
+    """Return the parts with their standing, kind by kind, what matters most of each kind first."""
+    corrected = holm([row.without.against_whole.p_value for row in rows])
+    judged = [
+        replace(row, p_value=p_value, standing=standing(row.without.against_whole, p_value))
+        for row, p_value in zip(rows, corrected, strict=True)
+    ]
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    return sorted(judged, key=lambda row: (kinds.index(row.kind), _harm(row)))
+
+
+def _harm(row: PartRow) -> tuple[float, int, float]:
+    """Return what puts the part first that the adapter can least do without."""
+    without = row.without
+    return (without.against_whole.difference, -without.changed, -row.energy)
+
+
+def best_rank(rows: Sequence[RankRow]) -> RankRow:
+    """Return the row that the others were compared with."""
+    return next(row for row in rows if row.standing == "best")
+
+
+def smallest_rank(rows: Sequence[RankRow]) -> RankRow:
+    """Return the row of the smallest rank that is the best or within noise of it."""
+    tied = [row for row in rows if row.standing in ("best", "within noise")]
+    return min(tied, key=lambda row: row.rank)
