@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deltafit.adapters import adapt, adapter_tensors, save_adapter
-from deltafit.experiments.rank_plot import OUTSIDE, learned_ranks, rank_plot
+from deltafit.experiments.rank_plot import OUTSIDE, learned_ranks, matrix_map, rank_plot
 from deltafit.experiments.report import write_report
 from deltafit.methods import AdaLoRA, Full, LoRA, Method
 from tests.experiments.figures import LONG, assert_inside, texts
@@ -69,6 +69,12 @@ def test_every_rank_stands_in_its_place(blocks: int) -> None:
         ("bert.pooler.dense", OUTSIDE): 99,
     }
     assert {"rank", "block", "matrix"} <= texts(figure)
+
+
+def test_what_is_no_whole_number_keeps_a_digit() -> None:
+    figure = matrix_map({"layer.0.query": 12.34, "layer.1.query": 0.0}, LONG, "% of ‖ΔW‖²")
+    assert_inside(figure)
+    assert {"12.3", "0.0", "% of ‖ΔW‖²"} <= texts(figure)
 
 
 def test_the_report_shows_it_where_ranks_differ(tmp_path: Path) -> None:

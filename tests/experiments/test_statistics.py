@@ -1,5 +1,6 @@
 """Paired tests against hand-worked formulas, enumeration and simulation."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.stats import norm
 
 from deltafit.errors import DeltafitError
 from deltafit.experiments.statistics import (
+    holm,
     mean_accuracy_interval,
     paired_comparison,
     paired_over_seeds,
@@ -225,3 +227,21 @@ def test_the_smallest_visible_difference_is_at_the_edge_of_noise(count: int) -> 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_so_few_rows_show_no_difference_at_all(count: int) -> None:
     assert smallest_visible_difference(count) is None
+
+
+@pytest.mark.parametrize(
+    "p_values", [[0.03], [0.01, 0.04, 0.03, 0.005], [0.2, 0.2, 0.9], [0.5, 0.04, 0.04, 1.0, 0.01]]
+)
+def test_holm_is_the_closed_test_of_bonferronis(p_values: list[float]) -> None:
+    """A difference stays one if every family of hypotheses with it is refuted (Marcus 1976)."""
+    indices = range(len(p_values))
+    for index, corrected in enumerate(holm(p_values)):
+        families = [
+            family
+            for size in range(1, len(p_values) + 1)
+            for family in itertools.combinations(indices, size)
+            if index in family
+        ]
+        refuted = [min(1, len(f) * min(p_values[i] for i in f)) for f in families]
+        assert corrected == pytest.approx(max(refuted))
+    assert holm([]) == []

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from deltafit.cli.show import add_row, say, table_of
 from deltafit.experiments.rank_report import (
@@ -18,6 +20,8 @@ from deltafit.experiments.rank_report import (
 from deltafit.experiments.rank_rows import RankReport
 
 MATRICES_SHOWN = 12
+# Where a terminal is too narrow for all columns; they follow from the others.
+_IN_REPORT_ALONE = ("parameters", "accuracy\nwithout it", "accuracy\nalone")
 
 
 def show_ranks(console: Console, report: RankReport, output: Path | None) -> None:
@@ -42,8 +46,21 @@ def show_ranks(console: Console, report: RankReport, output: Path | None) -> Non
 def _show(
     console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    left = header[0] if header is not RANK_HEADER else ""
-    table = table_of(title, *header, left=(left,))
-    for cells in rows:
-        add_row(table, *cells)
+    for left_out in ((), _IN_REPORT_ALONE):
+        kept = [place for place, name in enumerate(header) if name not in left_out]
+        table = _table(title, [header[place] for place in kept])
+        for row in rows:
+            add_row(table, *(row[place] for place in kept))
+        options = console.options.update(max_width=10_000)
+        if Measurement.get(console, options, table).maximum <= console.width:
+            break
     console.print(table)
+
+
+def _table(title: str, header: Sequence[str]) -> Table:
+    """Return a table whose names fold where they must, and figures do not."""
+    table = table_of(title, *header, left=(header[0],) if header[0] != "rank" else ())
+    table.padding = (0, 1, 0, 0)
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    return table

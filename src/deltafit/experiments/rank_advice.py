@@ -20,6 +20,7 @@ from deltafit.experiments.statistics import PairedComparison, holm, smallest_vis
 from deltafit.experiments.tables import format_bytes, format_metric, format_points
 from deltafit.prediction.certificates import DEFAULT_TOLERANCE
 
+_NAMED = 8  # parts in a sentence
 _PLURAL = {"block": "blocks", "matrix type": "kinds of matrices", "matrix": "matrices"}
 
 
@@ -116,44 +117,47 @@ def _command(folder: Path, rank: int, moved: float, model: str | None) -> str:
     return shlex.join(words)
 
 
-def about_parts(kinds: Sequence[Sequence[PartRow]], dispensable: Sequence[Dispensable]) -> str:
+def about_parts(
+    kinds: Sequence[Sequence[PartRow]], dispensable: Sequence[Dispensable], head_alone: RankRow
+) -> str:
     """Say of each kind of part which are needed, and which can be left out together.
 
     Args:
         kinds: the parts of each kind, what matters most first.
         dispensable: of each kind, where some can be left out.
+        head_alone: the row of rank 0.
     """
-    sentences = []
-    for rows in kinds:
-        kind = rows[0].kind
-        sentences.append(_needed(rows))
-        found = next((one for one in dispensable if one.parts[0].kind == kind), None)
-        if found is not None:
-            sentences.append(_dispensed(found, rows))
+    sentences = [_needed(rows) for rows in kinds]
+    sentences += [
+        _dispensed(one, next(rows for rows in kinds if rows[0].kind == one.parts[0].kind))
+        for one in dispensable
+    ]
+    if kinds and head_alone.measured.against_whole.high >= 0:
+        sentences.append(
+            "As all of ΔW left out is within noise of the whole, these rows do not tell which "
+            f"parts could be left out together ({_points(head_alone.measured.against_whole)})."
+        )
     return " ".join(sentences)
 
 
 def _needed(rows: Sequence[PartRow]) -> str:
-    kind, needed = rows[0].kind, [row for row in rows if row.standing == "worse"]
+    needed = [row for row in rows if row.standing == "worse"]
     if not needed:
-        return f"No single one of the {len(rows)} {_PLURAL[kind]} is needed beyond noise."
+        return f"No single one of the {len(rows)} {_PLURAL[rows[0].kind]} is needed beyond noise."
     first = needed[0]
+    said = f"Most needed of the {len(rows)} {_PLURAL[rows[0].kind]} is {first.title}: without its "
+    said += f"ΔW accuracy changes by {_points(first.without.against_whole)}"
     more = [row.title for row in needed[1:]]
-    others = f"; so {'is' if len(more) == 1 else 'are'} {listing(more)}" if more else ""
-    return (
-        f"Of the {len(rows)} {_PLURAL[kind]}, {first.title} is needed beyond noise (without its ΔW "
-        f"{_points(first.without.against_whole)}){others}."
-    )
+    return f"{said}; {_listed(more)} {_are(more)} needed beyond noise, too." if more else f"{said}."
 
 
 def _dispensed(found: Dispensable, rows: Sequence[PartRow]) -> str:
-    names = [row.title for row in sorted(found.parts, key=rows.index)]
+    names = sorted((part.title for part in found.parts), key=_natural)
     share = 100 * sum(part.energy for part in found.parts)
     together = " together" if len(names) > 1 else ""
-    names_said = listing(names)
     return (
-        f"{names_said[:1].upper()}{names_said[1:]} can be left out{together} within noise "
-        f"({_points(found.without.against_whole)}; {share:.0f} % of ‖ΔW‖²)"
+        f"The ΔW of {_listed(names)} can be left out{together} within noise "
+        f"({_points(found.without.against_whole)}), {share:.0f} % of ‖ΔW‖²"
         f"{_next_run(found, rows)}."
     )
 
@@ -170,7 +174,7 @@ def _next_run(found: Dispensable, rows: Sequence[PartRow]) -> str:
         flag = "--target-modules " + ",".join(sorted(kept))
     else:
         return ""
-    return f"; a next run would leave them out with {flag}"
+    return f": a next run can do so with {flag}"
 
 
 def _points(comparison: PairedComparison) -> str:
@@ -179,3 +183,17 @@ def _points(comparison: PairedComparison) -> str:
 
 def _percent(figures: Measured) -> str:
     return f"{format_metric(figures.accuracy, 'accuracy')} %"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return listing([*names[:_NAMED], f"{more} more"] if more > 1 else names)
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return what sorts "block 2" before "block 10"."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split()]

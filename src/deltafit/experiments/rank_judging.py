@@ -17,7 +17,7 @@ from deltafit.adapters import (
 from deltafit.adapters.low_rank import RankChoice, changes_of, energy_lost
 from deltafit.adapters.truncation import effective_ranks, truncated, without
 from deltafit.data import LabelledTexts
-from deltafit.experiments.rank_plot import block_order, matrix_and_block
+from deltafit.experiments.rank_plot import OUTSIDE, block_order, matrix_and_block
 from deltafit.experiments.rank_rows import (
     Dispensable,
     MatrixRow,
@@ -89,6 +89,27 @@ def parts_of(modules: Collection[str], matrices: bool) -> dict[tuple[PartKind, s
     }
 
 
+def titles_of(modules: Collection[str]) -> dict[str, str]:
+    """Return what a person calls each matrix, kind of matrix and block among the modules.
+
+    What the kinds' names begin with alike is left out: "attention.self.value" of block 5 is
+    "value, block 5" where only such names are adapted.
+    """
+    places = {module: matrix_and_block(module) for module in modules}
+    kinds = {matrix: matrix.split(".") for matrix, _ in places.values()}
+    common = 0
+    while all(len(names) > common + 1 for names in kinds.values()) and (
+        len({names[common] for names in kinds.values()}) == 1
+    ):
+        common += 1
+    titles = {matrix: ".".join(names[common:]) for matrix, names in kinds.items()}
+    in_blocks = {block: f"block {block}" for _, block in places.values() if block != OUTSIDE}
+    for module, (matrix, block) in places.items():
+        suffix = f", {in_blocks[block]}" if block in in_blocks else ""
+        titles[module] = titles[matrix] + suffix
+    return titles | {OUTSIDE: "what is outside the blocks"} | in_blocks
+
+
 class Judge:
     """A base with an adapter in memory, and labelled rows to measure variants of the adapter on.
 
@@ -112,6 +133,8 @@ class Judge:
         self._stored, self._where, self._batch_tokens = stored, where, batch_tokens
         self._model = saved.classifier.model
         self._changes = changes_of(stored, where)
+        self._titles = titles_of(self._changes)
+        self._seen: dict[frozenset[str], Measured] = {}
         self.tokens = tokenise_for(saved.classifier, part.texts, saved.max_length, part.place)
         self._labels = np.asarray(part.labels)
         self._whole: np.ndarray | None = None
@@ -168,10 +191,11 @@ class Judge:
                 PartRow(
                     kind,
                     name,
+                    self._titles[name],
                     tuple(modules),
                     sum(shares[module] for module in modules),
-                    self.measure(self.without(modules), advance),
-                    self.measure(self.without(others), advance),
+                    self._measure_without(modules, advance),
+                    self._measure_without(others, advance),
                 )
             )
         return compared_parts(rows)
@@ -192,8 +216,7 @@ class Judge:
         for row in reversed(parts[1:]):
             dropped = (*dropped, row)
             modules = [module for part in dropped for module in part.modules]
-            alone = len(dropped) == 1
-            figures = row.without if alone else self.measure(self.without(modules), advance)
+            figures = self._measure_without(modules, advance)
             if figures.against_whole.high < 0:
                 break
             found = Dispensable(dropped, figures)
@@ -208,6 +231,7 @@ class Judge:
         return [
             MatrixRow(
                 change.name,
+                self._titles[change.name],
                 change.shape,
                 self._changes[change.name].rank,
                 spread[change.name],
@@ -217,6 +241,17 @@ class Judge:
             )
             for change in changes
         ]
+
+    def _measure_without(
+        self, modules: Collection[str], progress: Callable[[int], None]
+    ) -> Measured:
+        """Return the figures without some modules' ΔW; of the same modules they are kept."""
+        key = frozenset(modules)
+        if key in self._seen:
+            progress(len(self.part))
+        else:
+            self._seen[key] = self.measure(self.without(modules), progress)
+        return self._seen[key]
 
     def measure(self, variant: StoredAdapter, progress: Callable[[int], None]) -> Measured:
         """Return the figures of a variant beside those of the whole adapter."""

@@ -23,33 +23,32 @@ from deltafit.experiments.statistics import PairedComparison
 from deltafit.experiments.tables import (
     format_bytes,
     format_count,
-    format_metric,
     format_points,
 )
 from deltafit.files import write_folder_atomically, write_json_atomically, write_text_atomically
 
+# A line break is one in a terminal's table.
 RANK_HEADER = (
-    *("rank", "parameters", "size", "energy", "accuracy %", "95 % interval", "macro-F1 %"),
-    *("difference to whole", "to the best"),
+    *("rank", "parameters", "size", "energy\n%", "accuracy %\n[95 % interval]", "macro\nF1 %"),
+    *("difference\nto the whole", "to the best"),
 )
 PART_HEADER = (
-    *("ΔW of", "energy", "accuracy without", "difference", "changed", "standing"),
-    *("accuracy alone", "difference alone"),
+    *("ΔW of", "energy\n%", "accuracy\nwithout it", "difference\nwithout it", "changed"),
+    *("without it", "accuracy\nalone", "difference\nalone"),
 )
-MATRIX_HEADER = ("matrix", "shape", "rank", "effective rank", "‖ΔW‖", "of ‖W‖", "energy")
+MATRIX_HEADER = ("matrix", "shape", "rank", "effective\nrank", "‖ΔW‖", "% of\n‖W‖", "energy\n%")
 
 
 def rank_cells(row: RankRow) -> list[str]:
     """Return a row's figures as they are shown, under ``RANK_HEADER``."""
-    figures, low_and_high = row.measured, row.measured.interval
+    figures, (low, high) = row.measured, row.measured.interval
     return [
         str(row.rank),
         format_count(row.parameters),
         format_bytes(row.stored_bytes),
-        _share(row.energy_kept),
-        format_metric(figures.accuracy, "accuracy"),
-        f"[{', '.join(format_metric(bound, 'accuracy') for bound in low_and_high)}]",
-        format_metric(figures.macro_f1, "macro_f1"),
+        _percent(row.energy_kept),
+        f"{_percent(figures.accuracy)} [{_percent(low)}, {_percent(high)}]",
+        _percent(figures.macro_f1),
         _difference(figures.against_whole),
         row.standing,
     ]
@@ -59,12 +58,12 @@ def part_cells(row: PartRow) -> list[str]:
     """Return a row's figures as they are shown, under ``PART_HEADER``."""
     return [
         row.title,
-        _share(row.energy),
-        format_metric(row.without.accuracy, "accuracy"),
+        _percent(row.energy),
+        _percent(row.without.accuracy),
         _difference(row.without.against_whole),
         str(row.without.changed),
         row.standing,
-        format_metric(row.alone.accuracy, "accuracy"),
+        _percent(row.alone.accuracy),
         _difference(row.alone.against_whole),
     ]
 
@@ -72,18 +71,18 @@ def part_cells(row: PartRow) -> list[str]:
 def matrix_cells(row: MatrixRow) -> list[str]:
     """Return a row's figures as they are shown, under ``MATRIX_HEADER``."""
     return [
-        row.name,
+        row.title,
         "×".join(map(str, row.shape)),
         str(row.rank),
         f"{row.effective_rank:.1f}",
         f"{row.delta_norm:.3f}",
-        _share(row.share),
-        _share(row.energy),
+        _percent(row.share),
+        _percent(row.energy),
     ]
 
 
-def _share(part: float) -> str:
-    return f"{100 * part:.1f} %"
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f}"
 
 
 def _difference(comparison: PairedComparison) -> str:
@@ -111,29 +110,33 @@ def report_markdown(report: RankReport, plots: Sequence[tuple[str, str]]) -> str
         plots: caption and file name, below ``plots/``, of each.
     """
     chosen = smallest_rank(report.ranks)
-    ranks = markdown_table(
+    ranks = _table(
         RANK_HEADER, [*map(rank_cells, report.ranks)], [row is chosen for row in report.ranks]
     )
     sections = [
         "# Ranks",
         f"{report.folder} on {report.source}, {report.count:,} rows.",
         f"**{report.verdict}**",
-        ranks.rstrip(),
+        ranks,
         how_to_read(report),
     ]
     if report.parts:
         sections += [
             "## Which layers and matrices carry the change",
             report.about_parts,
-            markdown_table(PART_HEADER, [*map(part_cells, report.parts)]).rstrip(),
+            _table(PART_HEADER, [*map(part_cells, report.parts)]),
         ]
     sections += [
         "## Each matrix",
-        markdown_table(MATRIX_HEADER, [*map(matrix_cells, report.matrices)]).rstrip(),
+        _table(MATRIX_HEADER, [*map(matrix_cells, report.matrices)]),
     ]
     for caption, name in plots:
         sections += [f"## {caption}", f"![{caption}](plots/{name})"]
     return "\n\n".join(sections) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[bool] = ()) -> str:
+    return markdown_table([name.replace("\n", " ") for name in header], rows, bold).rstrip()
 
 
 def write_rank_report(folder: Path, report: RankReport) -> None:

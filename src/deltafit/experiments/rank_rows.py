@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from deltafit.experiments.rank_plot import OUTSIDE
 from deltafit.experiments.statistics import LEVEL, PairedComparison, holm, paired_comparison
 from deltafit.tasks.metrics import classification_metrics
 
@@ -97,6 +96,7 @@ class PartRow:
     Attributes:
         kind: what the part is.
         name: a block's index, or the name of a matrix, within its block or in full.
+        title: what a person calls it.
         modules: whose ΔW it is.
         energy: share of ‖ΔW‖² of all matrices, 0 to 1.
         without: the adapter without it.
@@ -107,19 +107,13 @@ class PartRow:
 
     kind: PartKind
     name: str
+    title: str
     modules: tuple[str, ...]
     energy: float
     without: Measured
     alone: Measured
     p_value: float = 1.0
     standing: Standing = "within noise"
-
-    @property
-    def title(self) -> str:
-        """What a person calls it."""
-        if self.kind != "block":
-            return self.name
-        return "outside the blocks" if self.name == OUTSIDE else f"block {self.name}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +135,7 @@ class MatrixRow:
 
     Attributes:
         name: the module.
+        title: what a person calls it.
         shape: of its weight's view, ``[outputs, inputs]``.
         rank: of its ΔW, as stored.
         effective_rank: over how many directions ΔW is spread; see `effective_ranks`.
@@ -150,6 +145,7 @@ class MatrixRow:
     """
 
     name: str
+    title: str
     shape: tuple[int, ...]
     rank: int
     effective_rank: float

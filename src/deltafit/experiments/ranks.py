@@ -66,7 +66,10 @@ def ranks(
     found = judge.ranks(reporter)
     parts = judge.parts(matrices, reporter)
     kinds = [list(of_kind) for _, of_kind in groupby(parts, key=lambda row: row.kind)]
-    dispensable = [one for rows in kinds if (one := judge.dispensable(rows, reporter)) is not None]
+    # Where nothing at all is within noise of the whole, any part is.
+    carries = found[0].measured.against_whole.high < 0
+    sought = [judge.dispensable(rows, reporter) for rows in kinds if carries]
+    dispensable = [one for one in sought if one is not None]
     moved = judge.canary_change(judge.cut(smallest_rank(found).rank)[0])
     report = RankReport(
         folder,
@@ -77,7 +80,7 @@ def ranks(
         tuple(dispensable),
         tuple(judge.matrices),
         rank_verdict(folder, found, moved, model),
-        about_parts(kinds, dispensable),
+        about_parts(kinds, dispensable, found[0]),
     )
     if output is not None:
         write_rank_report(Path(output), report)
