@@ -191,7 +191,7 @@ def test_command_lines_in_documents_are_understood(path: Path) -> None:
     if path.name == "README.md":
         assert {parsed_command(words) for words in lines} == {
             *("train", "compare", "evaluate", "predict", "inspect", "merge", "verify"),
-            *("truncate", "combine", "extract"),
+            *("ranks", "truncate", "combine", "extract"),
         }
     for words in lines:
         if words[0].islower() and not words[0].startswith("-"):

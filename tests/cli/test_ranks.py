@@ -18,7 +18,7 @@ def test_ranks_shows_every_rank_and_what_to_do(tiny: Tiny, tmp_path: Path) -> No
     assert content["verdict"] in text and content["about_parts"] in text
     assert f"Report: {tmp_path / 'out' / 'report.md'}" in text
     for row in content["ranks"]:
-        (line,) = [line for line in text.splitlines() if line.startswith(f"   {row['rank']}  ")]
+        (line,) = [line for line in text.splitlines() if re.match(rf" *{row['rank']}  ", line)]
         figures = (row["accuracy"], row["accuracy_low"], row["accuracy_high"])
         assert "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * figure for figure in figures)) in line
         assert line.rstrip().endswith(row["standing"])

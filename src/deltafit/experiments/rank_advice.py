@@ -52,14 +52,13 @@ def rank_verdict(folder: Path, rows: Sequence[RankRow], moved: float, model: str
 def _choice(chosen: RankRow, best: RankRow, whole: RankRow) -> str:
     count = f"{len(best.measured.correct):,} rows"
     if chosen is best:
-        keep = (
-            "keep it"
-            if best is whole
-            else f"{_times(chosen, whole)} smaller than rank {whole.rank}"
-        )
+        result = f"is the best ({_percent(best.measured)} on {count})"
+        if best.rank == 0:
+            return f"Rank 0, the base with the trained head, {result}."
+        less = f"; it is {_times(best, whole)} smaller than rank {whole.rank}"
         return (
-            f"Rank {best.rank} is the best ({_percent(best.measured)} on {count}), and no smaller "
-            f"one is within noise of it: {keep}."
+            f"Rank {best.rank} {result}, and no smaller one is within noise of it"
+            f"{': keep it' if best is whole else less}."
         )
     assert chosen.against_best is not None
     name, what = f"Rank {chosen.rank}", "the smallest within noise"
@@ -143,7 +142,13 @@ def about_parts(
 def _needed(rows: Sequence[PartRow]) -> str:
     needed = [row for row in rows if row.standing == "worse"]
     if not needed:
-        return f"No single one of the {len(rows)} {_PLURAL[rows[0].kind]} is needed beyond noise."
+        said = f"No single one of the {len(rows)} {_PLURAL[rows[0].kind]} is needed beyond noise"
+        open_ones = [
+            f"{row.title} ({_points(row.without.against_whole)})"
+            for row in rows
+            if row.standing == "unclear"
+        ]
+        return f"{said}; of {_listed(open_ones)} it is unclear." if open_ones else f"{said}."
     first = needed[0]
     said = f"Most needed of the {len(rows)} {_PLURAL[rows[0].kind]} is {first.title}: without its "
     said += f"ΔW accuracy changes by {_points(first.without.against_whole)}"

@@ -34,7 +34,7 @@ RANK_HEADER = (
 )
 PART_HEADER = (
     *("ΔW of", "energy\n%", "accuracy\nwithout it", "difference\nwithout it", "changed"),
-    *("without it", "accuracy\nalone", "difference\nalone"),
+    *("standing", "accuracy\nalone", "difference\nalone"),
 )
 MATRIX_HEADER = ("matrix", "shape", "rank", "effective\nrank", "‖ΔW‖", "% of\n‖W‖", "energy\n%")
 
