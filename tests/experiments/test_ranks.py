@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from deltafit.adapters import StoredAdapter, load_adapter, read_adapter, remove_adapter
 from deltafit.data import load_labelled
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.experiments.rank_advice import rank_verdict
+from deltafit.experiments.rank_advice import about_parts, rank_verdict
 from deltafit.experiments.rank_judging import Judge, parts_of, titles_of, tried_ranks, wearing
 from deltafit.experiments.rank_report import report_as_dict
 from deltafit.experiments.rank_rows import (
+    Dispensable,
     PartRow,
     RankRow,
     compared_parts,
@@ -212,6 +213,14 @@ def test_what_is_said_of_ranks() -> None:
     said = rank_verdict(Path("runs/a"), none, 0.0, None)
     assert "Even rank 0, the base with the trained head, is within noise" in said
     assert "do not show that ΔW adds anything" in said and "truncate" not in said
+    better = compared_ranks([rank_row(0, 3), rank_row(1, 12)])
+    said = rank_verdict(Path("runs/a"), better, 0.0, None)
+    assert said.startswith("Rank 0, the base with the trained head, is the best (99.0 % on 300")
+    assert "Rank 0's lead over the whole adapter, rank 1, is beyond noise (+3.0 [" in said
+    half = compared_ranks([rank_row(0, 90), rank_row(1, 3), rank_row(2, 12)])
+    said = rank_verdict(Path("runs/a"), half, 0.0, None)
+    assert "no smaller one is within noise of it; it is 1.5 times smaller than rank 2." in said
+    assert "--rank 1" in said
     only = compared_ranks([rank_row(0, 90), rank_row(1, 12)])
     said = rank_verdict(Path("runs/a"), only, 0.0, None)
     assert said == (
@@ -231,6 +240,44 @@ def test_parts_are_judged_as_a_family_and_sorted() -> None:
         ("1", "worse"), ("0", "within noise"), ("query", "unclear"),
     ]  # fmt: skip
     assert compared_parts([part("block", "0", 5)])[0].standing == "better"
+
+
+def test_what_is_said_of_parts() -> None:
+    def part(name: str, wrong: int) -> PartRow:
+        figures = rank_row(1, wrong).measured
+        return PartRow("block", name, f"block {name}", (name,), 0.25, figures, figures)
+
+    names = ("10", "9", "1", "0")
+    rows = compared_parts([part(n, w) for n, w in zip(names, (12, 12, 13, 40), strict=True)])
+    found = Dispensable(tuple(reversed(rows[1:])), rank_row(1, 13).measured)
+    said = about_parts([rows], [found], rank_row(0, 90))
+    assert said.startswith(
+        "Most needed of the 4 blocks is block 0: without its ΔW accuracy changes by −9.3 ["
+    )
+    assert "The ΔW of block 1, block 9 and block 10 can be left out together within noise" in said
+    assert said.endswith("75 % of ‖ΔW‖²: a next run can do so with --layers 0.")
+    calm = compared_parts([part("0", 12), part("1", 18)])
+    said = about_parts([calm], [], rank_row(0, 13))
+    assert "No single one of the 2 blocks is needed beyond noise; of block 1 (−2.0 [" in said
+    assert "these rows do not tell which parts" in said
+    assert about_parts([], [], rank_row(0, 13)) == ""
+
+
+@pytest.mark.parametrize(
+    ("dropped", "kept", "flag"),
+    [
+        ("attention.query", "attention.value", "--target-modules attention.value."),
+        ("attention.output.dense", "output.dense", "% of ‖ΔW‖²."),  # it would match both
+    ],
+)
+def test_a_flag_is_named_where_it_does_that(dropped: str, kept: str, flag: str) -> None:
+    parts = [
+        PartRow("matrix type", name, name, (name,), 0.5, figures, figures)
+        for name, figures in ((kept, rank_row(1, 40).measured), (dropped, rank_row(1, 12).measured))
+    ]
+    rows = compared_parts(parts)
+    found = Dispensable((rows[1],), rows[1].without)
+    assert about_parts([rows], [found], rank_row(0, 90)).endswith(flag)
 
 
 @pytest.mark.slow

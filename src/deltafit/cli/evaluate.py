@@ -1,19 +1,14 @@
 """``deltafit evaluate``."""
 
-from typing import Annotated
-
 import typer
 
-from deltafit.cli.options import AsJson, Base, BatchTokens, LabelColumn, Run, TextColumn
-from deltafit.cli.running import console, explained, json_line, reporting
+from deltafit.cli.options import AsJson, Base, BatchTokens, LabelColumn, Labelled, Run, TextColumn
+from deltafit.cli.running import check_use, console, explained, json_line, reporting
 
 
 def evaluate(
     folder: Run,
-    data: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="A file; or a folder or catalogue name's test part."),
-    ],
+    data: Labelled,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     model: Base = None,
@@ -25,11 +20,7 @@ def evaluate(
     Example: deltafit evaluate runs/imdb --data more.csv --json
     """
     with explained():
-        from deltafit.data import check_path
-        from deltafit.prediction.location import adapter_folder
-
-        adapter_folder(folder)
-        check_path(data)
+        check_use(folder, data)
         from deltafit.cli.show import show_metrics
         from deltafit.prediction.using import evaluate as run
         from deltafit.training.progress import Followed

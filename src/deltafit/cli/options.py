@@ -10,6 +10,9 @@ Model = Annotated[
     str, typer.Option(metavar="MODEL", help="A checkpoint's folder, a hub name, minilm, smollm2.")
 ]
 Base = Annotated[str | None, typer.Option(metavar="MODEL", help="The base, if it has moved.")]
+Labelled = Annotated[
+    str, typer.Option(metavar="DATA", help="A file; or a folder or catalogue name's test part.")
+]
 TextColumn = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of texts.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of labels.")]
 Rank = Annotated[str | None, typer.Option(metavar="INT", help="LoRA's rank (8).")]

@@ -5,16 +5,13 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.options import AsJson, Base, BatchTokens, LabelColumn, Run, TextColumn
-from deltafit.cli.running import console, explained, json_line, reporting
+from deltafit.cli.options import AsJson, Base, BatchTokens, LabelColumn, Labelled, Run, TextColumn
+from deltafit.cli.running import check_use, console, explained, json_line, reporting
 
 
 def ranks(
     folder: Run,
-    data: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="A file; or a folder or catalogue name's test part."),
-    ],
+    data: Labelled,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A new folder for a report, its figures and plots."),
@@ -36,14 +33,11 @@ def ranks(
     Example: deltafit ranks runs/imdb --data test.csv --output imdb-ranks
     """
     with explained():
-        from deltafit.data import check_path
         from deltafit.files import refuse_existing
-        from deltafit.prediction.location import adapter_folder
 
-        adapter_folder(folder)
+        check_use(folder, data)
         if output is not None:
             refuse_existing(output)
-        check_path(data)
         from deltafit.cli.show_ranks import show_ranks
         from deltafit.experiments.rank_report import report_as_dict
         from deltafit.experiments.ranks import ranks as run

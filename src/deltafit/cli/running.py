@@ -74,6 +74,19 @@ def check_start(model: str, data: "DataConfig", output: Path, *, resume: bool) -
     check_paths(data.data, data.test_data, data.validation)
 
 
+def check_use(folder: Path, data: str) -> None:
+    """Refuse a folder without an adapter, and data that is not there, before torch loads.
+
+    Raises:
+        DeltafitError: one of them is not what it should be.
+    """
+    from deltafit.data import check_path
+    from deltafit.prediction.location import adapter_folder
+
+    adapter_folder(folder)
+    check_path(data)
+
+
 @contextmanager
 def explained(resume: str | None = None) -> Iterator[None]:
     """Turn errors into one sentence and an exit code.

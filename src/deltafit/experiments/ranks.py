@@ -63,6 +63,16 @@ def ranks(
     part = load_labelled(data, names, text_column=text_column, label_column=label_column)
     saved = load_saved(place, model=model)
     judge = Judge(saved, stored, part, str(folder), batch_tokens)
+    report = _report(folder, judge, matrices, model, reporter)
+    if output is not None:
+        write_rank_report(Path(output), report)
+    return report
+
+
+def _report(
+    folder: Path, judge: Judge, matrices: bool, model: str | None, reporter: Reporter
+) -> RankReport:
+    """Measure all; for the arguments see ``ranks``."""
     found = judge.ranks(reporter)
     parts = judge.parts(matrices, reporter)
     kinds = [list(of_kind) for _, of_kind in groupby(parts, key=lambda row: row.kind)]
@@ -71,10 +81,10 @@ def ranks(
     sought = [judge.dispensable(rows, reporter) for rows in kinds if carries]
     dispensable = [one for one in sought if one is not None]
     moved = judge.canary_change(judge.cut(smallest_rank(found).rank)[0])
-    report = RankReport(
+    return RankReport(
         folder,
-        part.source,
-        len(part),
+        judge.part.source,
+        len(judge.part),
         tuple(found),
         tuple(parts),
         tuple(dispensable),
@@ -82,6 +92,3 @@ def ranks(
         rank_verdict(folder, found, moved, model),
         about_parts(kinds, dispensable, found[0]),
     )
-    if output is not None:
-        write_rank_report(Path(output), report)
-    return report
