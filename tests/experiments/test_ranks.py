@@ -33,6 +33,7 @@ from deltafit.prediction.merged import compute_logits_merged
 from deltafit.prediction.truncating import truncate
 from deltafit.prediction.using import evaluate
 from tests.prediction.derived import saved_on
+from tests.prediction.test_quantised import saved
 from tests.training.tiny_runs import LABELS, save_model, write_table
 
 METHOD = LoRA("all-linear", rank=6, rank_pattern=(("query", 2),))
@@ -355,6 +356,9 @@ def test_the_report_holds_every_figure(adapter: Path, tmp_path: Path) -> None:
         assert [float(line["accuracy"]) for line in lines] == [f.accuracy for f in figures]
     text = (out / "report.md").read_text(encoding="utf-8")
     assert report.verdict in text and report.about_parts in text
+    shown = report._repr_markdown_()
+    assert shown == text.split("\n\n## Accuracy against rank")[0] + "\n"
+    assert "array" not in repr(report)
     plots = sorted(path.name for path in (out / "plots").iterdir())
     assert plots == ["changed.png", "effective-ranks.png", "energy.png", "ranks.png"]
     assert all(f"](plots/{name})" in text for name in plots)
@@ -374,6 +378,17 @@ def test_nothing_is_left_where_writing_fails(
     with pytest.raises(DeltafitError, match="is full"):
         ranks(adapter, data, output=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["test.csv"]
+
+
+@pytest.mark.slow
+def test_a_quantised_base_stays_so(tmp_path: Path) -> None:
+    saved(tmp_path, "nf4", LoRA(rank=3, initialisation="loftq"))
+    judge = judge_of(tmp_path / "adapter", write_table(tmp_path / "test.csv", 12))
+    truncate(tmp_path / "adapter", tmp_path / "cut", rank=1, tolerance=99)
+    np.testing.assert_array_equal(
+        judge.logits_of(judge.cut(1)[0], silent), logits_of(tmp_path / "cut", judge)
+    )
+    assert ranks(tmp_path / "adapter", tmp_path / "test.csv").ranks[-1].rank == 3
 
 
 @pytest.mark.slow

@@ -12,12 +12,12 @@ from deltafit.experiments.rank_report import (
     MATRIX_HEADER,
     PART_HEADER,
     RANK_HEADER,
+    RankReport,
     how_to_read,
     matrix_cells,
     part_cells,
     rank_cells,
 )
-from deltafit.experiments.rank_rows import RankReport
 
 MATRICES_SHOWN = 12
 # What a terminal too narrow for all columns does without first, and then: the report has it.

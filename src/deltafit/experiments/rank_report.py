@@ -1,7 +1,7 @@
 """What ``ranks`` found as tables, files and plots."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from deltafit.experiments.plots import save_png
 from deltafit.experiments.rank_curve import rank_curve
 from deltafit.experiments.rank_plot import matrix_map
 from deltafit.experiments.rank_rows import (
+    Dispensable,
     MatrixRow,
     Measured,
     PartRow,
-    RankReport,
     RankRow,
     smallest_rank,
 )
@@ -29,7 +29,7 @@ from deltafit.files import write_folder_atomically, write_json_atomically, write
 
 # A line break is one in a terminal's table.
 RANK_HEADER = (
-    *("rank", "parameters", "size", "energy\n%", "accuracy %\n[95 % interval]", "macro\nF1 %"),
+    *("rank", "parameters", "size", "kept\n%", "accuracy %\n[95 % interval]", "macro\nF1 %"),
     *("difference\nto the whole", "to the best"),
 )
 PART_HEADER = (
@@ -37,6 +37,38 @@ PART_HEADER = (
     *("standing", "accuracy\nalone", "difference\nalone"),
 )
 MATRIX_HEADER = ("matrix", "shape", "rank", "effective\nrank", "‖ΔW‖", "% of\n‖W‖", "energy\n%")
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What ``ranks`` found.
+
+    Attributes:
+        folder: of the adapter, as it was given.
+        source: of the rows.
+        count: how many rows.
+        ranks: from the lowest to the highest, which is the whole adapter.
+        parts: blocks, kinds of matrices and single matrices, kind by kind; what matters most of a
+            kind is first.
+        dispensable: of each kind, what can be left out together.
+        matrices: in the model's order.
+        verdict: which rank to ship, in words.
+        about_parts: which parts carry the change, in words.
+    """
+
+    folder: Path
+    source: str
+    count: int
+    ranks: tuple[RankRow, ...]
+    parts: tuple[PartRow, ...]
+    dispensable: tuple[Dispensable, ...]
+    matrices: tuple[MatrixRow, ...]
+    verdict: str
+    about_parts: str
+
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows."""
+        return report_markdown(self, ())
 
 
 def rank_cells(row: RankRow) -> list[str]:
@@ -93,12 +125,12 @@ def how_to_read(report: RankReport) -> str:
     """Return what the columns mean."""
     return (
         f"All are judged on the same {report.count:,} rows. Rank 0 is the base with the trained "
-        "head. Energy is the share of ‖ΔW‖², all matrices together. Differences are to the whole "
-        "adapter, in points of accuracy, paired on the same rows, with their 95 % interval. "
-        "*Within noise* means that the interval of the difference includes 0 (of a rank: of that "
-        "to the best rank), *worse* that the difference stays one (p < 0.05, McNemar's test) when "
-        "corrected by Holm's method for all that were compared; between the two it is *unclear*. "
-        "*Changed* counts predictions that are others than the whole adapter's."
+        "head. *Kept* and *energy* are shares of ‖ΔW‖², all matrices together. Differences are to "
+        "the whole adapter, in points of accuracy, paired on the same rows, with their 95 % "
+        "interval. *Within noise* means that the interval of the difference includes 0 (of a rank: "
+        "of that to the best rank), *worse* that the difference stays one (p < 0.05, McNemar's "
+        "test) when corrected by Holm's method for all that were compared; between the two it is "
+        "*unclear*. *Changed* counts predictions that are others than the whole adapter's."
     )
 
 

@@ -1,8 +1,7 @@
 """What ``ranks`` measures: rows of ranks, parts and matrices, compared on the same test rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ class Measured:
         against_whole: its accuracy minus the whole adapter's.
     """
 
-    correct: np.ndarray
+    correct: np.ndarray = field(repr=False)
     accuracy: float
     interval: list[float]
     macro_f1: float
@@ -152,34 +151,6 @@ class MatrixRow:
     delta_norm: float
     share: float
     energy: float
-
-
-@dataclass(frozen=True)
-class RankReport:
-    """What ``ranks`` found.
-
-    Attributes:
-        folder: of the adapter, as it was given.
-        source: of the rows.
-        count: how many rows.
-        ranks: from the lowest to the highest, which is the whole adapter.
-        parts: blocks, kinds of matrices and single matrices, kind by kind; what matters most of a
-            kind is first.
-        dispensable: of each kind, what can be left out together.
-        matrices: in the model's order.
-        verdict: which rank to ship, in words.
-        about_parts: which parts carry the change, in words.
-    """
-
-    folder: Path
-    source: str
-    count: int
-    ranks: tuple[RankRow, ...]
-    parts: tuple[PartRow, ...]
-    dispensable: tuple[Dispensable, ...]
-    matrices: tuple[MatrixRow, ...]
-    verdict: str
-    about_parts: str
 
 
 def standing(comparison: PairedComparison, p_value: float) -> Standing:

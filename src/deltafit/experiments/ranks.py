@@ -8,8 +8,8 @@ from deltafit.adapters.low_rank import changes_of
 from deltafit.data import load_labelled
 from deltafit.experiments.rank_advice import about_parts, rank_verdict
 from deltafit.experiments.rank_judging import Judge
-from deltafit.experiments.rank_report import write_rank_report
-from deltafit.experiments.rank_rows import RankReport, smallest_rank
+from deltafit.experiments.rank_report import RankReport, write_rank_report
+from deltafit.experiments.rank_rows import smallest_rank
 from deltafit.files import refuse_existing
 from deltafit.prediction.folder import load_saved, read_facts
 from deltafit.prediction.location import adapter_folder
