@@ -81,7 +81,7 @@ def test_every_rank_is_truncate_and_evaluate(adapter: Path, tmp_path: Path, coun
         found = judge.logits_of(judge.cut(rank)[0], silent)
         np.testing.assert_array_equal(found, logits_of(tmp_path / str(rank), judge))
     np.testing.assert_array_equal(found, logits_of(adapter, judge))
-    found = ranks(adapter, data).ranks
+    found = judge.ranks(_Silent())
     assert [row.rank for row in found] == [0, 1, 2, 3, 4, 5, 6]
     for row, folder in ((found[1], tmp_path / "1"), (found[6], adapter)):
         expected = evaluate(folder, data)
@@ -95,7 +95,7 @@ def test_every_rank_is_truncate_and_evaluate(adapter: Path, tmp_path: Path, coun
 @pytest.mark.slow
 def test_sizes_are_those_of_the_files(adapter: Path, tmp_path: Path) -> None:
     data = write_table(tmp_path / "test.csv", 12)
-    found = ranks(adapter, data).ranks
+    found = judge_of(adapter, data).ranks(_Silent())
     truncate(adapter, tmp_path / "cut", rank=3, tolerance=99)
     for row, folder in ((found[3], tmp_path / "cut"), (found[6], adapter)):
         tensors = read_adapter(folder).tensors.values()
