@@ -1,6 +1,5 @@
 """A truncated adapter: numpy's nearest Δ of each matrix, here and in PEFT."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from deltafit.adapters import (
     save_adapter,
 )
 from deltafit.adapters.low_rank import RankChoice
-from deltafit.adapters.truncation import effective_ranks, rank_errors, truncated, without
+from deltafit.adapters.truncation import rank_errors, truncated, without
 from deltafit.errors import DeltafitError
 from deltafit.methods import IA3, AdaLoRA, DoRA, Full, LoRA, Method, VeRA
 from tests.adapters.adapted import head_of, logits, randomise, theirs_on_disk
@@ -174,23 +173,3 @@ def test_without_a_module_its_change_is_zero_and_the_others_stay(tmp_path: Path)
     for name in kept:
         np.testing.assert_array_equal(after[name], before[name])
     np.testing.assert_array_equal(before[gone], deltas("bert", stored)[gone])
-
-
-def test_the_effective_rank_is_that_of_numpys_spectrum(tmp_path: Path) -> None:
-    saved(tmp_path, "gpt2", LoRA(rank=5, alpha=3))
-    stored = read_adapter(tmp_path)
-    names = list(deltas("gpt2", stored))
-    alike = torch.linalg.qr(torch.randn(32, 5, dtype=torch.float64))[0]
-    tensors = stored.tensors | {
-        f"{names[0]}.lora_B": torch.zeros_like(stored.tensors[f"{names[0]}.lora_B"]),
-        f"{names[1]}.lora_A": torch.cat([alike[:, :4].T, torch.zeros(1, 32)]),
-        f"{names[1]}.lora_B": torch.linalg.qr(torch.randn(96, 5, dtype=torch.float64))[0],
-    }
-    found = effective_ranks(replace(stored, tensors=tensors), "here")
-    assert found[names[0]] == 0
-    assert found[names[1]] == pytest.approx(4)
-    for name, delta in list(deltas("gpt2", stored).items())[2:]:
-        values = np.linalg.svd(delta.astype(np.float64), compute_uv=False)[:5]
-        shares = values / values.sum()
-        expected = np.prod(shares**-shares)
-        assert found[name] == pytest.approx(expected, rel=1e-4) and 1 < expected < 5

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deltafit.adapters import adapt, adapter_tensors, save_adapter
-from deltafit.experiments.rank_plot import OUTSIDE, learned_ranks, matrix_map, rank_plot
+from deltafit.experiments.rank_plot import OUTSIDE, learned_ranks, matrix_plot, rank_plot
 from deltafit.experiments.report import write_report
 from deltafit.methods import AdaLoRA, Full, LoRA, Method
 from tests.experiments.figures import LONG, assert_inside, texts
@@ -72,7 +72,9 @@ def test_every_rank_stands_in_its_place(blocks: int) -> None:
 
 
 def test_what_is_no_whole_number_keeps_a_digit() -> None:
-    figure = matrix_map({"layer.0.query": 12.34, "layer.1.query": 0.0}, LONG, "% of ‖ΔW‖²")
+    figure = matrix_plot(
+        {"layer.0.query": 12.34, "layer.1.query": 0.0}, LONG, "% of ‖ΔW‖²", lambda v: f"{v:.1f}"
+    )
     assert_inside(figure)
     assert {"12.3", "0.0", "% of ‖ΔW‖²"} <= texts(figure)
 

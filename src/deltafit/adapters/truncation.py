@@ -93,26 +93,3 @@ def without(stored: StoredAdapter, modules: Collection[str], where: str) -> Stor
     changes = changes_of(stored, where)
     zeros = {f"{name}.lora_B": torch.zeros_like(changes[name].left) for name in modules}
     return replace(stored, tensors=stored.tensors | zeros)
-
-
-def effective_ranks(stored: StoredAdapter, where: str) -> dict[str, float]:
-    """Return over how many directions each module's Δ is spread, 0 of a Δ that is zero.
-
-    It is exp(H) of the entropy H of the singular values, each as its share of their sum: k where k
-    of them are alike and the others zero. Source: Roy & Vetterli (2007), "The effective rank: a
-    measure of effective dimensionality", EUSIPCO.
-
-    Args:
-        stored: an adapter whose Δ is s·B·A.
-        where: the adapter's folder, for the sentence.
-
-    Raises:
-        DeltafitError: it was trained with another method.
-    """
-    ranks = {}
-    for name, change in changes_of(stored, where).items():
-        values = spectrum_of_product(change.left, change.right).values
-        shares = values / values.sum()
-        entropy = -torch.special.xlogy(shares, shares).sum()
-        ranks[name] = float(entropy.exp()) if values.sum() > 0 else 0.0
-    return ranks

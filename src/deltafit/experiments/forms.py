@@ -1,4 +1,4 @@
-"""Rows of figures as Markdown for people and as CSV for programs, and names in a sentence."""
+"""Rows of figures as Markdown for people and as CSV for programs."""
 
 import csv
 import io
@@ -35,8 +35,3 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return file.getvalue()
-
-
-def listing(names: Sequence[str]) -> str:
-    """Return "a, b and c"; there must be a name."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

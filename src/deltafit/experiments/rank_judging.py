@@ -15,7 +15,8 @@ from deltafit.adapters import (
     remove_adapter,
 )
 from deltafit.adapters.low_rank import RankChoice, changes_of, energy_lost
-from deltafit.adapters.truncation import effective_ranks, truncated, without
+from deltafit.adapters.movement import layer_changes
+from deltafit.adapters.truncation import truncated, without
 from deltafit.data import LabelledTexts
 from deltafit.experiments.rank_plot import OUTSIDE, block_order, matrix_and_block
 from deltafit.experiments.rank_rows import (
@@ -31,7 +32,6 @@ from deltafit.experiments.rank_rows import (
 )
 from deltafit.prediction.canaries import canary_logits, largest_difference
 from deltafit.prediction.folder import SavedClassifier
-from deltafit.prediction.inspecting import matrix_changes
 from deltafit.prediction.merged import compute_logits_merged
 from deltafit.tasks.inference import tokenise_for
 from deltafit.training.progress import Counted, Reporter
@@ -225,8 +225,9 @@ class Judge:
     @cached_property
     def matrices(self) -> list[MatrixRow]:
         """How far each matrix moved, and in how many directions."""
-        spread = effective_ranks(self._stored, self._where)
-        changes = matrix_changes(self._model)
+        active = model_adapters(self._model).active
+        assert active is not None
+        changes = layer_changes(self._model, active)
         total = sum(change.delta_norm**2 for change in changes)
         return [
             MatrixRow(
@@ -234,7 +235,7 @@ class Judge:
                 self._titles[change.name],
                 change.shape,
                 self._changes[change.name].rank,
-                spread[change.name],
+                change.effective_rank,
                 change.delta_norm,
                 change.share,
                 change.delta_norm**2 / total if total > 0 else 0.0,

@@ -1,7 +1,7 @@
-"""The rank of each matrix's update, or what else is known of each: pictures, blocks by matrices."""
+"""The rank of each matrix's update, or another figure of it, as a picture: blocks by matrices."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +48,25 @@ def rank_plot(ranks: Mapping[str, int], title: str) -> Figure:
         ranks: by full module name, such as "encoder.layer.3.attention.self.query"; at least one.
         title: what was trained.
     """
-    return matrix_map(ranks, title, "rank")
+    return matrix_plot(ranks, title, "rank", lambda rank: f"{rank:.0f}", whole=True)
 
 
-def matrix_map(values: Mapping[str, float], title: str, label: str) -> Figure:
-    """Draw a value of each matrix, at least 0, as ``rank_plot`` draws its rank.
+def matrix_plot(
+    values: Mapping[str, float],
+    title: str,
+    unit: str,
+    shown: Callable[[float], str],
+    *,
+    whole: bool = False,
+) -> Figure:
+    """Draw a figure of each matrix as `rank_plot` does.
 
     Args:
-        values: by full module name; at least one.
-        title: what they are of.
-        label: what they are.
+        values: by full module name; at least one, none negative.
+        title: what was trained.
+        unit: of the values, beside the bar of shades.
+        shown: how a value is written.
+        whole: whether the bar counts in whole numbers.
     """
     places = {module: matrix_and_block(module) for module in values}
     matrices = list(dict.fromkeys(matrix for matrix, _ in places.values()))
@@ -65,24 +74,24 @@ def matrix_map(values: Mapping[str, float], title: str, label: str) -> Figure:
     table = np.full((len(matrices), len(blocks)), np.nan)
     for module, (matrix, block) in places.items():
         table[matrices.index(matrix), blocks.index(block)] = values[module]
-    width = 2.6 + 0.075 * max(map(len, matrices)) + 0.42 * len(blocks)
+    wide = max(len(shown(value)) for value in values.values())
+    width = 2.6 + 0.075 * max(map(len, matrices)) + max(0.42, 0.1 * wide) * len(blocks)
     figure = Figure(figsize=(width, 1.5 + 0.36 * len(matrices)), layout="constrained")
     axes = figure.subplots()
-    highest = max(*values.values(), 1)
+    highest = max(*values.values(), 1) if whole else max(values.values()) or 1.0
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
-    whole = all(float(value).is_integer() for value in values.values())
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):
             colour = "white" if value > 0.6 * highest else "black"
-            text = f"{value:.{0 if whole else 1}f}"
+            text = shown(value)
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(blocks)), blocks, fontsize=8)
     axes.set_yticks(range(len(matrices)), matrices, fontsize=8)
     axes.set_xlabel("block")
     axes.set_ylabel("matrix")
     figure.suptitle(wrapped(title, round(9 * width)), fontsize=10)
-    bar = figure.colorbar(image, ax=axes, ticks=MaxNLocator(4, integer=True, min_n_ticks=1))
-    bar.set_label(label)
+    bar = figure.colorbar(image, ax=axes, ticks=MaxNLocator(4, integer=whole, min_n_ticks=1))
+    bar.set_label(unit)
     return figure
 
 

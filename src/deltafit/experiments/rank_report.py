@@ -1,5 +1,6 @@
 """What ``ranks`` found as tables, files and plots."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from deltafit.experiments.forms import csv_text, markdown_table
 from deltafit.experiments.plots import save_png
 from deltafit.experiments.rank_curve import rank_curve
-from deltafit.experiments.rank_plot import matrix_map
+from deltafit.experiments.rank_plot import matrix_plot
 from deltafit.experiments.rank_rows import (
     Dispensable,
     MatrixRow,
@@ -21,6 +22,7 @@ from deltafit.experiments.rank_rows import (
 )
 from deltafit.experiments.statistics import PairedComparison
 from deltafit.experiments.tables import (
+    NOTHING,
     format_bytes,
     format_count,
     format_points,
@@ -106,7 +108,7 @@ def matrix_cells(row: MatrixRow) -> list[str]:
         row.title,
         "×".join(map(str, row.shape)),
         str(row.rank),
-        f"{row.effective_rank:.1f}",
+        NOTHING if row.effective_rank is None else _tenth(row.effective_rank),
         f"{row.delta_norm:.3f}",
         _percent(row.share),
         _percent(row.energy),
@@ -195,28 +197,26 @@ def write_rank_report(folder: Path, report: RankReport) -> None:
 def _plots(report: RankReport) -> list[tuple[str, str, Figure]]:
     """Draw every plot; return its caption, its file's name and the figure."""
     folder = str(report.folder)
+    energies = {row.name: 100 * row.energy for row in report.matrices}
+    spread = {r.name: r.effective_rank for r in report.matrices if r.effective_rank is not None}
+    changed = {r.modules[0]: r.without.changed for r in report.parts if r.kind == "matrix"}
     figures = [
         ("Accuracy against rank", "ranks.png", rank_curve(report.ranks, folder)),
-        (
-            "Share of the change",
-            "energy.png",
-            matrix_map(
-                {row.name: 100 * row.energy for row in report.matrices}, folder, "% of ‖ΔW‖²"
-            ),
-        ),
-        (
-            "Effective rank of each matrix",
-            "effective-ranks.png",
-            matrix_map(
-                {row.name: row.effective_rank for row in report.matrices}, folder, "effective rank"
-            ),
-        ),
+        ("Share of the change", "energy.png", matrix_plot(energies, folder, "% of ‖ΔW‖²", _tenth)),
     ]
-    changed = {r.modules[0]: r.without.changed for r in report.parts if r.kind == "matrix"}
+    if spread:
+        caption, unit = "Effective rank of each matrix", "effective rank"
+        figure = matrix_plot(spread, folder, unit, _tenth)
+        figures.append((caption, "effective-ranks.png", figure))
     if changed:
-        label = "predictions that change without it"
-        figures.append((label.capitalize(), "changed.png", matrix_map(changed, folder, label)))
+        unit = "predictions that change without it"
+        figure = matrix_plot(changed, folder, unit, lambda count: f"{count:.0f}", whole=True)
+        figures.append((unit.capitalize(), "changed.png", figure))
     return figures
+
+
+def _tenth(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def report_as_dict(report: RankReport) -> dict[str, Any]:
@@ -238,7 +238,11 @@ def report_as_dict(report: RankReport) -> dict[str, Any]:
             }
             for one in report.dispensable
         ],
-        "matrices": [asdict(row) for row in report.matrices],
+        # JSON has no infinity, which is the share of a weight that is all zeros.
+        "matrices": [
+            asdict(row) | {"share": row.share if math.isfinite(row.share) else None}
+            for row in report.matrices
+        ],
     }
 
 

@@ -137,7 +137,7 @@ class MatrixRow:
         title: what a person calls it.
         shape: of its weight's view, ``[outputs, inputs]``.
         rank: of its ΔW, as stored.
-        effective_rank: over how many directions ΔW is spread; see `effective_ranks`.
+        effective_rank: over how many directions ΔW is spread; see ``MatrixChange``.
         delta_norm: Frobenius norm of ΔW.
         share: of it in the norm of W.
         energy: share of ‖ΔW‖² of all matrices, 0 to 1.
@@ -147,7 +147,7 @@ class MatrixRow:
     title: str
     shape: tuple[int, ...]
     rank: int
-    effective_rank: float
+    effective_rank: float | None
     delta_norm: float
     share: float
     energy: float

@@ -78,6 +78,30 @@ def paired_comparison(correct_a: BoolArray, correct_b: BoolArray) -> PairedCompa
     return _comparison((only_a - only_b) / count, centre - half, centre + half, p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for being several, in their order.
+
+    Rejecting where the adjusted value is at most α rejects a true hypothesis at all with a
+    probability of at most α, however the tests depend on each other. Source: Holm (1979), "A
+    simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6.
+
+    Args:
+        p_values: one a hypothesis; there may be none.
+
+    Raises:
+        DeltafitError: one of them is no probability.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise DeltafitError(f"p-values lie between 0 and 1; got {list(p_values)}.")
+    order = np.argsort(values, kind="stable")
+    # The smallest of m counts m times, the next m - 1 times; none falls below a smaller one's.
+    factors = np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
+    return [float(value) for value in adjusted]
+
+
 def smallest_visible_difference(count: int) -> float | None:
     """Return the smallest difference of two accuracies that ``count`` rows can show beyond noise.
 
@@ -90,23 +114,6 @@ def smallest_visible_difference(count: int) -> float | None:
         if not paired_comparison(rows < disagreements, rows < 0).within_noise:
             return disagreements / count
     return None
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values that hold for all comparisons of a family together, each at most 1.
-
-    Where those below 0.05 are called differences, the chance that any of them is none is at most
-    5 %, whatever the tests have in common. Source: Holm (1979), "A simple sequentially rejective
-    multiple test procedure", Scandinavian Journal of Statistics 6.
-
-    Args:
-        p_values: of each comparison by itself.
-    """
-    order = np.argsort(p_values, kind="stable")
-    factors = np.arange(len(order), 0, -1)
-    corrected = np.empty(len(order))
-    corrected[order] = np.maximum.accumulate(np.array(p_values, dtype=float)[order] * factors)
-    return [float(value) for value in np.minimum(corrected, 1.0)]
 
 
 def mean_accuracy_interval(

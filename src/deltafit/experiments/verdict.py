@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from deltafit.experiments.forms import listing
 from deltafit.experiments.statistics import smallest_visible_difference
 from deltafit.experiments.tables import (
     PERCENT_METRICS,
@@ -150,3 +149,8 @@ def _against_baseline(row: Row) -> str:
 
 def _beats_baseline(row: Row) -> bool:
     return bool(row["against_baseline"]["low"] > 0)
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return "a, b and c"; there is at least one."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

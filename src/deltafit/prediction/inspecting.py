@@ -4,37 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from deltafit.adapters import adapter_tensors, layer_state, model_adapters, select_targets
+from deltafit.adapters import adapter_tensors, model_adapters, select_targets
 from deltafit.adapters.inspection import Inspection, inspect_model
+from deltafit.adapters.movement import MatrixChange, layer_changes
 from deltafit.data import resolve_model
-from deltafit.methods import DeltaMethod, Insertion, LoRA, Method
+from deltafit.methods import Insertion, LoRA, Method
 from deltafit.prediction.folder import load_saved
 from deltafit.prediction.location import is_run_or_adapter
 from deltafit.tasks.classification import HeadSettings, classifier_structure
-
-
-@dataclass(frozen=True)
-class MatrixChange:
-    """How far one adapted matrix moved.
-
-    Attributes:
-        name: the module.
-        shape: of the weight's view, ``[outputs, inputs]`` (``[vocabulary, width]`` of a lookup).
-        delta_norm: Frobenius norm of ΔW.
-        weight_norm: Frobenius norm of W.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    delta_norm: float
-    weight_norm: float
-
-    @property
-    def share(self) -> float:
-        """ΔW's norm as a share of W's."""
-        return self.delta_norm / self.weight_norm if self.weight_norm else float("inf")
 
 
 @dataclass(frozen=True)
@@ -95,28 +72,11 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
     state = model_adapters(network)
     assert state.active is not None
     adapter = state.adapters[state.active]
+    changes = layer_changes(network, state.active)
     replaced = {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
     inserted = {
         name: tuple(tensor.shape)
         for name, tensor in adapter_tensors(network, state.active).items()
         if isinstance(adapter.method, Insertion) and name not in replaced
     }
-    return AdapterInspection(
-        folder, adapter.method, saved.facts, matrix_changes(network), replaced, inserted
-    )
-
-
-def matrix_changes(model: nn.Module) -> tuple[MatrixChange, ...]:
-    """Return how far the active adapter moved each matrix; none where its method has no Δ."""
-    state = model_adapters(model)
-    assert state.active is not None
-    adapter = state.adapters[state.active]
-    changes = []
-    for target in adapter.targets if isinstance(adapter.method, DeltaMethod) else ():
-        layer = layer_state(model.get_submodule(target))
-        delta = layer.deltas(state.active)["weight"].detach().double()
-        weight = layer.view.view().detach().double()
-        changes.append(
-            MatrixChange(target, tuple(delta.shape), float(delta.norm()), float(weight.norm()))
-        )
-    return tuple(changes)
+    return AdapterInspection(folder, adapter.method, saved.facts, changes, replaced, inserted)
