@@ -32,6 +32,19 @@ def test_no_other_cut_costs_less(sizes: list[int], price: int) -> None:
     assert cost(sizes, found, price) == min(cost(sizes, cuts, price) for cuts in every)
 
 
+@given(sizes=SIZES, most=st.integers(1, 400))
+def test_no_group_of_several_rows_is_too_large(sizes: list[int], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "_COST_OF_A_GROUP", 300)
+        whole = cut_groups(sizes)
+        patch.setattr(groups, "_MOST", most)
+        found = cut_groups(sizes)
+    assert [row for start, stop in found for row in range(start, stop)] == list(range(len(sizes)))
+    for start, stop in found:
+        assert stop - start == 1 or (stop - start) * sizes[stop - 1] ** 2 <= most
+    assert {start for start, _ in whole} <= {start for start, _ in found}
+
+
 @given(sizes=SIZES)
 def test_there_and_back(sizes: list[int]) -> None:
     group = Group(tuple(sizes), causal=False, mask=None)

@@ -60,6 +60,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     """bf16 is the faster one, for tiny models too."""
     found = Probe("bf16")
     monkeypatch.setattr(precision, "probe_precision", found)
+    monkeypatch.setattr(precision, "probe_attention", lambda shape: found.says)
     monkeypatch.setattr(precision, "_WORTH", 1)
     return found
 
@@ -141,6 +142,7 @@ def test_it_trains_in_bf16_and_evaluates_in_float32(
     result = go(bert, tmp_path / "run")
     assert seen == {(True, True), (False, False)}
     assert result.metrics["precision"] == "bf16" and probe.asked
+    assert result.metrics["attention_precision"] == "bf16"
     assert read_json(tmp_path / "run" / "run.json")["config"]["settings"]["precision"] == "auto"
 
 
@@ -184,7 +186,7 @@ def test_a_resumed_run_goes_on_as_it_began(bert: str, tmp_path: Path, probe: Pro
     probe.says, measured = "float32", len(probe.asked)  # as another machine would
     resumed = go(bert, tmp_path / "run", resume=True)
     assert len(probe.asked) == measured
-    assert resumed.metrics["precision"] == "bf16"
+    assert resumed.metrics["precision"] == resumed.metrics["attention_precision"] == "bf16"
     assert resumed.metrics["run_hash"] == whole.metrics["run_hash"]
     assert_same_run(resumed, whole)
     assert resumed.metrics["expected_memory"]["weights"] > 0

@@ -1,6 +1,7 @@
 """Speed without other results: packed batches, many adapters in one pass, frozen layers once.
 
-And with other rounding, where that is asked for or measured: frozen products in bf16.
+And with other rounding, where that is asked for or measured: frozen products and
+attention in bf16.
 """
 
 from deltafit.engine.calls import evaluating
@@ -10,9 +11,14 @@ from deltafit.engine.frozen import check_products, frozen_products, reduced_prod
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.mixed import check_mixing, mixed
 from deltafit.engine.packing import is_packed, packed
-from deltafit.engine.precision import ProductPrecision, probe_precision
+from deltafit.engine.precision import ProductPrecision, probe_attention, probe_precision
 from deltafit.engine.prefix import FrozenPrefix, find_prefix
 from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
+from deltafit.engine.reduced_attention import (
+    attention_shape,
+    check_attention,
+    reduced_attention,
+)
 from deltafit.engine.states import MEMORY_LIMIT, StateStore, StateStores
 
 __all__ = [
@@ -23,7 +29,9 @@ __all__ = [
     "ProductPrecision",
     "StateStore",
     "StateStores",
+    "attention_shape",
     "bulk_dropout",
+    "check_attention",
     "check_mixing",
     "check_packing",
     "check_products",
@@ -36,6 +44,8 @@ __all__ = [
     "is_packed",
     "mixed",
     "packed",
+    "probe_attention",
     "probe_precision",
+    "reduced_attention",
     "reduced_products",
 ]

@@ -1,5 +1,6 @@
 """Attention on a packed sheet, under transformers' interfaces for attention and for its masks."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from deltafit.engine.variable_length import takes, variable_length_attention
 
 PACKED = "deltafit_packed"
 """The name by which transformers finds this attention."""
+REDUCED = f"{PACKED}_bf16"
+"""The name of the same, with products in bf16 where its module trains on a CPU."""
+NAMES = frozenset({PACKED, REDUCED})
 
 # What some models do to the scores, or put in the place of the softmax.
 _UNKNOWN_TERMS = ("softcap", "s_aux")
@@ -87,6 +91,8 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    *,
+    products: torch.dtype | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Let the tokens of each row attend to one another.
@@ -101,6 +107,8 @@ def packed_attention(
         scaling: of the scores; by default 1/√width.
         position_bias: what is added to the scores of the longest row, ``[1, heads, tokens, keys]``;
             of every other row's, the first part of it.
+        products: the dtype of all products while the module trains on a CPU; None for that of the
+            tensors.
         options: for other kinds of attention.
 
     Returns:
@@ -127,10 +135,12 @@ def packed_attention(
         k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))
     queries = attention_mask.groups
     bias = checked_bias(module, position_bias, q.shape[1], attention_mask, groups)
-    if dropout and query.device.type == "cpu":
+    products = products if module.training else None
+    if (dropout or products) and query.device.type == "cpu":
         explicit = explicit_attention(
-            q, k, v, queries, groups, bias=bias, scaling=scale, dropout=dropout
-        )
+            q, k, v, queries, groups,
+            bias=bias, scaling=scale, dropout=dropout, products=products,
+        )  # fmt: skip
         return explicit[None], None
     own, sizes = ([group.tokens for group in each] for each in (queries, groups))
     parts = zip(queries, groups, q.split(own), k.split(sizes), v.split(sizes), strict=True)
@@ -178,4 +188,6 @@ def _fused_attention(
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, packed_mask)
+AttentionInterface.register(REDUCED, partial(packed_attention, products=torch.bfloat16))
+for _name in NAMES:
+    AttentionMaskInterface.register(_name, packed_mask)

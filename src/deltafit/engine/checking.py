@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deltafit.engine.attention import PACKED
+from deltafit.engine.attention import NAMES
 from deltafit.engine.calls import evaluating
 from deltafit.engine.layout import CannotPackError, find_layout
 from deltafit.engine.packing import find_stack, packed
@@ -52,7 +52,7 @@ def check_packing(
         stack, owner = find_stack(model)
     except CannotPackError as error:
         return str(error)
-    if owner.config._attn_implementation == PACKED:
+    if owner.config._attn_implementation in NAMES:
         raise ValueError("check_packing needs a padded run: call it outside packed(model).")
     last = model.get_submodule(stack.blocks[-1])
     with evaluating(model), torch.random.fork_rng(devices=[]):

@@ -26,8 +26,9 @@ def explicit_attention(
     bias: Tensor | None = None,
     scaling: float,
     dropout: float,
+    products: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the attention of the rows of each group, computed in float32 or better.
+    """Return the attention of the rows of each group.
 
     Args:
         query: ``[tokens, heads, width]``, on a CPU.
@@ -39,6 +40,8 @@ def explicit_attention(
             first part.
         scaling: of the scores.
         dropout: probability of dropping a weight.
+        products: the dtype of scores, weights and all products, forward and backward; None for
+            float32 or better.
 
     Returns:
         ``[tokens, heads, width of values]``.
@@ -47,7 +50,7 @@ def explicit_attention(
     output: Tensor = _ExplicitAttention.apply(
         query.to(precise), key.to(precise), value.to(precise),
         None if bias is None else bias.to(precise),
-        tuple(queries), tuple(groups), scaling, dropout,
+        tuple(queries), tuple(groups), scaling, dropout, products or precise,
     )  # fmt: skip
     return output.to(value.dtype)
 
@@ -70,15 +73,17 @@ class _ExplicitAttention(torch.autograd.Function):
         groups: tuple[Group, ...],
         scaling: float,
         dropout: float,
+        products: torch.dtype,
     ) -> Tensor:
-        heads = query.shape[1]
+        heads, precise = query.shape[1], query.dtype
         ctx.queries, ctx.groups, ctx.scaling = queries, groups, scaling
         ctx.shape = None if bias is None else bias.shape
         kept, ctx.rise = _draw(queries, groups, heads, dropout)
         outputs: list[Tensor] = []
         saved: list[Tensor] = []
         # Factors go where the numbers are fewest, and not on the weights.
-        query, value = query * scaling, value * ctx.rise
+        query, key, value = (query * scaling).to(products), key.to(products), value * ctx.rise
+        value = value.to(products)
         parts = [_by_head(queries, query), _by_head(groups, key), _by_head(groups, value)]
         for number, (own, group, q, k, v) in enumerate(zip(queries, groups, *parts, strict=True)):
             weights = torch.bmm(q, k.mT)
@@ -94,7 +99,7 @@ class _ExplicitAttention(torch.autograd.Function):
                 weights = weights * saved[-1]
             outputs.append(_by_token(own, torch.bmm(weights, v)))
         ctx.save_for_backward(*saved)
-        return torch.cat(outputs)
+        return torch.cat(outputs).to(precise)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")
@@ -105,7 +110,8 @@ class _ExplicitAttention(torch.autograd.Function):
         tensors = iter(saved)
         parts: list[list[Tensor]] = []
         of_bias = upstream[0].new_zeros(ctx.shape) if ctx.needs_input_grad[3] else None
-        upstreams = _by_head(ctx.queries, upstream[0])
+        precise, products = upstream[0].dtype, saved[0].dtype
+        upstreams = _by_head(ctx.queries, upstream[0].to(products))
         for own, group, dy in zip(ctx.queries, ctx.groups, upstreams, strict=True):
             q, k, v, weights = (next(tensors) for _ in range(4))
             if not own.even:  # nothing comes back from padding
@@ -119,14 +125,14 @@ class _ExplicitAttention(torch.autograd.Function):
             ds = torch._softmax_backward_data(dw, weights, -1, weights.dtype)
             if of_bias is not None:
                 of_rows = ds.view(group.rows, -1, own.length, group.length)
-                part_of(of_bias, own, group).add_(of_rows.sum(0))
-            products = (own, ds, k), (group, ds.mT, q), (group, used.mT, dy)
-            parts.append([_by_token(place, torch.bmm(a, b)) for place, a, b in products])
-        gradients = [torch.cat(of_groups) for of_groups in zip(*parts, strict=True)]
+                part_of(of_bias, own, group).add_(of_rows.sum(0, dtype=precise))
+            factors = (own, ds, k), (group, ds.mT, q), (group, used.mT, dy)
+            parts.append([_by_token(place, torch.bmm(a, b)) for place, a, b in factors])
+        gradients = [torch.cat(of_groups).to(precise) for of_groups in zip(*parts, strict=True)]
         # What was saved of the query and the value has the factors already.
         gradients[0].mul_(ctx.scaling)
         gradients[2].mul_(ctx.rise)
-        return *gradients, of_bias, None, None, None, None
+        return *gradients, of_bias, None, None, None, None, None
 
 
 def _by_head(groups: Sequence[Group], tensor: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltafit.adapters.structure import BlockStack, main_stack, within
-from deltafit.engine.attention import PACKED
+from deltafit.engine.attention import NAMES, PACKED
 from deltafit.engine.calls import first_of
 from deltafit.engine.layout import CannotPackError, find_layout
 from deltafit.engine.relative import hook_biases
@@ -38,7 +38,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     """
     stack, owner = find_stack(model)
     before = owner.config._attn_implementation
-    if before == PACKED:
+    if before in NAMES:
         yield
         return
     blocks = [model.get_submodule(name) for name in stack.blocks]
@@ -57,7 +57,7 @@ def packed(model: nn.Module) -> Iterator[None]:
 def is_packed(model: nn.Module) -> bool:
     """Return whether the model is inside ``packed``."""
     return any(
-        module.config._attn_implementation == PACKED
+        module.config._attn_implementation in NAMES
         for module in model.modules()
         if isinstance(module, PreTrainedModel)
     )

@@ -1,24 +1,45 @@
-"""Whether frozen products are faster in bf16 on this machine: measured once, then remembered."""
+"""What is faster in bf16 on this machine, frozen products and attention: measured, remembered."""
 
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import platformdirs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from deltafit.engine.attention import packed_attention
 from deltafit.engine.frozen import reduced_product
+from deltafit.engine.layout import layout_of
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, write_json_atomically
 
 ProductPrecision = Literal["float32", "bf16"]
+
+
+class AttentionShape(NamedTuple):
+    """What the time of attention depends on.
+
+    Attributes:
+        heads: of queries.
+        width: of one.
+        length: tokens of a row.
+        dropout: probability of dropping a weight.
+        causal: whether a token sees only those before it.
+    """
+
+    heads: int
+    width: int
+    length: int
+    dropout: float
+    causal: bool
+
 
 # What bf16 must gain: rounding is paid for, and a measurement on a busy machine is a rough one.
 _CLEARLY = 1.2
@@ -42,13 +63,30 @@ def probe_precision(shapes: Collection[tuple[int, int]]) -> ProductPrecision:
     Returns:
         "bf16" where it is clearly faster, else "float32".
     """
+    widths = " ".join(f"{inputs}x{outputs}" for inputs, outputs in sorted(set(shapes)))
+    return _probe(widths, lambda: measure_products(shapes))
+
+
+def probe_attention(shape: AttentionShape) -> ProductPrecision:
+    """Return the precision in which packed attention of this shape trains faster on this CPU.
+
+    It takes about a second, and is remembered as ``probe_precision`` says.
+
+    Returns:
+        "bf16" where it is clearly faster, else "float32".
+    """
+    words = " ".join(f"{name}={value:g}" for name, value in shape._asdict().items())
+    return _probe(f"attention {words}", lambda: measure_attention(shape))
+
+
+def _probe(what: str, measure: Callable[[], tuple[float, float]]) -> ProductPrecision:
     if not _has_kernels():
         return "float32"
-    key = _key(shapes)
+    key = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads: {what}"
     known = _read_cache()
     if (kept := known.get(key)) in ("float32", "bf16"):
         return "bf16" if kept == "bf16" else "float32"
-    float32, bf16 = measure_products(shapes)
+    float32, bf16 = measure()
     chosen: ProductPrecision = "bf16" if float32 >= _CLEARLY * bf16 else "float32"
     with suppress(DeltafitError):  # the next run measures again then
         write_json_atomically(cache_file(), {**known, key: chosen})
@@ -81,14 +119,47 @@ def measure_products(shapes: Collection[tuple[int, int]]) -> tuple[float, float]
             torch.autograd.grad(product(x, weight), x, dy)
         return time.perf_counter() - began
 
+    return _in_turn(
+        lambda: seconds(functional.linear, layers), lambda: seconds(reduced_product, copies)
+    )
+
+
+def measure_attention(shape: AttentionShape) -> tuple[float, float]:
+    """Return the seconds of one pass of attention, forward and backward, in float32 and in bf16.
+
+    The two run in turn for about a second; each time is a median.
+
+    Args:
+        shape: of as many rows as make a batch of some hundred tokens.
+    """
+    rows = max(1, _TOKENS // shape.length)
+    layout = layout_of(torch.ones(rows, shape.length, dtype=torch.bool), causal=shape.causal)
+    generator = torch.Generator().manual_seed(0)
+    sheet = (1, shape.heads, rows * shape.length, shape.width)
+    q, k, v = (torch.randn(sheet, generator=generator, requires_grad=True) for _ in range(3))
+    dy = torch.randn(1, rows * shape.length, shape.heads, shape.width, generator=generator)
+    training = nn.Identity()
+
+    def seconds(products: torch.dtype | None) -> float:
+        began = time.perf_counter()
+        output, _ = packed_attention(training, q, k, v, layout, shape.dropout, products=products)
+        torch.autograd.grad(output, (q, k, v), dy)
+        return time.perf_counter() - began
+
+    with torch.random.fork_rng(devices=[]):
+        return _in_turn(lambda: seconds(None), lambda: seconds(torch.bfloat16))
+
+
+def _in_turn(one: Callable[[], float], other: Callable[[], float]) -> tuple[float, float]:
+    """Return the medians of what the two give, called in turn for about a second."""
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + _SECONDS
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         # The first round compiles kernels and is left out.
         while len(times) < 2 or (len(times) <= _ROUNDS and time.perf_counter() < end):
-            times.append((seconds(functional.linear, layers), seconds(reduced_product, copies)))
-    float32, bf16 = zip(*times[1:], strict=True)
-    return median(float32), median(bf16)
+            times.append((one(), other()))
+    first, second = zip(*times[1:], strict=True)
+    return median(first), median(second)
 
 
 def cache_file() -> Path:
@@ -102,11 +173,6 @@ def _read_cache() -> dict[str, Any]:
     except DeltafitError:  # not there yet, or damaged: it is made anew
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _key(shapes: Collection[tuple[int, int]]) -> str:
-    widths = " ".join(f"{inputs}x{outputs}" for inputs, outputs in sorted(set(shapes)))
-    return f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads: {widths}"
 
 
 def _has_kernels() -> bool:

@@ -38,6 +38,8 @@ class Course:
         packed: whether the blocks run without padding; None before it was found out.
         first_tokens: whether the last block runs for first tokens alone; decided with ``packed``.
         precision: float32, bf16 or fp16; None before it was decided.
+        attention_precision: of attention's products, where those with frozen weights are in bf16;
+            else, and before it was decided, None.
         failure: why the run failed, if it did while others went on.
     """
 
@@ -56,6 +58,7 @@ class Course:
     packed: bool | None = None
     first_tokens: bool | None = None
     precision: str | None = None
+    attention_precision: str | None = None
     failure: str | None = None
 
     def count(self, rows: int, loss: float, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """How a run's passes are executed: without padding, dropout in bulk, in the precision chosen."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -77,11 +78,11 @@ def fast_execution(
             stack.enter_context(bulk_dropout(model))
         if course.packed:
             stack.enter_context(packed(model))
-        stack.enter_context(
-            chosen_precision(
-                classifier, rows, settings.precision, course, constant, reporter, accelerator
-            )
+        typical = _typical(train.rows)
+        precision = chosen_precision(
+            classifier, rows, typical, settings.precision, course, constant, reporter, accelerator
         )
+        stack.enter_context(precision)
         if course.first_tokens:  # behind the check of precision, which looks at all states
             if layers is None:  # it was found out before the run was resumed
                 with plain_forward(model):
@@ -96,6 +97,11 @@ def wants_packing(model: nn.Module, asked: Packing) -> bool:
     On a GPU small calls may cost more than some padding: nothing was measured there.
     """
     return asked == "on" or (asked == "auto" and _is_on_cpu(model))
+
+
+def _typical(rows: Sequence[Sequence[int]]) -> int:
+    """Return the tokens of a row as attention counts them: the mean is of their squares."""
+    return round(math.sqrt(sum(len(row) ** 2 for row in rows) / max(len(rows), 1)))
 
 
 def _is_on_cpu(model: nn.Module) -> bool:

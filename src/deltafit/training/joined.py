@@ -187,6 +187,7 @@ class JoinedLoop:
                 learner.course.packed = shared.packed
                 learner.course.first_tokens = shared.first_tokens
                 learner.course.precision = shared.precision
+                learner.course.attention_precision = shared.attention_precision
                 if _NOTE not in learner.course.notes:
                     learner.course.notes.append(_NOTE)
             total = max(learner.total_steps for learner in live.values())

@@ -1,7 +1,7 @@
 """The precision of a run: decided once, kept in its checkpoints, and no hope but a measurement."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -10,9 +10,13 @@ from torch import nn
 from deltafit.adapters.structure import layer_shape
 from deltafit.engine import (
     ProductPrecision,
+    attention_shape,
+    check_attention,
     check_products,
     frozen_products,
+    probe_attention,
     probe_precision,
+    reduced_attention,
     reduced_products,
 )
 from deltafit.tasks.classification import Classifier, batch_of
@@ -41,16 +45,14 @@ def planned_precision(
         return "float32"
     if asked == "bf16":
         return "bf16"
-    shapes = [layer_shape(module) for module in products]
-    if sum(inputs * outputs for inputs, outputs in shapes) < _WORTH:
-        return "float32"
-    return probe_precision(shapes)
+    return probe_precision(_shapes(products)) if _worth_measuring(products) else "float32"
 
 
 @contextmanager
 def chosen_precision(
     classifier: Classifier,
     rows: Sequence[Sequence[int]],
+    typical: int,
     asked: Precision,
     course: Course,
     constant: ConstantStates,
@@ -59,12 +61,13 @@ def chosen_precision(
 ) -> Iterator[None]:
     """Train with frozen products in bf16 within the block, where that was asked for or is faster.
 
-    The decision is kept in ``course``: a resumed run goes on in the precision that it began with,
-    on another machine too.
+    Where they are, packed attention is too if it is faster so. The decisions are kept in
+    ``course``: a resumed run goes on in the precision that it began with, on another machine too.
 
     Args:
         classifier: adapted; its model on the device it trains on.
         rows: a batch to check bf16 on.
+        typical: tokens of a row, as attention is measured on.
         asked: the precision that was asked for.
         course: where the run stands.
         constant: the blocks that give constants do so in float32.
@@ -77,10 +80,14 @@ def chosen_precision(
     elif course.precision is None:
         decided = _decide(classifier, rows, asked, constant, reporter)
         course.precision = _agreed(decided, accelerator)
-    if mixed == "no" and course.precision == "bf16":
-        with reduced_products(classifier.model, outside=constant.blocks):
-            yield
-    else:
+    with ExitStack() as stack:
+        if mixed == "no" and course.precision == "bf16":
+            stack.enter_context(reduced_products(classifier.model, outside=constant.blocks))
+            if course.attention_precision is None:
+                decided = _decide_attention(classifier, rows, typical, course, reporter)
+                course.attention_precision = _agreed(decided, accelerator)
+        if course.attention_precision == "bf16":
+            stack.enter_context(reduced_attention(classifier.model))
         yield
 
 
@@ -104,6 +111,34 @@ def _decide(
     if reason is None:
         return planned
     reporter.say(f"{reason} It trains in float32.")
+    return "float32"
+
+
+def _shapes(products: Collection[nn.Module]) -> list[tuple[int, int]]:
+    return [layer_shape(module) for module in products]
+
+
+def _worth_measuring(products: Collection[nn.Module]) -> bool:
+    return sum(inputs * outputs for inputs, outputs in _shapes(products)) >= _WORTH
+
+
+def _decide_attention(
+    classifier: Classifier,
+    rows: Sequence[Sequence[int]],
+    typical: int,
+    course: Course,
+    reporter: Reporter,
+) -> ProductPrecision:
+    model = classifier.model
+    if not course.packed or not _worth_measuring(frozen_products(model)):
+        return "float32"
+    shape = attention_shape(model, typical)
+    if shape is None or probe_attention(shape) == "float32":
+        return "float32"
+    reason = check_attention(model, batch_of(classifier, rows))
+    if reason is None:
+        return "bf16"
+    reporter.say(f"{reason} It stays in float32.")
     return "float32"
 
 

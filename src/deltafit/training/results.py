@@ -97,6 +97,7 @@ def write_results(
         "best_step": course.best_step,
         "packed": course.packed,
         "precision": course.precision,
+        "attention_precision": course.attention_precision,
         "truncated": run.truncated,
         "notes": [*course.notes, *_notes(config, run, judged_on or "train", logits)],
         "versions": versions(),
@@ -122,6 +123,7 @@ def _found(run: Prepared, course: Course) -> dict[str, Any]:
         "architecture": {k: v for k, v in config.to_dict().items() if k not in own},
         "tokens": tokens.hexdigest(),
         "precision": course.precision,
+        "attention_precision": course.attention_precision,
         "packed": course.packed,
         "first_tokens": course.first_tokens,
     }

@@ -43,8 +43,9 @@ class TrainingSettings:
         clip: largest norm of the gradient; None for no clipping.
         gradient_checkpointing: recompute activations in the backward pass: less memory, slower.
         precision: auto, float32, bf16 or fp16 (CUDA only). On a CPU bf16 is for the products with
-            frozen weights, and auto measures whether it is faster; elsewhere, and in full
-            fine-tuning, bf16 and fp16 are mixed precision, and auto is float32.
+            frozen weights (and for attention, where it is measured to be faster so), and auto
+            measures whether they are faster; elsewhere, and in full fine-tuning, bf16 and fp16
+            are mixed precision, and auto is float32.
         packing: run training without padding: auto does on a CPU (no GPU was measured), on does on
             any device, and both only where one batch shows that the model gives the same so.
         max_length: tokens a text is cut to.
