@@ -1,5 +1,6 @@
 """Attention on a packed sheet, under transformers' interfaces for attention and for its masks."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -142,10 +143,8 @@ def packed_attention(
             bias=bias, scaling=scale, dropout=dropout, products=products,
         )  # fmt: skip
         return explicit[None], None
-    own, sizes = ([group.tokens for group in each] for each in (queries, groups))
-    parts = zip(queries, groups, q.split(own), k.split(sizes), v.split(sizes), strict=True)
-    outputs = [_fused_attention(*part, bias, scaling=scale, dropout=dropout) for part in parts]
-    return torch.cat(outputs)[None], None
+    output = _fused_attention(queries, groups, (q, k, v), bias, scaling=scale, dropout=dropout)
+    return output[None], None
 
 
 def _refuse_unknown(
@@ -164,27 +163,32 @@ def _refuse_unknown(
 
 
 def _fused_attention(
-    queries: Group,
-    group: Group,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    queries: Sequence[Group],
+    groups: Sequence[Group],
+    tensors: Sequence[Tensor],
     bias: Tensor | None,
     *,
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """Return the attention of one group by torch's kernel; ``[tokens, heads, width]`` each."""
-    q = queries.padded(query).transpose(1, 2)
-    k, v = (group.padded(tensor).transpose(1, 2) for tensor in (key, value))
-    if bias is not None:
-        seen: Tensor | None = mask_of(bias, queries, group).to(q.dtype)
-    else:
-        seen = None if group.seen is None else group.seen.to(q.device)
-    output = functional.scaled_dot_product_attention(
-        q, k, v, seen, dropout, is_causal=group.causal and seen is None, scale=scaling
-    )
-    return queries.unpadded(output.transpose(1, 2))
+    """Return attention by torch's kernel, group by group; ``[tokens, heads, width]`` each."""
+    query, key, value = tensors
+    own, sizes = ([group.tokens for group in each] for each in (queries, groups))
+    outputs = []
+    for of_queries, group, *parts in zip(
+        queries, groups, query.split(own), key.split(sizes), value.split(sizes), strict=True
+    ):
+        q = of_queries.padded(parts[0]).transpose(1, 2)
+        k, v = (group.padded(tensor).transpose(1, 2) for tensor in parts[1:])
+        if bias is not None:
+            seen: Tensor | None = mask_of(bias, of_queries, group).to(q.dtype)
+        else:
+            seen = None if group.seen is None else group.seen.to(q.device)
+        output = functional.scaled_dot_product_attention(
+            q, k, v, seen, dropout, is_causal=group.causal and seen is None, scale=scaling
+        )
+        outputs.append(of_queries.unpadded(output.transpose(1, 2)))
+    return torch.cat(outputs)
 
 
 AttentionInterface.register(PACKED, packed_attention)
