@@ -104,12 +104,11 @@ def packed_attention(
         key: the same, or a divisor of the heads.
         value: like ``key``, of any width.
         attention_mask: the layout; or a mask or None, where the call runs padded.
-        dropout: probability of dropping an attention weight.
+        dropout: probability of dropping a weight.
         scaling: of the scores; by default 1/√width.
         position_bias: what is added to the scores of the longest row, ``[1, heads, tokens, keys]``;
             of every other row's, the first part of it.
-        products: the dtype of all products while the module trains on a CPU; None for that of the
-            tensors.
+        products: the dtype of all products while the module trains on a CPU; None for the tensors'.
         options: for other kinds of attention.
 
     Returns:
@@ -131,19 +130,18 @@ def packed_attention(
         return variable_length_attention(q, k, v, attention_mask, scale)[None], None
     key, value, groups = attention_mask.attended(key, value)
     k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (key, value))
-    repeats = q.shape[1] // k.shape[1]
-    if repeats > 1:
-        k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))
+    if k.shape[1] < q.shape[1]:
+        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
     queries = attention_mask.groups
     bias = checked_bias(module, position_bias, q.shape[1], attention_mask, groups)
     products = products if module.training else None
     if (dropout or products) and query.device.type == "cpu":
-        explicit = explicit_attention(
+        output = explicit_attention(
             q, k, v, queries, groups,
             bias=bias, scaling=scale, dropout=dropout, products=products,
         )  # fmt: skip
-        return explicit[None], None
-    output = _fused_attention(queries, groups, (q, k, v), bias, scaling=scale, dropout=dropout)
+    else:
+        output = _fused_attention(queries, groups, (q, k, v), bias, scaling=scale, dropout=dropout)
     return output[None], None
 
 
