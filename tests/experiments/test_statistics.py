@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from deltafit.errors import DeltafitError
 from deltafit.experiments.statistics import (
+    corrected,
     holm,
     mean_accuracy_interval,
     paired_comparison,
@@ -261,3 +262,28 @@ def test_holm_rejects_true_hypotheses_as_rarely_as_promised() -> None:
 def test_holm_refuses_what_is_no_probability(value: float) -> None:
     with pytest.raises(DeltafitError, match="between 0 and 1"):
         holm([0.5, value])
+
+
+def test_a_difference_that_stands_alone_can_be_within_noise_among_many() -> None:
+    edge = paired_comparison(*answers(880, 30, 14, 76))
+    assert not edge.within_noise and edge.adjusted_p_value == edge.p_value < 0.05
+    assert corrected([edge]) == [edge]
+    clear, none = (
+        paired_comparison(*answers(800, 150, 10, 40)),
+        paired_comparison(*answers(9, 0, 0, 1)),
+    )
+    for number, within_noise in ((1, False), (20, True)):
+        first, *_, last = corrected([edge, *[none] * (number - 1), clear])
+        assert first.within_noise is within_noise and not last.within_noise
+        assert (first.low, first.high, first.p_value) == (edge.low, edge.high, edge.p_value)
+    assert corrected([]) == []
+
+
+def test_of_equal_methods_none_is_mostly_called_worse_than_the_first() -> None:
+    generator = np.random.default_rng(8)
+    false_alarms = []
+    for _ in range(300):
+        one, *others = generator.random((11, 400)) < 0.9
+        found = corrected([paired_comparison(other, one) for other in others])
+        false_alarms.append(any(not each.within_noise for each in found))
+    assert np.mean(false_alarms) <= 0.07

@@ -109,7 +109,10 @@ def _how_to_read(rows: Sequence[Row]) -> str:
         f"{judged}The 95 % interval of a result is Wilson's where there is one seed, and holds "
         "the sampling of rows alone; with several seeds it is a bootstrap of rows and seeds "
         "both. The difference to best is in points of accuracy, paired on the same rows, with "
-        "its 95 % interval; *within noise* means that this interval includes 0. "
+        "its 95 % interval; *within noise* means that this interval includes 0, or that the "
+        "p-value, corrected by Holm's method for all rows compared with the best, is above 0.05: "
+        "of many equal methods some look worse by chance. The best was chosen by these very rows, "
+        "so its own figure flatters it a little. "
         "Time and examples/s are training alone; memory is the peak of the process."
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
 from deltafit.experiments.baselines import majority_baseline, tfidf_svm
-from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
+from deltafit.experiments.statistics import corrected, mean_accuracy_interval, paired_over_seeds
 from deltafit.experiments.tables import format_points
 from deltafit.files import read_tensors
 from deltafit.methods import Method
@@ -216,24 +216,26 @@ def loss_history(metrics: dict[str, Any]) -> list[dict[str, float]]:
 def compared(methods: Sequence[Candidate | Failure]) -> list[Row]:
     """Compare every row with the best one, and every run with the best cheap baseline.
 
-    Both are paired on the same judged rows. A run that does not beat the baseline beyond noise gets
-    a note that says so. A failed method gets a row that says why and is compared with nothing.
+    Both are paired on the same judged rows, and each of the two sets of comparisons is corrected
+    for its number: "within noise" is after that. A run that does not beat the baseline beyond noise
+    gets a note that says so. A failed method gets a row that says why and is compared with nothing.
 
     Args:
         methods: baselines and methods, in the order in which their rows are wanted.
     """
     candidates = [method for method in methods if isinstance(method, Candidate)]
     cheap = [candidate for candidate in candidates if candidate.row["kind"] == "baseline"]
+    runs = [candidate for candidate in candidates if candidate.row["kind"] == "run"]
+    to_best = _differences(candidates, _best(candidates)) if candidates else {}
+    to_cheap = _differences(runs, _best(cheap)) if cheap else {}
     rows = []
     for method in methods:
         if isinstance(method, Failure):
             rows.append(failed_row(method.name, method.result_name, method.sentence))
             continue
-        best = _best(candidates)
-        difference = None if method is best else _difference(method, best)
-        row = {**method.row, "difference": difference, "against_baseline": None}
-        if cheap and row["kind"] == "run":
-            row |= _against_baseline(method, _best(cheap))
+        row = {**method.row, "difference": to_best.get(id(method)), "against_baseline": None}
+        if id(method) in to_cheap:
+            row |= _against_baseline(method, _best(cheap).row["name"], to_cheap[id(method)])
         rows.append(row)
     return rows
 
@@ -242,13 +244,15 @@ def _best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda candidate: float(candidate.row["after"]))
 
 
-def _difference(candidate: Candidate, other: Candidate) -> dict[str, Any]:
-    return asdict(paired_over_seeds(candidate.correct, other.correct))
+def _differences(candidates: Sequence[Candidate], other: Candidate) -> dict[int, dict[str, Any]]:
+    """Compare each candidate but ``other`` with it, corrected for their number; by identity."""
+    compared = [candidate for candidate in candidates if candidate is not other]
+    found = corrected([paired_over_seeds(each.correct, other.correct) for each in compared])
+    return {id(each): asdict(one) for each, one in zip(compared, found, strict=True)}
 
 
-def _against_baseline(run: Candidate, baseline: Candidate) -> dict[str, Any]:
-    """Return the fields of a run's row that its comparison with ``baseline`` decides."""
-    name, difference = baseline.row["name"], _difference(run, baseline)
+def _against_baseline(run: Candidate, name: str, difference: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a run's row that its comparison with the baseline ``name`` decides."""
     notes, points = list(run.row["notes"]), format_points(difference)
     if difference["within_noise"]:
         notes.append(f"does not beat {name} beyond noise ({points})")

@@ -86,6 +86,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
             "difference_low": difference.get("low"),
             "difference_high": difference.get("high"),
             "p_value": difference.get("p_value"),
+            "adjusted_p_value": difference.get("adjusted_p_value"),
             "within_noise": difference.get("within_noise"),
             "failure": row.get("failure"),
             "notes": " ".join(row.get("notes") or ()),

@@ -148,7 +148,8 @@ def _against_baseline(row: Row) -> str:
 
 
 def _beats_baseline(row: Row) -> bool:
-    return bool(row["against_baseline"]["low"] > 0)
+    compared = row["against_baseline"]
+    return bool(compared["difference"] > 0 and not compared["within_noise"])
 
 
 def listing(names: Sequence[str]) -> str:
