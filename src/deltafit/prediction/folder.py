@@ -208,16 +208,7 @@ def _assembled(
 
 
 def load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
-    """Load an adapter's base with a new head, as it was before it was trained.
-
-    Args:
-        folder: the adapter's, for the sentence.
-        facts: the content of its ``deltafit.json``.
-        model: where to find the base, if not where it was found when training.
-
-    Raises:
-        DeltafitError: the base cannot be loaded.
-    """
+    """Load the base of an adapter with a new head, by what ``read_facts`` returned."""
     try:
         return load_classifier(
             resolve_model(model or facts["base"]["name"]),
