@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltafit.experiments.csv_table import comparison_csv
 from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
 from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
 from deltafit.experiments.tables import (
     Row,
-    comparison_csv,
     comparison_markdown,
     comparison_table,
     remarks,

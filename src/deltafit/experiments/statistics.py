@@ -171,7 +171,7 @@ def mean_accuracy_interval(
     accuracies = _resampled_accuracies(
         correct, all_or_none, PSEUDO_ROWS_OF_ONE, resamples, generator
     )
-    return list(_middle(_mean_of_drawn_seeds(accuracies, generator)))
+    return list(middle(mean_of_drawn_seeds(accuracies, generator)))
 
 
 def paired_over_seeds(
@@ -218,15 +218,18 @@ def paired_over_seeds(
     # The four cells of (a right, b right), the same for all runs of a method.
     cells = np.stack([of_a, ~of_a, of_a | True, of_a & False], axis=1)
     accuracies = _resampled_accuracies(correct, cells, PSEUDO_ROWS, resamples, generator)
-    differences = _mean_of_drawn_seeds(
+    differences = mean_of_drawn_seeds(
         accuracies[:, : len(correct_a)], generator
-    ) - _mean_of_drawn_seeds(accuracies[:, len(correct_a) :], generator)
+    ) - mean_of_drawn_seeds(accuracies[:, len(correct_a) :], generator)
 
-    low, high = _middle(differences)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
-    measured = float(correct_a.mean() - correct_b.mean())
-    return _comparison(measured, low, high, p_value)
+    return compared_by_draws(float(correct_a.mean() - correct_b.mean()), differences)
+
+
+def compared_by_draws(difference: float, drawn: FloatArray) -> PairedComparison:
+    """Return a comparison by its resampled differences ``[draws]``, as `paired_over_seeds` does."""
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p_value = min(1.0, 2 * (float(tail) + 1) / (len(drawn) + 1))
+    return _comparison(difference, *middle(drawn), p_value)
 
 
 def _resampled_accuracies(
@@ -257,15 +260,15 @@ def _resampled_accuracies(
     return accuracies
 
 
-def _mean_of_drawn_seeds(accuracies: FloatArray, generator: np.random.Generator) -> FloatArray:
-    """Average ``seeds - 1`` drawn seeds (one, if there is only one) in each row ``[*, seeds]``."""
-    resamples, seeds = accuracies.shape
-    chosen = generator.integers(0, seeds, size=(resamples, max(1, seeds - 1)))
-    means: FloatArray = np.take_along_axis(accuracies, chosen, axis=1).mean(axis=1)
+def mean_of_drawn_seeds(values: FloatArray, generator: np.random.Generator) -> FloatArray:
+    """Average ``seeds - 1`` drawn seeds (one, if there is only one) of ``[draws, seeds, …]``."""
+    draws, seeds = values.shape[:2]
+    chosen = generator.integers(0, seeds, size=(draws, max(1, seeds - 1)))
+    means: FloatArray = values[np.arange(draws)[:, None], chosen].mean(axis=1)
     return means
 
 
-def _middle(values: FloatArray) -> tuple[float, float]:
+def middle(values: FloatArray) -> tuple[float, float]:
     """Return the ends of the middle 95 % of ``values`` ``[resamples]``."""
     low, high = np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)
