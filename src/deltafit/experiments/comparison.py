@@ -20,6 +20,7 @@ from deltafit.experiments.rows import (
     baselines,
     candidate_of,
     compared,
+    evidence_of,
     loss_history,
 )
 from deltafit.experiments.tables import comparison_markdown
@@ -45,8 +46,8 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        folder: holds ``report.md``, ``comparison.csv``, ``comparison.json``, ``plots/`` and
-            ``runs/``, each run as ``train`` leaves it.
+        folder: holds ``report.html``, ``report.md`` with ``plots/``, ``comparison.csv``,
+            ``comparison.json`` and ``runs/``, each run as ``train`` leaves it.
         rows: one a method or baseline; see ``deltafit.experiments.tables``.
         verdict: which to ship, in a sentence or two.
         facts: of the data and the machine.
@@ -146,6 +147,7 @@ def _compare(
     histories: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     ranks: dict[str, dict[str, int]] = {}
+    adapters: dict[str, Path] = {}
     facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
     facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
     before: _Before = {}
@@ -175,12 +177,14 @@ def _compare(
         name = f"{method}, seed {seed}" if len(seeds) > 1 else str(method)
         histories[name] = loss_history(metrics)
         figures[name] = metrics["after"][judged]
-        ranks[name] = learned_ranks(run / "adapter")
+        adapters[name] = run / "adapter"
+        ranks[name] = learned_ranks(adapters[name])
         facts.setdefault("precision", {})[name] = metrics["precision"]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
     if processes().is_main_process:
-        write_report(folder, rows, histories, figures, ranks, facts)
+        evidence = evidence_of(candidates, judged, splits, adapters)
+        write_report(folder, rows, histories, figures, ranks, facts, evidence)
     return Comparison(folder, rows, verdict(rows), facts)
 
 

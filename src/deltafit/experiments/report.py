@@ -4,10 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltafit.experiments.answers import Evidence
+from deltafit.experiments.cost_plots import cost_plot
 from deltafit.experiments.csv_table import comparison_csv
-from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
+from deltafit.experiments.inline_svg import plain_text
+from deltafit.experiments.page import report_page
+from deltafit.experiments.plots import accuracy_plot, save_png
 from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
+from deltafit.experiments.sections import sections_of
+from deltafit.experiments.summary import summary
 from deltafit.experiments.tables import (
     Row,
     comparison_markdown,
@@ -27,8 +33,12 @@ def write_report(
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
+    evidence: Evidence | None = None,
 ) -> None:
-    """Write ``report.md``, ``comparison.csv``, ``comparison.json`` and ``plots/`` into ``folder``.
+    """Write a comparison's report into ``folder``, for people and for programs.
+
+    That is ``report.html``, one page that needs no other file; ``report.md`` with ``plots/``;
+    ``comparison.csv`` and ``comparison.json``.
 
     Every file is replaced whole; whatever else stands in the folder stays.
 
@@ -40,13 +50,23 @@ def write_report(
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
+        evidence: what methods said of each judged row, for what the page alone shows.
     """
-    plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
+    with plain_text():
+        plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
+        sections = sections_of(rows, histories, ranks, evidence)
+        page = report_page(rows, sections, _how_to_read(rows).replace("*", ""), facts)
+    write_text_atomically(folder / "report.html", page)
     conclusion = verdict(rows)
     write_text_atomically(folder / "comparison.csv", comparison_csv(rows))
     write_json_atomically(
         folder / "comparison.json",
-        {"verdict": conclusion, "rows": [dict(row) for row in rows], "facts": dict(facts)},
+        {
+            "verdict": conclusion,
+            "summary": summary(rows),
+            "rows": [dict(row) for row in rows],
+            "facts": dict(facts),
+        },
     )
     write_text_atomically(folder / "report.md", _markdown_report(rows, conclusion, plots, facts))
 
@@ -64,7 +84,7 @@ def _write_plots(
     if judged:
         figures.append(("Result with its 95 % interval", "accuracy.png", accuracy_plot(judged)))
     if any(row.get("trainable") for row in judged):
-        figures.append(("Result against the share trained", "share.png", share_plot(judged)))
+        figures.append(("Result against the share trained", "share.png", cost_plot(judged)))
     if any(histories.values()):
         figures.append(("Loss in training", "loss.png", loss_plot(histories)))
     for index, (name, measured) in enumerate(metrics.items(), start=1):
@@ -91,6 +111,7 @@ def _markdown_report(
     sections = [
         "# Comparison",
         f"**{conclusion}**",
+        "\n".join(f"- {sentence}" for sentence in summary(rows)),
         comparison_markdown(rows).rstrip(),
         _how_to_read(rows),
         "\n".join(f"- {remark}" for remark in remarks(rows)),

@@ -1,6 +1,6 @@
 """Rows of a comparison: baselines and runs, each with what it got right, and their differences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ import numpy as np
 
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
-from deltafit.experiments.answers import Answers, answers_of
+from deltafit.experiments.answers import Answers, Evidence, answers_of
 from deltafit.experiments.baselines import majority_baseline, tfidf_svm
 from deltafit.experiments.class_statistics import macro_f1_interval
 from deltafit.experiments.differences import with_differences
 from deltafit.experiments.statistics import mean_accuracy_interval
 from deltafit.files import read_tensors
 from deltafit.methods import Method
+from deltafit.prediction.inspecting import changes_of_runs
 from deltafit.tasks.metrics import classification_metrics
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import Reporter
@@ -256,3 +257,35 @@ def compared(methods: Sequence[Candidate | Failure]) -> list[Row]:
         else next(judged)
         for method in methods
     ]
+
+
+def evidence_of(
+    candidates: Sequence[Candidate | Failure],
+    judged: str,
+    splits: Splits,
+    adapters: Mapping[str, Path],
+) -> Evidence:
+    """Return what a report shows of candidates beside their rows.
+
+    Args:
+        candidates: as for `compared`.
+        judged: the part.
+        splits: the texts.
+        adapters: the folder of the adapter that stands for each method, by the run's name.
+
+    Raises:
+        DeltafitError: an adapter or the base cannot be read.
+    """
+    part, train = splits.parts()[judged], splits.train
+    counts = np.bincount(np.asarray(train.labels), minlength=len(train.label_names))
+    return Evidence(
+        labels=np.asarray(part.labels),
+        label_names=train.label_names,
+        train_counts=tuple(int(count) for count in counts),
+        answers={
+            str(each.row["name"]): each.answers
+            for each in candidates
+            if isinstance(each, Candidate) and each.answers is not None
+        },
+        changes=changes_of_runs(adapters),
+    )

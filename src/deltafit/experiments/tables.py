@@ -71,8 +71,12 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """Return the comparison as a Markdown table, all figures in it, the best row in bold."""
-    header, *lines = [_headers(rows), *([*_cells(row).values()] for row in rows)]
-    return markdown_table(header, lines, bold=[is_best(row) for row in rows])
+    header, *lines = [headers_of(rows), *([*cells_of(row).values()] for row in rows)]
+    text = [_markdown_line(header), _markdown_line(["---"] + ["---:"] * (len(header) - 1))]
+    for row, cells in zip(rows, lines, strict=True):
+        name, *figures = [cell.replace("|", "\\|") for cell in cells]
+        text.append(_markdown_line([f"**{name}**" if is_best(row) else name, *figures]))
+    return "\n".join(text) + "\n"
 
 
 def is_best(row: Row) -> bool:
@@ -152,7 +156,7 @@ def share_of(row: Row) -> float | None:
     return trainable / total if trainable is not None and total else None
 
 
-def _cells(row: Row) -> dict[str, str]:
+def cells_of(row: Row) -> dict[str, str]:
     """Return every figure of a row as it is shown, in the order of the full table."""
     metric, share, interval = row["metric_name"], share_of(row), row.get("interval")
     seeds, speed = row.get("seeds") or 1, row.get("examples_per_second")
@@ -175,7 +179,8 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def _headers(rows: Sequence[Row]) -> list[str]:
+def headers_of(rows: Sequence[Row]) -> list[str]:
+    """Return the titles of the full table's columns."""
     metric = metric_title(rows)
     return [
         *("method", "trainable", "share", "before", metric, "95 % interval", "macro-F1 %"),
@@ -184,7 +189,7 @@ def _headers(rows: Sequence[Row]) -> list[str]:
 
 
 def _one_line_table(rows: Sequence[Row]) -> Table:
-    table = _new_table(_headers(rows), method_width=24)
+    table = _new_table(headers_of(rows), method_width=24)
     _add_rows(table, rows, lambda cells: list(cells.values()))
     return table
 
@@ -222,7 +227,7 @@ def _listed_table(rows: Sequence[Row]) -> Table:
         column.overflow = "fold"
 
     def listed(cells: dict[str, str]) -> list[str]:
-        named = dict(zip(_headers(rows), cells.values(), strict=True))
+        named = dict(zip(headers_of(rows), cells.values(), strict=True))
         name, difference = named.pop("method"), named.pop("difference to best")
         figures = [f"{header} {cell}" for header, cell in named.items() if cell != NOTHING]
         to_best = "" if difference in ("best", "failed") else "difference to best "
@@ -255,5 +260,5 @@ def _add_rows(
 ) -> None:
     for index, row in enumerate(rows):
         last_of_kind = index + 1 < len(rows) and rows[index + 1].get("kind") != row.get("kind")
-        cells = [Text(cell) for cell in arrange(_cells(row))]  # Text: "[" is no markup here
+        cells = [Text(cell) for cell in arrange(cells_of(row))]  # Text: "[" is no markup here
         table.add_row(*cells, style="bold" if is_best(row) else None, end_section=last_of_kind)
