@@ -45,10 +45,17 @@ def test_worse_beyond_noise_is_hollow() -> None:
         run("tied", 0.89, difference(-1, 2), trainable=200),
         run("worse", 0.8, difference(-10, 2), trainable=300),
     ]
-    (axes,) = cost_plot(rows).axes
-    markers = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_xdata()]
-    faces = [line.get_markerfacecolor() for line in markers if len(line.get_xdata()) == 1]
-    assert [face == "white" for face in faces] == [False, False, True]
+    faces = {
+        line.get_xydata()[0][1]: line.get_markerfacecolor()
+        for axes in cost_plot(rows).axes
+        for line in axes.get_lines()
+        if line.get_marker() == "o" and len(line.get_xydata())
+    }
+    assert {value: face == "white" for value, face in faces.items()} == {
+        90: False,
+        89: False,
+        80: True,
+    }
 
 
 def test_costs_of_like_size_are_drawn_on_a_plain_axis_and_others_by_powers() -> None:
