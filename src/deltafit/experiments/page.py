@@ -86,6 +86,10 @@ def _part(part: Part, name: str) -> dict[str, Any]:
     return {
         **{"caption": part.caption, "picture": picture},
         **{"table": part.table, "folded": part.folded},
+        "lines": [
+            {"name": name, "kind": "", "cells": [(cell, "") for cell in cells]}
+            for name, *cells in (part.table.rows if part.table else ())
+        ],
     }
 
 
@@ -110,7 +114,8 @@ def _line(row: Row, columns: Sequence[str]) -> dict[str, Any]:
         if row.get(key):
             spreads[column] = " to ".join(map(shown, row[key]))
     return {
-        **{"name": cells["method"], "kind": row["kind"], "best": is_best(row)},
+        "name": cells["method"],
+        "kind": f"{row['kind']} best" if is_best(row) else row["kind"],
         "cells": [(cells[column], spreads[column]) for column in columns if column != "method"],
     }
 
