@@ -144,9 +144,7 @@ def _compare(
     candidates: list[Candidate | Failure] = [
         *baselines(splits, judged, features, first.settings.seed, reporter)
     ]
-    histories: dict[str, Any] = {}
-    figures: dict[str, Any] = {}
-    ranks: dict[str, dict[str, int]] = {}
+    histories, figures = dict[str, Any](), dict[str, Any]()
     adapters: dict[str, Path] = {}
     facts: dict[str, Any] = {"model": first.model, "judged_on": judged, "data": splits.facts}
     facts |= {"head": asdict(first.head), "settings": asdict(first.settings)}
@@ -178,11 +176,11 @@ def _compare(
         histories[name] = loss_history(metrics)
         figures[name] = metrics["after"][judged]
         adapters[name] = run / "adapter"
-        ranks[name] = learned_ranks(adapters[name])
         facts.setdefault("precision", {})[name] = metrics["precision"]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
     if processes().is_main_process:
+        ranks = {name: learned_ranks(adapter) for name, adapter in adapters.items()}
         evidence = evidence_of(candidates, judged, splits, adapters)
         write_report(folder, rows, histories, figures, ranks, facts, evidence)
     return Comparison(folder, rows, verdict(rows), facts)
