@@ -23,7 +23,11 @@ METHODS = {
     **{LoRA(rank=r, alpha=a): 0.8 + 0.02 * r for r in (2, 4) for a in (8, 16)},
     Full(): 0.86,
 }
-FACTS = {"model": "minilm", "data": {"hash": "9f2c", "counts": {"train": 9}}, HOSTILE: HOSTILE}
+FACTS = {
+    "model": "minilm",
+    "data": {"hash": "9f2c", "label_names": ["ham", "<i>"]},
+    HOSTILE: HOSTILE,
+}
 
 
 def page_of(folder: Path, *content: Any) -> Page:
@@ -68,7 +72,7 @@ def test_everything_of_the_table_is_on_the_page(made: tuple[Page, Any]) -> None:
         assert all(cell.replace(" ", "") in squeezed for cell in cells_of(row).values())
     assert all(header in words for header in headers_of(rows))
     assert "Holm" in words and "95 %" in words
-    assert "9f2c" in words and f"a note of {HOSTILE}" in words
+    assert "hash 9f2c label names ham, <i>" in words and f"a note of {HOSTILE}" in words
 
 
 def test_every_section_is_there_in_its_order_and_can_be_reached(made: tuple[Page, Any]) -> None:

@@ -8,7 +8,6 @@ from deltafit.experiments.summary import headline, summary
 from tests.experiments.rows import between, difference, example, row, run
 
 FULL = {"trainable": 22_742_861, "saved_bytes": 90_971_444, "result_name": "all"}
-AWAY = " points"
 
 
 def against(key: str, name: str, compared: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +45,12 @@ def test_a_tie_with_full_fine_tuning_is_said_with_what_it_costs() -> None:
         "dora (1.2×) and full (2.5×) cost more time than lora for nothing that these rows show.",
     ]
     assert headline(three(difference(-0.2, 1), difference(0, 1))) == "Ship lora"
+
+
+def test_a_tie_that_may_hide_a_loss_says_so() -> None:
+    (first, *_) = summary(three(difference(-15, 25), difference(0, 1)))
+    assert first.endswith("; with so few rows and seeds, 40.0 points less cannot be excluded.")
+    assert "excluded" not in summary(three(difference(-0.5, 1.4), difference(0, 1)))[0]
 
 
 def test_better_and_worse_are_said_only_beyond_noise() -> None:

@@ -94,8 +94,10 @@ def cost_plot(rows: Sequence[Row], cost: Cost = SHARE) -> Figure:
     figure.supxlabel(f"{cost.title}{scale}", fontsize=10)
     broken = f"\n({BROKEN})" if len(parts) > 1 else ""
     figure.supylabel(f"{metric_title(rows)}{broken}", fontsize=10, ma="center")
-    lines = {} if all(cost.of(row) for row in rows) else {"baseline": "--"}
-    legend_of_kinds(figure, rows, MARKER_OF_KIND | lines, [Line2D([], [], **_FRONT)])
+    known = [bool(cost.of(row)) for row in rows if row["kind"] == "baseline"]
+    style = "s" if all(known) else "s--" if any(known) else "--"
+    styles = MARKER_OF_KIND | {"baseline": style}
+    legend_of_kinds(figure, rows, styles, [Line2D([], [], **_FRONT)])
     return figure
 
 

@@ -253,7 +253,7 @@ def _calibration(rows: Sequence[Row], evidence: Evidence) -> Section:
     caption = "Reliability of each method, the rows of all seeds together."
     parts = [
         Part(caption, partial(calibration_plot, curves)),
-        Part("The best calibrated first.", table=table, folded=True),
+        Part("Calibration errors as a table, the best calibrated first.", table=table, folded=True),
     ]
     return Section("calibration", "Calibration", text, parts if curves else [])
 

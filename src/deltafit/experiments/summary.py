@@ -11,6 +11,7 @@ from deltafit.experiments.verdict import advised, listing
 
 FULL = "full fine-tuning"
 NAMED = 4  # methods that a sentence names before it counts the rest
+MATTERS = 0.02  # of accuracy: a loss that a tie must not hide
 LONGER = 1.1  # times; a smaller difference of two wall times is none
 
 
@@ -39,7 +40,7 @@ def _against_full(runs: Sequence[Row]) -> list[str]:
         first, *others = tied
         sentences.append(
             f"{first['name']} is within noise of {FULL} ({_points(first['against_full'])})"
-            f"{_at_what_cost(first, full)}."
+            f"{_at_what_cost(first, full)}{_not_excluded(first['against_full'])}."
         )
         if others:
             are = "So is" if len(others) == 1 else "So are"
@@ -54,6 +55,14 @@ def _against_full(runs: Sequence[Row]) -> list[str]:
             are = "is" if len(apart) == 1 else "are"
             sentences.append(f"{_named(apart)} {are} {word} than {FULL} beyond noise.")
     return sentences
+
+
+def _not_excluded(comparison: Mapping[str, Any]) -> str:
+    """Say how much worse a method of a tie may be, where that would matter."""
+    loss = -comparison["low"]
+    if loss <= MATTERS:
+        return ""
+    return f"; with so few rows and seeds, {100 * loss:.1f} points less cannot be excluded"
 
 
 def _at_what_cost(row: Row, full: Row) -> str:
