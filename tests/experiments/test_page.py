@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from deltafit.experiments.class_sections import reference_of
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import failed_row
-from deltafit.experiments.sections import reference_of
 from deltafit.experiments.summary import summary
 from deltafit.experiments.tables import cells_of, headers_of
 from deltafit.methods import Full, LoRA
@@ -45,7 +45,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, list[dict[str,
     """The page of a whole comparison whose class names are hostile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
-        patch.setattr("deltafit.experiments.sections.MOST_RUNS", 1)  # pictures take the time
+        for module in ("sections", "class_sections"):  # pictures take the time
+            patch.setattr(f"deltafit.experiments.{module}.MOST_RUNS", 1)
         names = (HOSTILE, "spam $x_1$", "rare <b>")
         rows, evidence = made_up(METHODS, names=names)  # type: ignore[arg-type]
         rows[0]["result_name"] = "majority"

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from deltafit.experiments.inline_svg import inline_svg
-from deltafit.experiments.sections import Part, Section
+from deltafit.experiments.page_parts import Part, Section
 from deltafit.experiments.summary import headline, summary
 from deltafit.experiments.tables import (
     NOTHING,
