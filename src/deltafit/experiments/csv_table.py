@@ -1,10 +1,9 @@
 """A comparison as CSV, for programs and spreadsheets."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
+from deltafit.experiments.forms import csv_text
 from deltafit.experiments.tables import Row, share_of
 
 _PLAIN_BEFORE_INTERVAL = (
@@ -43,12 +42,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
             "notes": " ".join(row.get("notes") or ()),
         }
         lines.append(plain)
-    file = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return file.getvalue()
+    return csv_text(lines)
 
 
 def _ends(row: Row, key: str, name: str) -> dict[str, Any]:

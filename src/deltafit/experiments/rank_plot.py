@@ -68,7 +68,7 @@ def matrix_plot(
         shown: how a value is written.
         whole: whether the bar counts in whole numbers.
     """
-    places = {module: _place(module) for module in values}
+    places = {module: matrix_and_block(module) for module in values}
     matrices = list(dict.fromkeys(matrix for matrix, _ in places.values()))
     blocks = sorted({block for _, block in places.values()}, key=block_order)
     table = np.full((len(matrices), len(blocks)), np.nan)

@@ -26,7 +26,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from deltafit.experiments.forms import csv_text, markdown_table
+from deltafit.experiments.forms import markdown_table
 
 Row = Mapping[str, Any]
 
@@ -72,11 +72,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """Return the comparison as a Markdown table, all figures in it, the best row in bold."""
     header, *lines = [headers_of(rows), *([*cells_of(row).values()] for row in rows)]
-    text = [_markdown_line(header), _markdown_line(["---"] + ["---:"] * (len(header) - 1))]
-    for row, cells in zip(rows, lines, strict=True):
-        name, *figures = [cell.replace("|", "\\|") for cell in cells]
-        text.append(_markdown_line([f"**{name}**" if is_best(row) else name, *figures]))
-    return "\n".join(text) + "\n"
+    return markdown_table(header, lines, bold=[is_best(row) for row in rows])
 
 
 def is_best(row: Row) -> bool:
