@@ -45,5 +45,17 @@ def test_each_adapter_changed_what_it_changed_alone(runs: tuple[str, dict[str, P
     assert blocks == {"2"} and len(found["full"]) > len(found["last"]) >= 6
 
 
+def test_adapters_of_other_heads_are_put_on_their_own_base(
+    runs: tuple[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    base, folders = runs
+    saved_on(base, tmp_path / "pooled", LoRA(rank=2), head="mean")
+    found = changes_of_runs(
+        {"one": folders["lora"], "pooled": tmp_path / "pooled", "again": folders["lora"]}
+    )
+    assert found["one"] == found["again"] != found["pooled"]
+    assert found["pooled"] == inspect(tmp_path / "pooled").changes  # type: ignore[union-attr]
+
+
 def test_no_adapters_need_no_base() -> None:
     assert changes_of_runs({}) == {}

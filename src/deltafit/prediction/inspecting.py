@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from deltafit.adapters import (
     adapter_tensors,
     load_adapter,
@@ -92,28 +94,29 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
 
 
 def changes_of_runs(adapters: Mapping[str, Path]) -> dict[str, tuple[MatrixChange, ...]]:
-    """Return how far each adapter moved the matrices of the base that all of them share.
+    """Return how far each adapter moved the matrices of its base.
 
-    Parameters that are stored whole count too, the head's apart. The base is loaded once; nothing
-    is predicted, and the canaries are not asked.
+    Parameters that are stored whole count too, the head's apart. A base that the next adapter has
+    too is loaded once; nothing is predicted, and the canaries are not asked.
 
     Args:
-        adapters: folders of adapters of one model, its weights stored alike, by any name.
+        adapters: folders of adapters, by any name.
 
     Raises:
-        DeltafitError: a file is missing or damaged, or the base is not found.
+        DeltafitError: a file is missing or damaged, or a base is not found.
     """
-    network, changes = None, {}
+    changes: dict[str, tuple[MatrixChange, ...]] = {}
+    known, network, name = None, nn.Module(), "default"
     for run, folder in adapters.items():
         facts = read_facts(folder)
-        if network is None:
+        base, head = facts["base"], facts["head_parameters"]
+        weights = base.get("weights", AS_LOADED)
+        if known != (base["name"], weights, facts["head"]):
+            known = base["name"], weights, facts["head"]
             network = load_base(folder, facts, None).model
-            weights = facts["base"].get("weights", AS_LOADED)
             if weights != AS_LOADED:
                 quantise(network, weights)
-        name = "default"
         load_adapter(network, read_adapter(folder), name)
-        head = facts["head_parameters"]
         changes[run] = layer_changes(network, name) + replaced_changes(network, name, head)
         remove_adapter(network, name)
     return changes
