@@ -37,8 +37,7 @@ def test_no_group_of_several_rows_is_too_large(sizes: list[int], most: int) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups, "_COST_OF_A_GROUP", 300)
         whole = cut_groups(sizes)
-        patch.setattr(groups, "_MOST", most)
-        found = cut_groups(sizes)
+        found = cut_groups(sizes, most)
     assert [row for start, stop in found for row in range(start, stop)] == list(range(len(sizes)))
     for start, stop in found:
         assert stop - start == 1 or (stop - start) * sizes[stop - 1] ** 2 <= most

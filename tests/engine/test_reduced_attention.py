@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 from deltafit.adapters import adapt
-from deltafit.engine import attention, attention_shape, check_attention, packed, reduced_attention
+from deltafit.engine import (
+    attention,
+    attention_shape,
+    check_attention,
+    find_reading,
+    first_tokens,
+    packed,
+    reduced_attention,
+)
 from deltafit.engine.explicit import explicit_attention
 from deltafit.engine.groups import Group
-from deltafit.methods import LoRA
+from deltafit.methods import LoRA, Prefix
 from deltafit.training.gradients import enable_gradient_checkpointing
 from tests.adapters.adapted import head_of, randomise
 from tests.engine.ragged import (
@@ -126,14 +134,34 @@ def test_the_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.get_rng_state(), state) and not model.training
 
 
-@pytest.mark.parametrize(
-    ("architecture", "causal"), [("bert", False), ("gpt2", True), ("distilbert", False)]
-)
-def test_what_attention_looks_like(architecture: str, causal: bool) -> None:
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+def test_what_attention_looks_like(architecture: str) -> None:
     model = tiny_model(architecture)
-    shape = attention_shape(model, 33)
-    config = model.config
-    assert shape is not None and (shape.length, shape.causal) == (64, causal)
+    shape, config = attention_shape(model, 33), model.config
+    assert shape is not None and shape.length == 64
     assert shape.heads == config.num_attention_heads
     assert shape.heads * shape.width == config.hidden_size
     assert [attention_shape(model, n).length for n in (1, 2, 64, 65)] == [2, 2, 64, 128]  # type: ignore[union-attr]
+    config.num_attention_heads = 0
+    assert attention_shape(model, 33) is None
+
+
+def test_virtual_tokens_and_first_tokens() -> None:
+    model, batch = in_training(classifier("bert"), 1e-9), ragged(LENGTHS["mixed"])
+    adapt(model, Prefix(tokens=3), head=head_of(model))
+    randomise(model, std=0.5)
+    with packed(model):
+        expected, _ = outputs_and_gradients(model, batch)
+        with reduced_attention(model):
+            found, _ = outputs_and_gradients(model, batch)
+    assert 0 < far(found, expected) < 5e-2
+    model = in_training(classifier("bert"), 1e-9)
+    model.eval()
+    layers = find_reading(model, batch)
+    assert layers is not None
+    model.train()
+    with packed(model), first_tokens(model, layers):
+        expected, _ = outputs_and_gradients(model, batch)
+        with reduced_attention(model):
+            found, _ = outputs_and_gradients(model, batch)
+    assert 0 < far(found, expected) < 5e-2

@@ -62,5 +62,9 @@ def test_a_run_that_failed_stays_out_when_the_others_are_resumed(tmp_path: Path)
 def test_what_was_decided_for_one_counts_for_those_that_begin() -> None:
     shared = decided_for_all([Course(), Course(packed=True, kept=False), Course(precision="bf16")])
     assert (shared.packed, shared.kept, shared.precision) == (True, False, "bf16")
-    with pytest.raises(UsageError, match="different decisions on the precision"):
-        decided_for_all([Course(precision="float32"), Course(precision="bf16")])
+    for name in ("precision", "attention_precision"):
+        decided = [Course(**{name: "float32"}), Course(**{name: "bf16"})]  # type: ignore[arg-type]
+        with pytest.raises(
+            UsageError, match=r"different decisions on the precision( of att|, and)"
+        ):
+            decided_for_all(decided)

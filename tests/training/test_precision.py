@@ -10,10 +10,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from deltafit.engine import frozen
+from deltafit.engine import attention, frozen, frozen_products
 from deltafit.engine.frozen import ReducedProduct
+from deltafit.engine.precision import AttentionShape
 from deltafit.files import read_json
-from deltafit.methods import Full, Head, LastBlocks, LoRA, Method
+from deltafit.methods import BitFit, Full, Head, LastBlocks, LoRA, Method, Prefix
 from deltafit.training import precision
 from deltafit.training.accelerator import mixed_precision_of
 from deltafit.training.interruption import Interrupted
@@ -49,9 +50,14 @@ class Probe:
 
     def __init__(self, says: str) -> None:
         self.says, self.asked = says, []  # type: ignore[var-annotated]  # lists of shapes
+        self.shapes: list[AttentionShape] = []
 
     def __call__(self, shapes: Any) -> str:
         self.asked.append(sorted(set(shapes)))
+        return self.says
+
+    def attention(self, shape: AttentionShape) -> str:
+        self.shapes.append(shape)
         return self.says
 
 
@@ -60,7 +66,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     """bf16 is the faster one, for tiny models too."""
     found = Probe("bf16")
     monkeypatch.setattr(precision, "probe_precision", found)
-    monkeypatch.setattr(precision, "probe_attention", lambda shape: found.says)
+    monkeypatch.setattr(precision, "probe_attention", found.attention)
     monkeypatch.setattr(precision, "_WORTH", 1)
     return found
 
@@ -138,9 +144,18 @@ def classes_in_training(monkeypatch: pytest.MonkeyPatch) -> set[tuple[bool, bool
 def test_it_trains_in_bf16_and_evaluates_in_float32(
     bert: str, tmp_path: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = classes_in_training(monkeypatch)
+    seen, attended = classes_in_training(monkeypatch), set()
+    right = attention.explicit_attention
+
+    def explicit(*args: Any, products: torch.dtype | None, **options: Any) -> torch.Tensor:
+        attended.add(products)
+        return right(*args, products=products, **options)
+
+    monkeypatch.setattr(attention, "explicit_attention", explicit)
     result = go(bert, tmp_path / "run")
     assert seen == {(True, True), (False, False)}
+    # The check of bf16 attention computes in float32 too; evaluation by another kernel.
+    assert attended == {None, torch.bfloat16}
     assert result.metrics["precision"] == "bf16" and probe.asked
     assert result.metrics["attention_precision"] == "bf16"
     assert read_json(tmp_path / "run" / "run.json")["config"]["settings"]["precision"] == "auto"
@@ -211,6 +226,55 @@ def test_bf16_learns_as_float32_does(tmp_path: Path) -> None:
     assert losses["float32"] != losses["bf16"]
     assert losses["float32"][-1] < 0.3 * losses["float32"][0]
     assert losses["bf16"] == pytest.approx(losses["float32"], abs=0.03)
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), LoRA(rank=2, layers=(2,)), BitFit(), Prefix()])
+def test_attention_is_asked_about_whatever_is_adapted(
+    bert: str, tmp_path: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    products = frozen_products(adapted(bert).model)
+    monkeypatch.setattr(precision, "_WORTH", sum(m.weight.numel() for m in products) // 3)
+    loop = loop_on(adapted(bert, method), tmp_path / "run", replace(EIGHT, precision="bf16"))
+    course = loop.run()
+    assert course.precision == course.attention_precision == "bf16"
+    (shape,) = probe.shapes
+    lengths = [len(row) for row in loop.train.rows]
+    assert min(lengths) <= shape.length < 2 * max(lengths)
+
+
+@pytest.mark.parametrize("case", ["no base dropout", "padded", "begun without", "it drops nothing"])
+def test_where_attention_stays_in_float32(
+    bert: str, tmp_path: Path, probe: Probe, case: str
+) -> None:
+    settings = replace(EIGHT, precision="bf16")
+    if case == "no base dropout":
+        settings = replace(settings, base_dropout="off")
+    if case == "padded":
+        settings = replace(settings, packing="off")
+    model = save_model(tmp_path / "model") if case == "it drops nothing" else bert
+    loop = loop_on(adapted(model), tmp_path / "run", settings)
+    if case == "begun without":
+        loop.course.step, loop.course.precision = 1, "bf16"
+    course = loop.run()
+    assert (course.precision, course.attention_precision) == ("bf16", "float32")
+    assert not probe.shapes
+
+
+@pytest.mark.slow
+def test_attention_in_bf16_learns_as_in_float32(
+    tmp_path: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, losses = save_model(tmp_path / "model", dropout=True), {}
+    for said in ("float32", "bf16"):
+        monkeypatch.setattr(precision, "probe_attention", lambda shape, said=said: said)
+        settings = replace(EIGHT, epochs=9, precision="bf16")
+        loop = loop_on(adapted(model, LoRA("all-linear", rank=4)), tmp_path / said, settings)
+        course = loop.run()
+        assert course.attention_precision == said
+        losses[said] = [entry["train_loss"] for entry in course.history]
+    assert losses["float32"] != losses["bf16"]
+    assert losses["float32"][-1] < 0.6 * losses["float32"][0]
+    assert losses["bf16"] == pytest.approx(losses["float32"], abs=0.05)
 
 
 def test_products_that_are_wrong_are_not_used(

@@ -1,4 +1,4 @@
-"""Attention with its weights written out, to drop some of them in bulk.
+"""Attention with its weights written out, to drop some of them in bulk, in bf16 where that pays.
 
 torch's fused kernel cannot drop weights on a CPU. torch then computes attention in plain operations
 and draws its random numbers one at a time.

@@ -1,7 +1,7 @@
 """Products with frozen weights in bf16, while a context lasts; all else stays float32.
 
 A frozen weight gets no gradient, so a rounded copy of it loses nothing that training would add up:
-adapters, head, norms, attention, the residual stream and the optimiser keep their precision.
+adapters, head, norms, the residual stream and the optimiser keep their precision.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping

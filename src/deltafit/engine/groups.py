@@ -11,9 +11,9 @@ from torch import Tensor
 # What one more group costs, in squares of padding (the scores of one token for one other, of all
 # heads): about a fifth of a millisecond of small calls. Measured on MiniLM, forward and backward.
 _COST_OF_A_GROUP = 3000
-# Squares that a group of several rows holds at most: what attention makes of more (scores, weights,
-# gradients of both, for each head) leaves a processor's cache between one operation and the next.
-_MOST = 1 << 17
+# Squares: what attention makes of more (scores, weights, gradients of both, for each head) leaves a
+# processor's cache between one operation and the next. Measured on MiniLM with 256 tokens a row.
+CACHED_SQUARES = 1 << 17
 
 
 @dataclass(eq=False)
@@ -134,11 +134,13 @@ class WidenedGroup(Group):
         return torch.cat([seen.new_ones(*seen.shape[:-1], self._count), seen], -1)
 
 
-def cut_groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
+def cut_groups(sizes: Sequence[int], most: int | None = None) -> list[tuple[int, int]]:
     """Cut rows, sorted by length, into the groups that cost least: ``(start, stop)`` of each.
 
     Args:
         sizes: the lengths, shortest first.
+        most: squares (rows · length²) that a group of several rows may hold; a larger one is cut
+            into equal parts. None for any number.
     """
     # Rows of one length are never parted, so a group ends where the length changes.
     ends = [i + 1 for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]]
@@ -164,11 +166,16 @@ def cut_groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
         start = best[ends.index(end)][1]
         cuts.insert(0, (start, end))
         end = start
-    return [part for cut in cuts for part in _parts(*cut, sizes)]
+    if most is None:
+        return cuts
+    return [
+        part for start, stop in cuts for part in _parts(start, stop, most // sizes[stop - 1] ** 2)
+    ]
 
 
-def _parts(start: int, stop: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    at_once = max(1, _MOST // sizes[stop - 1] ** 2)
+def _parts(start: int, stop: int, rows: int) -> list[tuple[int, int]]:
+    """Cut rows into parts of at most ``rows``, or of one, as equal as can be."""
+    at_once = max(1, rows)
     count = -(-(stop - start) // at_once)
     bounds = [start + (stop - start) * part // count for part in range(count + 1)]
     return list(pairwise(bounds))

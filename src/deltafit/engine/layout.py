@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltafit.engine.groups import Group, WidenedGroup, cut_groups
+from deltafit.engine.groups import CACHED_SQUARES, Group, WidenedGroup, cut_groups
 from deltafit.errors import DeltafitError
 
 Window = tuple[int, int]
@@ -203,7 +203,7 @@ def layout_of(
             mask_of(start, stop),
             device,
         )
-        for start, stop in cut_groups(sizes)
+        for start, stop in cut_groups(sizes, CACHED_SQUARES if device.type == "cpu" else None)
     )
     places = order.unsqueeze(1) * length + steps  # [rows, length]
     if window is None and mask is None:

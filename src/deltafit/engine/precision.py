@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -30,15 +31,11 @@ class AttentionShape(NamedTuple):
         heads: of queries.
         width: of one.
         length: tokens of a row.
-        dropout: probability of dropping a weight.
-        causal: whether a token sees only those before it.
     """
 
     heads: int
     width: int
     length: int
-    dropout: float
-    causal: bool
 
 
 # What bf16 must gain: rounding is paid for, and a measurement on a busy machine is a rough one.
@@ -47,6 +44,8 @@ _CLEARLY = 1.2
 _TOKENS = 320
 # The ratio of two products changes little beyond, and their time much.
 _WIDEST = 1024
+_LONGEST = 512  # tokens of a row
+_DROPPED = 0.1  # of attention's weights
 _ROUNDS = 7
 _SECONDS = 1.0
 
@@ -119,45 +118,51 @@ def measure_products(shapes: Collection[tuple[int, int]]) -> tuple[float, float]
             torch.autograd.grad(product(x, weight), x, dy)
         return time.perf_counter() - began
 
-    return _in_turn(
-        lambda: seconds(functional.linear, layers), lambda: seconds(reduced_product, copies)
-    )
+    return _medians(lambda: (seconds(functional.linear, layers), seconds(reduced_product, copies)))
 
 
 def measure_attention(shape: AttentionShape) -> tuple[float, float]:
     """Return the seconds of one pass of attention, forward and backward, in float32 and in bf16.
 
-    The two run in turn for about a second; each time is a median.
+    The two run in turn for about a second; each time is a median. Weights are dropped, and no two
+    passes are of rows of one length: those of a training step seldom are, and kernels are compiled
+    for each.
 
     Args:
-        shape: of as many rows as make a batch of some hundred tokens.
+        shape: of as many rows as make a batch of some hundred tokens; long ones are measured
+            shorter.
     """
-    rows = max(1, _TOKENS // shape.length)
-    layout = layout_of(torch.ones(rows, shape.length, dtype=torch.bool), causal=shape.causal)
-    generator = torch.Generator().manual_seed(0)
-    sheet = (1, shape.heads, rows * shape.length, shape.width)
-    q, k, v = (torch.randn(sheet, generator=generator, requires_grad=True) for _ in range(3))
-    dy = torch.randn(1, rows * shape.length, shape.heads, shape.width, generator=generator)
-    training = nn.Identity()
+    longest = min(shape.length, _LONGEST)
+    rows, generator, training = max(1, _TOKENS // longest), torch.Generator(), nn.Identity()
+    lengths = count(longest, -1)
 
-    def seconds(products: torch.dtype | None) -> float:
+    def seconds(products: torch.dtype | None, length: int) -> float:
+        layout = layout_of(torch.ones(rows, length, dtype=torch.bool), causal=False)
+        tokens = rows * length
+        size = (1, shape.heads, tokens, shape.width)
+        q, k, v = (torch.randn(size, generator=generator, requires_grad=True) for _ in range(3))
+        dy = torch.randn(1, tokens, shape.heads, shape.width, generator=generator)
         began = time.perf_counter()
-        output, _ = packed_attention(training, q, k, v, layout, shape.dropout, products=products)
+        output, _ = packed_attention(training, q, k, v, layout, _DROPPED, products=products)
         torch.autograd.grad(output, (q, k, v), dy)
         return time.perf_counter() - began
 
+    def both() -> tuple[float, float]:
+        length = max(1, next(lengths))
+        return seconds(None, length), seconds(torch.bfloat16, length)
+
     with torch.random.fork_rng(devices=[]):
-        return _in_turn(lambda: seconds(None), lambda: seconds(torch.bfloat16))
+        return _medians(both)
 
 
-def _in_turn(one: Callable[[], float], other: Callable[[], float]) -> tuple[float, float]:
-    """Return the medians of what the two give, called in turn for about a second."""
+def _medians(both: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Return the medians of two times that are measured in turn, for about a second."""
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + _SECONDS
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        # The first round compiles kernels and is left out.
+        # The first round starts threads and fills caches, and is left out.
         while len(times) < 2 or (len(times) <= _ROUNDS and time.perf_counter() < end):
-            times.append((one(), other()))
+            times.append(both())
     first, second = zip(*times[1:], strict=True)
     return median(first), median(second)
 

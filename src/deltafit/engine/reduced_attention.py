@@ -5,16 +5,12 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from deltafit.adapters.structure import main_stack
 from deltafit.engine.attention import NAMES, REDUCED
+from deltafit.engine.calls import evaluating
 from deltafit.engine.frozen import LARGEST_ROUNDING, rounding_difference
 from deltafit.engine.packing import find_stack
 from deltafit.engine.precision import AttentionShape
-
-# transformers has no one name for it.
-_DROPOUTS = (
-    *("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout"),
-    "dropout_rate",
-)
 
 
 @contextmanager
@@ -44,20 +40,17 @@ def reduced_attention(model: nn.Module) -> Iterator[None]:
 def check_attention(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
     """Return None if reduced attention gives the same but for rounding, and else a sentence.
 
-    One batch runs both ways as in training, and drops the same; compared is what leaves the model's
-    last block. Modes and the state of torch's CPU generator are as before.
+    One batch runs forward both ways, its blocks as in training, and drops the same; compared is
+    what leaves the last one. Modes and the state of torch's CPU generator are as before.
 
     Args:
-        model: inside ``packed``, and with the frozen products that it trains with.
+        model: inside ``packed``.
         batch: its keywords.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.train()
+    with evaluating(model):
+        for block in main_stack(model).blocks:
+            model.get_submodule(block).train()
         difference = rounding_difference(model, batch, reduced_attention)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if difference <= LARGEST_ROUNDING:
         return None
     return (
@@ -67,25 +60,16 @@ def check_attention(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None
 
 
 def attention_shape(model: nn.Module, length: int) -> AttentionShape | None:
-    """Return what the attention of a model's blocks looks like in training; None if it is not told.
+    """Return what the attention of a model's blocks looks like; None if nothing says it.
 
     Args:
         model: one that can run packed.
         length: tokens of a typical row; it counts as the next power of two.
     """
     _, owner = find_stack(model)
-    config = owner.config
-    heads = getattr(config, "num_attention_heads", None)
-    width = getattr(config, "head_dim", None)
-    if not isinstance(heads, int):
-        return None
-    if not isinstance(width, int):
-        width = int(config.hidden_size) // heads
-    rates = (getattr(config, name, None) for name in _DROPOUTS)
-    return AttentionShape(
-        heads,
-        width,
-        1 << max(length - 1, 1).bit_length(),
-        next((float(rate) for rate in rates if rate is not None), 0.0),
-        any(getattr(module, "is_causal", False) for module in owner.modules()),
+    heads, hidden = (
+        getattr(owner.config, name, None) for name in ("num_attention_heads", "hidden_size")
     )
+    if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
+        return None
+    return AttentionShape(heads, hidden // heads, 1 << max(length - 1, 1).bit_length())

@@ -78,9 +78,9 @@ def fast_execution(
             stack.enter_context(bulk_dropout(model))
         if course.packed:
             stack.enter_context(packed(model))
-        typical = _typical(train.rows)
+        length = _length_by_squares(train.rows)
         precision = chosen_precision(
-            classifier, rows, typical, settings.precision, course, constant, reporter, accelerator
+            classifier, rows, length, settings, course, constant, reporter, accelerator
         )
         stack.enter_context(precision)
         if course.first_tokens:  # behind the check of precision, which looks at all states
@@ -99,8 +99,8 @@ def wants_packing(model: nn.Module, asked: Packing) -> bool:
     return asked == "on" or (asked == "auto" and _is_on_cpu(model))
 
 
-def _typical(rows: Sequence[Sequence[int]]) -> int:
-    """Return the tokens of a row as attention counts them: the mean is of their squares."""
+def _length_by_squares(rows: Sequence[Sequence[int]]) -> int:
+    """Return the tokens of a typical row for attention, whose time goes by their squares."""
     return round(math.sqrt(sum(len(row) ** 2 for row in rows) / max(len(rows), 1)))
 
 

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from deltafit.adapters.activations import attention_matrices
 from deltafit.adapters.structure import layer_shape
 from deltafit.engine import (
     ProductPrecision,
@@ -23,7 +24,7 @@ from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.training.constant import ConstantStates
 from deltafit.training.course import Course
 from deltafit.training.progress import Reporter
-from deltafit.training.settings import Precision
+from deltafit.training.settings import Precision, TrainingSettings
 
 # Values of frozen weights. Below, a step is made of calls, and not of products.
 _WORTH = 1_000_000
@@ -52,8 +53,8 @@ def planned_precision(
 def chosen_precision(
     classifier: Classifier,
     rows: Sequence[Sequence[int]],
-    typical: int,
-    asked: Precision,
+    length: int,
+    settings: TrainingSettings,
     course: Course,
     constant: ConstantStates,
     reporter: Reporter,
@@ -61,14 +62,15 @@ def chosen_precision(
 ) -> Iterator[None]:
     """Train with frozen products in bf16 within the block, where that was asked for or is faster.
 
-    Where they are, packed attention is too if it is faster so. The decisions are kept in
-    ``course``: a resumed run goes on in the precision that it began with, on another machine too.
+    Where they are, packed attention that drops weights is too if it is faster so. The decisions are
+    kept in ``course``: a resumed run goes on in the precision that it began with, on another
+    machine too.
 
     Args:
         classifier: adapted; its model on the device it trains on.
         rows: a batch to check bf16 on.
-        typical: tokens of a row, as attention is measured on.
-        asked: the precision that was asked for.
+        length: tokens of a row that attention is measured on.
+        settings: the precision that was asked for, and whether the base drops.
         course: where the run stands.
         constant: the blocks that give constants do so in float32.
         reporter: told why bf16 is not used that was asked for or is faster.
@@ -78,14 +80,18 @@ def chosen_precision(
     if course.precision is None and mixed != "no":
         course.precision = mixed
     elif course.precision is None:
-        decided = _decide(classifier, rows, asked, constant, reporter)
+        decided = _decide(classifier, rows, settings.precision, constant, reporter)
         course.precision = _agreed(decided, accelerator)
+    reduced = mixed == "no" and course.precision == "bf16"
+    if reduced and course.attention_precision is None:
+        decided = "float32"
+        # A run that was begun without a decision goes on without it.
+        if course.packed and not course.step and settings.base_dropout == "configured":
+            decided = _decide_attention(classifier, rows, length, constant, reporter)
+        course.attention_precision = _agreed(decided, accelerator)
     with ExitStack() as stack:
-        if mixed == "no" and course.precision == "bf16":
+        if reduced:
             stack.enter_context(reduced_products(classifier.model, outside=constant.blocks))
-            if course.attention_precision is None:
-                decided = _decide_attention(classifier, rows, typical, course, reporter)
-                course.attention_precision = _agreed(decided, accelerator)
         if course.attention_precision == "bf16":
             stack.enter_context(reduced_attention(classifier.model))
         yield
@@ -125,15 +131,17 @@ def _worth_measuring(products: Collection[nn.Module]) -> bool:
 def _decide_attention(
     classifier: Classifier,
     rows: Sequence[Sequence[int]],
-    typical: int,
-    course: Course,
+    length: int,
+    constant: ConstantStates,
     reporter: Reporter,
 ) -> ProductPrecision:
     model = classifier.model
-    if not course.packed or not _worth_measuring(frozen_products(model)):
+    # Where no weights are dropped, torch's fused kernel keeps none, and bf16 would keep them all.
+    if not attention_matrices(model, packed=True):
         return "float32"
-    shape = attention_shape(model, typical)
-    if shape is None or probe_attention(shape) == "float32":
+    shape = attention_shape(model, length)
+    worth = _worth_measuring(frozen_products(model, constant.blocks))
+    if shape is None or not worth or probe_attention(shape) == "float32":
         return "float32"
     reason = check_attention(model, batch_of(classifier, rows))
     if reason is None:

@@ -43,6 +43,7 @@ def decided_for_all(courses: Sequence[Course]) -> Course:
         ("packed", "running packed"),
         ("first_tokens", "running the last block for first tokens alone"),
         ("precision", "the precision"),
+        ("attention_precision", "the precision of attention"),
     ):
         values = {getattr(course, name) for course in courses} - {None}
         if len(values) > 1:
