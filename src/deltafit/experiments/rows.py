@@ -145,6 +145,7 @@ def failed_row(name: str, result_name: str, failure: str) -> Row:
 
 
 def candidate_of(
+    name: str,
     method: Method,
     runs: Sequence[tuple[Path, dict[str, Any]]],
     judged: str,
@@ -155,6 +156,7 @@ def candidate_of(
     """Return the row of a method from its finished runs, one a seed.
 
     Args:
+        name: of the row.
         method: of the runs.
         runs: folder and metrics of each.
         judged: the part.
@@ -174,7 +176,7 @@ def candidate_of(
         notes.append("judged on the validation rows, which also chose its checkpoint")
     correct = _correct(runs, judged, splits)
     notes += _without_known_rows(correct, splits.duplicates(judged))
-    row = _row(str(method), "run", method.result_name, after, correct, notes)
+    row = _row(name, "run", method.result_name, after, correct, notes)
     # A run that took no measurable time has no speed.
     speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
     row |= {
