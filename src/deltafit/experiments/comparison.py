@@ -12,7 +12,7 @@ from deltafit.errors import TrainingError
 from deltafit.experiments.arms import Arm, Experiment, check_distinct, sized
 from deltafit.experiments.joining import check_joinable, run_joined
 from deltafit.experiments.judgement import Comparison, judge_runs, judged_part
-from deltafit.experiments.rows import baselines
+from deltafit.experiments.rows import baselines, score_baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.methods import Method, parse_method
 from deltafit.training.config import RunConfig
@@ -124,7 +124,7 @@ def compare(
         features = SharedFeatures(model, splits, reporter)
         joined = run_joined(configs, splits, folders, features, reporter) if jointly else {}
         frozen, seed = features.of(configs[0]), configs[0].settings.seed
-        cheap = baselines(splits, judged, frozen, seed, reporter)
+        cheap = baselines(score_baselines(splits, judged, frozen, seed, reporter), splits, judged)
         outcomes = do_runs(configs, splits, folders, features, reporter, known=joined)
         return judge_runs(experiment, outcomes, folders, splits, cheap, folder)
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.arms import Experiment
+from deltafit.experiments.published import published_markdown
 from deltafit.experiments.rank_plot import learned_ranks
+from deltafit.experiments.recipe import Published
 from deltafit.experiments.report import verdict, write_report
 from deltafit.experiments.rows import (
     Candidate,
@@ -68,6 +71,9 @@ def judge_runs(
     splits: Splits,
     cheap: Sequence[Candidate],
     folder: Path,
+    *,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    published: Published | None = None,
 ) -> Comparison:
     """Compare what the runs of an experiment came to, and write the report.
 
@@ -78,6 +84,8 @@ def judge_runs(
         splits: the texts.
         cheap: the baselines, judged on the same rows.
         folder: where the report goes.
+        facts: what else the report is to say; must be JSON.
+        published: figures to set beside the rows.
 
     Raises:
         DeltafitError: what a run left does not fit the texts.
@@ -87,7 +95,7 @@ def judge_runs(
     histories: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     ranks: dict[str, dict[str, int]] = {}
-    facts = {**experiment.facts(), "judged_on": judged, "data": splits.facts}
+    facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
     for arm in experiment.arms:
         finished: dict[int, tuple[Path, dict[str, Any]]] = {}
         failed: list[str] = []
@@ -114,6 +122,9 @@ def judge_runs(
         facts.setdefault("precision", {})[name] = metrics["precision"]
         facts["environment"] = metrics["environment"] | metrics["versions"]
     rows = compared(candidates)
+    beside = None
+    if published is not None:
+        beside = published_markdown(published, rows, experiment.model)
     if processes().is_main_process:
-        write_report(folder, rows, histories, figures, ranks, facts)
+        write_report(folder, rows, histories, figures, ranks, facts, beside)
     return Comparison(folder, rows, verdict(rows), facts)

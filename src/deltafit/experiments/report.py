@@ -27,6 +27,7 @@ def write_report(
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
+    published: str | None = None,
 ) -> None:
     """Write ``report.md``, ``comparison.csv``, ``comparison.json`` and ``plots/`` into ``folder``.
 
@@ -40,6 +41,7 @@ def write_report(
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
+        published: figures of others beside these, as Markdown.
     """
     plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
     conclusion = verdict(rows)
@@ -48,7 +50,9 @@ def write_report(
         folder / "comparison.json",
         {"verdict": conclusion, "rows": [dict(row) for row in rows], "facts": dict(facts)},
     )
-    write_text_atomically(folder / "report.md", _markdown_report(rows, conclusion, plots, facts))
+    write_text_atomically(
+        folder / "report.md", _markdown_report(rows, conclusion, plots, facts, published)
+    )
 
 
 def _write_plots(
@@ -87,6 +91,7 @@ def _markdown_report(
     conclusion: str,
     plots: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
+    published: str | None,
 ) -> str:
     sections = [
         "# Comparison",
@@ -95,6 +100,8 @@ def _markdown_report(
         _how_to_read(rows),
         "\n".join(f"- {remark}" for remark in remarks(rows)),
     ]
+    if published:
+        sections += ["## Published figures", published]
     for caption, file_name in plots:
         sections += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:

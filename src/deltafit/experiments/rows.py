@@ -52,12 +52,31 @@ class Failure:
     sentence: str
 
 
-def baselines(
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a cheap baseline said of the judged rows.
+
+    Attributes:
+        name: of its row.
+        result_name: in result files.
+        scores: ``[rows, classes]``.
+        seconds: for fitting and scoring.
+        notes: of its row.
+    """
+
+    name: str
+    result_name: str
+    scores: np.ndarray
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def score_baselines(
     splits: Splits, judged: str, features: FrozenFeatures, seed: int, reporter: Reporter
-) -> list[Candidate]:
-    """Return the cheap baselines, judged on one part; see ``deltafit.experiments.baselines``."""
+) -> list[Scored]:
+    """Return what the cheap baselines say of one part; see ``deltafit.experiments.baselines``."""
     train, part = splits.train, splits.parts()[judged]
-    names, known = train.label_names, splits.duplicates(judged)
+    names = train.label_names
     reporter.say("cheap baselines: majority class, TF-IDF + linear SVM, frozen features")
     majority = majority_baseline(train.labels, len(part), len(names))
     svm = tfidf_svm(train.texts, train.labels, part.texts, num_classes=len(names), seed=seed)
@@ -66,13 +85,22 @@ def baselines(
     logits = probe.logits(features.features[judged][pooling])
     note = f"{pooling} pooling and C={probe.C:g}, chosen on held-out rows"
     return [
-        _baseline("majority class", "majority", majority, part, known, 0.0),
-        _baseline("TF-IDF + linear SVM", "tfidf_svm", svm.scores, part, known, svm.seconds),
-        _baseline(
-            "frozen features + logistic regression", "frozen_probe", logits, part, known,
-            features.seconds, note,
+        Scored("majority class", "majority", majority, 0.0),
+        Scored("TF-IDF + linear SVM", "tfidf_svm", svm.scores, svm.seconds),
+        Scored(
+            "frozen features + logistic regression", "frozen_probe", logits, features.seconds,
+            (note,),
         ),
     ]  # fmt: skip
+
+
+def baselines(scored: Sequence[Scored], splits: Splits, judged: str) -> list[Candidate]:
+    """Return the rows of the cheap baselines, judged on one part."""
+    part, known = splits.parts()[judged], splits.duplicates(judged)
+    return [
+        _baseline(each.name, each.result_name, each.scores, part, known, each.seconds, *each.notes)
+        for each in scored
+    ]
 
 
 def _baseline(

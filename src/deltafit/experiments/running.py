@@ -105,6 +105,8 @@ def do_runs(
     for config in known:
         outcomes[config] = _told(config, known[config], reporter, before)
     for waits in (False, True) if wait else (False,):
+        if waits and len(outcomes) < len(configs):
+            reporter.say("Waiting for runs that another process is at.")
         for number, config in enumerate(configs, start=1):
             if config in outcomes:
                 continue
