@@ -47,7 +47,7 @@ class Entry:
             default the method's text, and what else tells it from other rows of that method.
         settings: hyperparameters in place of the recipe's.
         grid: settings of the method, or hyperparameters, with the values that each takes; every
-            combination is a row.
+            combination is a row. What both have (AdaLoRA's ``warmup``) is the method's.
     """
 
     method: str

@@ -169,4 +169,5 @@ def _label(config: RunConfig) -> str:
 def _start(config: RunConfig) -> tuple[object, ...]:
     """Return what decides the metrics before training among runs of one experiment."""
     settings, method = config.settings, config.method
-    return settings.seed, method.taken_positions, settings.max_length, settings.base_weights
+    shared = (settings.max_length, settings.base_weights, settings.judge_training)
+    return settings.seed, method.taken_positions, *shared

@@ -31,6 +31,9 @@ for _tag, _words, _first in (
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_words})$"), list(_first)
     )
+_Loader.add_constructor(  # a leading 0 is no octal number there
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
+)
 
 
 @dataclass
@@ -122,7 +125,7 @@ def parse_yaml(text: str, source: str, *, lines: bool = True) -> Tree:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}" if lines and mark else source
         raise DeltafitError(f"{place}: not valid YAML ({what}).") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DeltafitError(f"{source}: not valid YAML ({error}).") from error
     return tree
 

@@ -26,7 +26,7 @@ from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
 from deltafit.training.preparation import Prepared, prepare
 from deltafit.training.progress import Reporter
-from deltafit.training.results import judge_parts, write_results
+from deltafit.training.results import judge_parts, judged_parts, write_results
 from deltafit.training.settings import HeadConfig
 
 
@@ -131,8 +131,9 @@ def _run(
     run = prepare(config, splits, features, reporter)
     run.classifier.model.to(accelerator.device)
     if before is None:
-        held_out = [name for name in run.examples if name != "train"]
-        before, _ = judge_parts("before training", held_out, config, run, splits, reporter)
+        before, _ = judge_parts(
+            "before training", judged_parts(config, run), config, run, splits, reporter
+        )
     seconds = _adapt(config, run, reporter)
     checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     decided = checkpoint.state["course"]["precision"] if checkpoint else None
