@@ -4,10 +4,6 @@ import csv
 import errno
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +21,10 @@ from deltafit.experiments.recipe_run import run
 from deltafit.experiments.runs_table import COLUMNS
 from deltafit.files import read_json
 from deltafit.training.interruption import Interrupted
+from tests.experiments.recipe_runs import Listening, same_rows
 from tests.experiments.recipes import tiny_recipe
-from tests.training.test_resume import InterruptAt
 
 pytestmark = pytest.mark.slow
-
-# Times and what the process happened to hold are no two runs' the same.
-MEASURED = ("seconds", "examples_per_second", "peak_memory_bytes", "seconds_range",
-            "peak_memory_range")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,38 +44,6 @@ def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
         return run(recipe, tmp_path_factory.mktemp("done") / "store")
-
-
-class Listening(InterruptAt):
-    """Keeps what was said, and counts training steps; presses Ctrl-C in one of them."""
-
-    def __init__(self, at: int = -1) -> None:
-        super().__init__(-1)
-        self.said: list[str] = []
-        self.steps, self._press = 0, at
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-    def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
-        if loss is not None:
-            self.steps += 1
-            if self.steps == self._press:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    @property
-    def begun(self) -> list[str]:
-        return [sentence for sentence in self.said if "(run " in sentence]
-
-
-def same_rows(one: Comparison, other: Comparison) -> None:
-    for first, second in zip(one.rows, other.rows, strict=True):
-        for key in first:
-            if key == "saved_bytes" and first[key] is not None:
-                # The digits of measured seconds are part of what is saved.
-                assert first[key] == pytest.approx(second[key], rel=1e-2)
-            elif key not in MEASURED:
-                assert first[key] == second[key], (first["name"], key)
 
 
 def stamps(store: Path) -> dict[Path, int]:
@@ -180,7 +140,7 @@ def test_jointly_is_the_same(recipe: Path, done: Comparison, tmp_path: Path) -> 
     single = run(recipe, tmp_path / "single", changes=["settings.base_dropout=off"])
     assert sum(sentence.startswith("jointly: ") for sentence in listening.said) == 1
     for one, other in zip(joint.rows, single.rows, strict=True):
-        assert one["after"] == other["after"] and one["name"] == other["name"]
+        assert one["after"] == pytest.approx(other["after"]) and one["name"] == other["name"]
     with pytest.raises(UsageError, match="finds nothing to train jointly"):
         run(recipe, tmp_path / "store", changes=["runs=[{method: head}]"], jointly=True)
 
@@ -210,79 +170,6 @@ def test_ctrl_c_at_any_step_and_the_same_call_again(
         except Interrupted:
             continue
     same_rows(result, done)
-
-
-RUN = """
-import sys
-import deltafit.experiments.report as report
-from deltafit.experiments.recipe_run import run
-
-report.save_png = lambda figure, path: path.touch()
-print("begun", flush=True)
-run(sys.argv[1], sys.argv[2])
-"""
-
-
-def started(recipe: Path, store: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "src:."}
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(recipe), str(store)],
-        env=environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    return process
-
-
-def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(
-    recipe: Path, done: Comparison, tmp_path: Path
-) -> None:
-    chosen, killed = random.Random(1), 0
-    while killed < 6:
-        process = started(recipe, tmp_path / "store")
-        try:
-            process.wait(timeout=chosen.uniform(1.5, 5))
-            break  # it was faster
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-    assert killed > 0
-    same_rows(run(recipe, tmp_path / "store"), done)
-    # Nothing half-written is left of those that were killed.
-    assert not list((tmp_path / "store").glob("runs/*/.*"))
-
-
-def test_two_processes_share_the_runs(recipe: Path, done: Comparison, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    # More steps, so that there is something to share.
-    other = [started(recipe, store) for _ in range(2)]
-    assert [process.wait(timeout=250) for process in other] == [0, 0]
-    listening = Listening()
-    same_rows(run(recipe, store, reporter=listening), done)
-    assert listening.begun == []
-
-
-def test_a_run_of_another_process_is_waited_for(
-    recipe: Path, done: Comparison, tmp_path: Path
-) -> None:
-    store, listening = tmp_path / "store", Listening()
-    process = started(recipe, store)
-    while not list(store.glob("runs/*/run.json")):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGSTOP)  # it holds the run, and does nothing
-
-    class Continuing(Listening):
-        def say(self, sentence: str) -> None:
-            super().say(sentence)
-            if sentence.startswith("Waiting"):
-                process.kill()  # and the run is anybody's
-
-    listening = Continuing()
-    same_rows(run(recipe, store, reporter=listening), done)
-    process.wait()
-    waiting = listening.said.index("Waiting for runs that another process is at.")
-    assert len(listening.begun) in (5, 6)
-    assert any("(run " in sentence for sentence in listening.said[waiting:])
 
 
 def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(
@@ -372,7 +259,7 @@ def test_several_launched_processes_are_refused(
     class Two:
         num_processes = 2
 
-    monkeypatch.setattr("deltafit.experiments.recipe_run.launched", Two)
+    monkeypatch.setattr("deltafit.experiments.recipe_start.launched", Two)
     with pytest.raises(UsageError, match="done by one process; 2 were launched"):
         run(recipe, tmp_path / "store")
 

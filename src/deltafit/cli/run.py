@@ -37,6 +37,9 @@ def run(
             "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
         ),
     ] = False,
+    processes: Annotated[
+        int, typer.Option(metavar="INT", min=1, help="Do runs in so many processes here.")
+    ] = 1,
 ) -> None:
     """Do the runs of a recipe that are not finished yet, and compare them all.
 
@@ -53,7 +56,7 @@ def run(
             if dry_run:
                 plan = planning.dry_run(read, output, jointly=jointly, reporter=reporter)
             else:
-                result = do(read, output, jointly=jointly, reporter=reporter)
+                result = do(read, output, jointly=jointly, processes=processes, reporter=reporter)
         if dry_run:
             from deltafit.cli.show_plan import show_plan
 

@@ -10,7 +10,7 @@ from deltafit.data import Splits
 from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.arms import Arm
 from deltafit.experiments.recipe import Recipe
-from deltafit.experiments.recipe_run import Prepared, check_runs, prepared
+from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
 from deltafit.training.config import RunConfig
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import foretell_memory

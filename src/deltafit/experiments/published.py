@@ -38,7 +38,8 @@ def published_markdown(published: Published, rows: Sequence[Mapping[str, Any]], 
             ]
             lines.append([row["name"].replace("|", "\\|"), *cells])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"Published: {published.source}\n\nOurs: {model}, on the rows of this report.\n\n{table}"
+    source = published.source.strip()
+    return f"Published: {source}\n\nOurs: {model}, on the rows of this report.\n\n{table}"
 
 
 def _ours(figure: Figure, row: Mapping[str, Any]) -> float | None:
