@@ -1,8 +1,8 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
 Every command has a function of the same name here: ``train``, ``compare``, ``run``,
-``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``, ``combine`` and
-``extract``. What is heavy loads when first asked for.
+``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``,
+``combine`` and ``extract``. What is heavy loads when first asked for.
 """
 
 from importlib import import_module

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.experiments.recipe import Entry, Published, Recipe
+from deltafit.experiments.recipe import Entry, Published, Recipe, arms_of
 from deltafit.experiments.recipe_file import read_recipe
 from deltafit.experiments.yaml_tree import parse_yaml
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -58,6 +58,17 @@ def test_a_twin_and_changes_go_over_it(tmp_path: Path) -> None:
     assert (changed.head.head, changed.name, changed.seeds) == ("cls", "mine", (7,))
     other = read_recipe(path, ["model=elsewhere"])
     assert (other.name, other.model, other.settings.epochs) == ("tiny", "elsewhere", 2)
+
+
+def test_the_example_of_the_document_is_a_recipe(tmp_path: Path) -> None:
+    document = Path(__file__).parents[2] / "docs" / "recipes.md"
+    example = document.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    recipe = read_recipe(written(tmp_path, example))
+    assert len(arms_of(recipe)) == 8 and recipe.data == DataConfig("reviews.csv")
+    said = document.read_text(encoding="utf-8").split("yaml, line 6: ")[1].split(" There are")[0]
+    with pytest.raises(UsageError) as error:
+        read_recipe(written(tmp_path, example.replace("  epochs:", "  epoch:")))
+    assert f"line 6: {said}" in str(error.value)
 
 
 def test_data_may_be_a_name(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_workers_share_the_runs_and_what_a_killed_one_leaves_is_done(
     assert listening.begun == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_process_that_began_them(
     recipe: Path, done: Comparison, tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -104,10 +104,7 @@ def compare(
         Interrupted: the process was asked to stop; the comparison can be resumed.
     """
     reporter = reporter or Silent()
-    parsed = [parse_method(m) if isinstance(m, str) else m for m in methods]
-    arms = tuple(Arm(str(method), method, settings) for method in parsed)
-    if budget is not None:
-        arms = sized(arms, budget, model, head)
+    arms = _arms(methods, settings, budget, model, head)
     check_distinct("method", [arm.method for arm in arms])
     check_distinct("seed", seeds)
     data = DataConfig(data) if isinstance(data, str) else data
@@ -121,12 +118,39 @@ def compare(
     folder = Path(output)
     with begun(folder, _content(configs, splits), resume=resume, may_change=("methods", "seeds")):
         folders = NamedFolders(folder, splits, resume)
-        features = SharedFeatures(model, splits, reporter)
-        joined = run_joined(configs, splits, folders, features, reporter) if jointly else {}
-        frozen, seed = features.of(configs[0]), configs[0].settings.seed
-        cheap = baselines(score_baselines(splits, judged, frozen, seed, reporter), splits, judged)
-        outcomes = do_runs(configs, splits, folders, features, reporter, known=joined)
-        return judge_runs(experiment, outcomes, folders, splits, cheap, folder)
+        return _compared(experiment, splits, judged, folders, reporter, jointly=jointly)
+
+
+def _arms(
+    methods: Sequence[str | Method],
+    settings: TrainingSettings,
+    budget: int | None,
+    model: str,
+    head: HeadConfig,
+) -> tuple[Arm, ...]:
+    """Return the methods as rows, sized to a budget if there is one."""
+    parsed = [parse_method(m) if isinstance(m, str) else m for m in methods]
+    arms = tuple(Arm(str(method), method, settings) for method in parsed)
+    return arms if budget is None else sized(arms, budget, model, head)
+
+
+def _compared(
+    experiment: Experiment,
+    splits: Splits,
+    judged: str,
+    folders: NamedFolders,
+    reporter: Reporter,
+    *,
+    jointly: bool,
+) -> Comparison:
+    """Do every run that is not finished, and write the report."""
+    configs = experiment.runs()
+    features = SharedFeatures(experiment.model, splits, reporter)
+    joined = run_joined(configs, splits, folders, features, reporter) if jointly else {}
+    frozen, seed = features.of(configs[0]), configs[0].settings.seed
+    cheap = baselines(score_baselines(splits, judged, frozen, seed, reporter), splits, judged)
+    outcomes = do_runs(configs, splits, folders, features, reporter, known=joined)
+    return judge_runs(experiment, outcomes, folders, splits, cheap, folders.root)
 
 
 def _content(configs: Sequence[RunConfig], splits: Splits) -> dict[str, Any]:

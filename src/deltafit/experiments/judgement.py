@@ -8,7 +8,7 @@ from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
-from deltafit.experiments.arms import Experiment
+from deltafit.experiments.arms import Arm, Experiment
 from deltafit.experiments.published import published_markdown
 from deltafit.experiments.rank_plot import learned_ranks
 from deltafit.experiments.recipe import Published
@@ -92,20 +92,9 @@ def judge_runs(
     """
     judged = judged_part(splits)
     candidates: list[Candidate | Failure] = [*cheap]
-    histories: dict[str, Any] = {}
-    figures: dict[str, Any] = {}
-    ranks: dict[str, dict[str, int]] = {}
-    facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
+    shown: dict[str, tuple[Path, dict[str, Any]]] = {}
     for arm in experiment.arms:
-        finished: dict[int, tuple[Path, dict[str, Any]]] = {}
-        failed: list[str] = []
-        for config in experiment.runs_of(arm):
-            seed, outcome = config.settings.seed, outcomes[config]
-            if isinstance(outcome, TrainingError):
-                several = len(experiment.seeds) > 1
-                failed.append(f"with seed {seed} {outcome.what}" if several else outcome.what)
-            else:
-                finished[seed] = folders.folder(config), outcome
+        finished, failed = _came_to(experiment, arm, outcomes, folders)
         if not finished:
             candidates.append(Failure(arm.name, arm.method.result_name, failed[0]))
             continue
@@ -114,17 +103,42 @@ def judge_runs(
             candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
         )
         # One run stands for the arm: a mean of curves is none.
-        seed, (run, metrics) = next(iter(finished.items()))
-        name = f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name
-        histories[name] = loss_history(metrics)
-        figures[name] = metrics["after"][judged]
-        ranks[name] = learned_ranks(run / "adapter")
-        facts.setdefault("precision", {})[name] = metrics["precision"]
-        facts["environment"] = metrics["environment"] | metrics["versions"]
+        seed, run = next(iter(finished.items()))
+        shown[f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name] = run
+    facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
+    if shown:
+        facts["precision"] = {name: metrics["precision"] for name, (_, metrics) in shown.items()}
+        *_, (_, last) = shown.values()
+        facts["environment"] = last["environment"] | last["versions"]
     rows = compared(candidates)
-    beside = None
-    if published is not None:
-        beside = published_markdown(published, rows, experiment.model)
+    beside = None if published is None else published_markdown(published, rows, experiment.model)
     if processes().is_main_process:
-        write_report(folder, rows, histories, figures, ranks, facts, beside)
+        write_report(
+            folder,
+            rows,
+            {name: loss_history(metrics) for name, (_, metrics) in shown.items()},
+            {name: metrics["after"][judged] for name, (_, metrics) in shown.items()},
+            {name: learned_ranks(run / "adapter") for name, (run, _) in shown.items()},
+            facts,
+            beside,
+        )
     return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _came_to(
+    experiment: Experiment,
+    arm: Arm,
+    outcomes: Mapping[RunConfig, Outcome],
+    folders: RunFolders,
+) -> tuple[dict[int, tuple[Path, dict[str, Any]]], list[str]]:
+    """Return folder and metrics of an arm's finished runs by seed, and why others failed."""
+    finished: dict[int, tuple[Path, dict[str, Any]]] = {}
+    failed: list[str] = []
+    for config in experiment.runs_of(arm):
+        seed, outcome = config.settings.seed, outcomes[config]
+        if isinstance(outcome, TrainingError):
+            several = len(experiment.seeds) > 1
+            failed.append(f"with seed {seed} {outcome.what}" if several else outcome.what)
+        else:
+            finished[seed] = folders.folder(config), outcome
+    return finished, failed
