@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,26 +15,8 @@ from deltafit.errors import UsageError
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.recipe_run import run
 from tests.experiments.recipe_runs import Listening, same_rows
-from tests.experiments.recipes import tiny_recipe
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_images() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
-        yield
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_recipe(tmp_path_factory.mktemp("recipe"))
-
-
-@pytest.fixture(scope="module")
-def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    return run(recipe, tmp_path_factory.mktemp("done") / "store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
 
 
 RUN = """

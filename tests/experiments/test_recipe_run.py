@@ -4,7 +4,6 @@ import csv
 import errno
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,8 @@ from deltafit.experiments.runs_table import COLUMNS
 from deltafit.files import read_json
 from deltafit.training.interruption import Interrupted
 from tests.experiments.recipe_runs import Listening, same_rows
-from tests.experiments.recipes import tiny_recipe
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _no_images() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
-        yield
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_recipe(tmp_path_factory.mktemp("recipe"))
-
-
-@pytest.fixture(scope="module")
-def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
-        return run(recipe, tmp_path_factory.mktemp("done") / "store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
 
 
 def stamps(store: Path) -> dict[Path, int]:
