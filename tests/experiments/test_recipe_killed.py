@@ -20,11 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
 
 
 RUN = """
+import signal
 import sys
 import deltafit.experiments.report as report
 from deltafit.experiments.recipe_run import run
 
 report.save_png = lambda figure, path: path.touch()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever began the tests may ignore it
 print("begun", flush=True)
 run(sys.argv[1], sys.argv[2], processes=int(sys.argv[3]))
 """
