@@ -1,4 +1,4 @@
-"""A small recipe, its runs done once for all tests of it, and reports without their pictures."""
+"""A tiny model and texts, a recipe on such, its runs, and reports without their pictures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.recipe_run import run
+from deltafit.training.settings import DataConfig
 from tests.experiments.recipes import tiny_recipe
+from tests.training.tiny_runs import save_model, tables
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,16 @@ def no_images() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
         yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    return tables(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -21,17 +21,6 @@ from deltafit.training.identity import model_hash
 from deltafit.training.progress import Silent
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import load_data
-from tests.training.tiny_runs import save_model, tables
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return tables(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
