@@ -35,7 +35,15 @@ def test_every_method_with_every_seed(compared: tuple[Path, str]) -> None:
     names = ("head", "lora_rank=2")
     assert runs == {f"{name}-seed{seed}" for name in names for seed in (0, 1)}
     assert {path.name for path in compared[0].iterdir()} == {
-        *("run.json", "runs", "plots", "report.md", "comparison.csv", "comparison.json"),
+        *(
+            "run.json",
+            "runs",
+            "plots",
+            "report.html",
+            "report.md",
+            "comparison.csv",
+            "comparison.json",
+        ),
     }
 
 
@@ -43,7 +51,7 @@ def test_the_table_shows_every_figure_and_cuts_none(compared: tuple[Path, str]) 
     folder, text = compared
     content = read_json(folder / "comparison.json")
     lines = text.splitlines()
-    assert content["verdict"] in text and str(folder / "report.md") in text
+    assert content["verdict"] in text and str(folder / "report.html") in text
     table = lines[: next(i for i, line in enumerate(lines) if line in content["verdict"])]
     assert max(map(len, table)) <= WIDTH and "…" not in text
     for row in content["rows"]:

@@ -9,12 +9,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
+from deltafit.experiments.cost_plots import cost_plot
+from deltafit.experiments.plots import accuracy_plot, save_png
 from tests.experiments.figures import LONG, assert_apart, assert_inside, texts
 from tests.experiments.rows import difference, example, row, run
 
 Rows = list[dict[str, Any]]
-PLOTS = [accuracy_plot, share_plot]
+PLOTS = [accuracy_plot, cost_plot]
 
 
 def comparison(count: int, best: float, step: float = 0.002) -> Rows:
@@ -61,7 +62,7 @@ def test_nothing_leaves_the_picture_or_covers_a_label(
         low, high = axes.get_xlim() if plot is accuracy_plot else axes.get_ylim()
         assert 0 <= low < high <= 100
         assert axes.get_position().width > 0.05
-    assert share_plot(rows).axes[0].get_xlim()[1] <= 100
+    assert cost_plot(rows).axes[0].get_xlim()[1] <= 100
 
 
 def test_accuracy_plot_draws_every_result_and_its_interval() -> None:
@@ -85,9 +86,9 @@ def test_the_axis_is_broken_where_a_far_row_would_squash_the_others_and_says_so(
     assert texts(whole) >= {"accuracy %, with 95 % interval"}
 
 
-def test_share_plot_draws_points_at_shares_and_lines_without() -> None:
+def test_cost_plot_draws_points_at_shares_and_lines_without() -> None:
     rows = example()
-    figure = share_plot(rows)
+    figure = cost_plot(rows)
     for each in rows:
         value = 100 * each["after"]
         lines = drawn(panel_of(figure, value, "y"))
@@ -101,7 +102,7 @@ def test_share_plot_draws_points_at_shares_and_lines_without() -> None:
 
 def test_labels_of_equal_results_stand_apart() -> None:
     rows = [run(f"lora rank={r}", 0.93 + r / 1e5, difference(-0.1, 1)) for r in range(14)]
-    figure = share_plot([*rows, run("full", 0.94, None, trainable=22_742_861)])
+    figure = cost_plot([*rows, run("full", 0.94, None, trainable=22_742_861)])
     figure.draw_without_rendering()
     labels = [text for axes in figure.axes for text in axes.texts]
     assert len(labels) == 15
@@ -111,7 +112,7 @@ def test_labels_of_equal_results_stand_apart() -> None:
 def test_a_very_long_method_name_leaves_the_axes_their_room() -> None:
     rows = example()[1:]
     rows[-1]["name"] = f"lora:target_modules={'+'.join(f'layer.{i}.query' for i in range(40))}"
-    for figure in (accuracy_plot(rows), share_plot(rows)):
+    for figure in (accuracy_plot(rows), cost_plot(rows)):
         figure.draw_without_rendering()
         assert figure.axes[0].get_position().width > 0.35
         assert figure.axes[0].get_position().height > 0.5
@@ -120,7 +121,7 @@ def test_a_very_long_method_name_leaves_the_axes_their_room() -> None:
 @pytest.mark.parametrize("share", [1e-6, 0.001, 0.1, 0.13, 1.0])
 def test_the_axis_of_shares_has_figures_on_both_sides(share: float) -> None:
     only = run("lora", 0.9, None, trainable=share * 1e9, total=1e9)
-    low, high = share_plot([only]).axes[0].get_xlim()
+    low, high = cost_plot([only]).axes[0].get_xlim()
     assert low < 100 * share <= high <= 100
     assert math.log10(low) == pytest.approx(round(math.log10(low)))
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from deltafit.data import LabelledTexts, Splits
 from deltafit.experiments.report import comparison_table, verdict, write_report
 from deltafit.experiments.rows import Candidate, Failure, candidate_of, compared, failed_row
-from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
+from deltafit.experiments.statistics import corrected, mean_accuracy_interval, paired_over_seeds
+from deltafit.experiments.verdict import advised
 from deltafit.files import read_json, write_tensors_atomically
 from deltafit.methods import Head
 from deltafit.tasks.metrics import accuracy_interval, classification_metrics
@@ -42,9 +43,10 @@ def _baseline(name: str, after: float, compared: None) -> dict[str, object]:
 def test_each_run_is_compared_with_the_best_cheap_baseline(candidates: list[Candidate]) -> None:
     rows = {str(each["name"]): each for each in compared(candidates)}
     correct = {str(each.row["name"]): each.correct for each in candidates}
-    for name in ("lora", "head", "full"):
-        expected = vars(paired_over_seeds(correct[name], correct[FROZEN]))
-        assert rows[name]["against_baseline"] == {"name": FROZEN, **expected}
+    names = ("lora", "head", "full")
+    found = corrected([paired_over_seeds(correct[name], correct[FROZEN]) for name in names])
+    for name, expected in zip(names, found, strict=True):
+        assert rows[name]["against_baseline"] == {"name": FROZEN, **vars(expected)}
     assert rows["majority"]["against_baseline"] is rows[FROZEN]["against_baseline"] is None
     assert [note.split(" (")[0] for note in rows["lora"]["notes"]] == [
         f"does not beat {FROZEN} beyond noise"
@@ -75,6 +77,40 @@ def test_the_notes_stand_in_terminal_markdown_and_json(
     assert stored["rows"] == rows and sum(len(each["notes"]) for each in rows) == 2
     cheap = f"the best cheap baseline, {FROZEN}, beyond noise (+14.8 [+"
     assert f"full beats {cheap}" in verdict(rows)
+
+
+def test_within_noise_of_the_best_is_after_correction_for_all_rows() -> None:
+    """Alone one method is worse than the best beyond noise; among twenty such it is not."""
+    right = np.arange(1000) < 900
+    worse = right.copy()
+    worse[:22], worse[990:998] = False, True
+    best = Candidate(run("best", 0.9, None), right[None])
+    others = [Candidate(run(f"other {i}", 0.886, None), worse[None]) for i in range(20)]
+    (_, alone), (_, *among) = compared([best, others[0]]), compared([best, *others])
+    assert not alone["difference"]["within_noise"]
+    assert all(each["difference"]["within_noise"] for each in among)
+    for key in ("low", "high", "p_value"):
+        assert among[0]["difference"][key] == alone["difference"][key]
+    assert verdict([compared([best, *others])[0], *among]).count("is better than every") == 0
+
+
+def test_runs_are_compared_with_full_fine_tuning_and_with_what_is_advised() -> None:
+    generator = np.random.default_rng(2)
+    made = []
+    for name, accuracy in {"head": 0.6, "lora": 0.89, "dora": 0.88, "full": 0.9}.items():
+        correct = generator.permutation(np.arange(800) < accuracy * 800)[None]
+        known = {"result_name": "all"} if name == "full" else {"saved_bytes": 1000 + len(made)}
+        made.append(Candidate(run(name, float(correct.mean()), None, **known), correct))
+    rows = {str(each["name"]): each for each in compared(made)}
+    correct_of = {str(each.row["name"]): each.correct for each in made}
+    chosen = advised(list(rows.values()))
+    assert chosen is rows["lora"] and verdict(list(rows.values())).startswith("Ship lora")
+    for key, other in (("against_full", "full"), ("against_advised", "lora")):
+        assert rows[other][key] is None
+        names = [name for name in rows if name != other]
+        found = corrected([paired_over_seeds(correct_of[n], correct_of[other]) for n in names])
+        for name, expected in zip(names, found, strict=True):
+            assert rows[name][key] == {"name": other, **vars(expected)}
 
 
 def test_without_baselines_nothing_is_said_of_them(candidates: list[Candidate]) -> None:

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from deltafit.errors import DeltafitError
 from deltafit.experiments.statistics import (
+    corrected,
     holm,
     mean_accuracy_interval,
     paired_comparison,
@@ -229,19 +230,60 @@ def test_so_few_rows_show_no_difference_at_all(count: int) -> None:
     assert smallest_visible_difference(count) is None
 
 
-@pytest.mark.parametrize(
-    "p_values", [[0.03], [0.01, 0.04, 0.03, 0.005], [0.2, 0.2, 0.9], [0.5, 0.04, 0.04, 1.0, 0.01]]
-)
-def test_holm_is_the_closed_test_of_bonferronis(p_values: list[float]) -> None:
-    """A difference stays one if every family of hypotheses with it is refuted (Marcus 1976)."""
+def holm_by_closure(p_values: list[float]) -> list[float]:
+    """A hypothesis falls when Bonferroni rejects every intersection of hypotheses with it."""
     indices = range(len(p_values))
-    for index, corrected in enumerate(holm(p_values)):
-        families = [
-            family
-            for size in range(1, len(p_values) + 1)
-            for family in itertools.combinations(indices, size)
-            if index in family
-        ]
-        refuted = [min(1, len(f) * min(p_values[i] for i in f)) for f in families]
-        assert corrected == pytest.approx(max(refuted))
+    subsets = [s for k in indices for s in itertools.combinations(indices, k + 1)]
+    local = {s: min(1.0, len(s) * min(p_values[index] for index in s)) for s in subsets}
+    return [max(value for s, value in local.items() if index in s) for index in indices]
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_holm_is_bonferroni_closed_over_all_intersections(count: int) -> None:
+    generator = np.random.default_rng(count)
+    for _ in range(20):
+        p_values = [float(p) for p in generator.random(count) ** 3]
+        p_values[-1] = p_values[0]  # a tie
+        assert holm(p_values) == pytest.approx(holm_by_closure(p_values))
+
+
+def test_holm_keeps_one_value_and_none_and_never_exceeds_one() -> None:
     assert holm([]) == []
+    assert holm([0.03]) == [0.03]
+    assert holm([0.9, 0.01, 0.8]) == pytest.approx([1.0, 0.03, 1.0])
+
+
+def test_holm_rejects_true_hypotheses_as_rarely_as_promised() -> None:
+    drawn = np.random.default_rng(7).random((2000, 9))
+    assert np.mean([min(holm(list(p_values))) <= 0.05 for p_values in drawn]) <= 0.06
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
+def test_holm_refuses_what_is_no_probability(value: float) -> None:
+    with pytest.raises(DeltafitError, match="between 0 and 1"):
+        holm([0.5, value])
+
+
+def test_a_difference_that_stands_alone_can_be_within_noise_among_many() -> None:
+    edge = paired_comparison(*answers(880, 30, 14, 76))
+    assert not edge.within_noise and edge.adjusted_p_value == edge.p_value < 0.05
+    assert corrected([edge]) == [edge]
+    clear, none = (
+        paired_comparison(*answers(800, 150, 10, 40)),
+        paired_comparison(*answers(9, 0, 0, 1)),
+    )
+    for number, within_noise in ((1, False), (20, True)):
+        first, *_, last = corrected([edge, *[none] * (number - 1), clear])
+        assert first.within_noise is within_noise and not last.within_noise
+        assert (first.low, first.high, first.p_value) == (edge.low, edge.high, edge.p_value)
+    assert corrected([]) == []
+
+
+def test_of_equal_methods_none_is_mostly_called_worse_than_the_first() -> None:
+    generator = np.random.default_rng(8)
+    false_alarms = []
+    for _ in range(300):
+        one, *others = generator.random((11, 400)) < 0.9
+        found = corrected([paired_comparison(other, one) for other in others])
+        false_alarms.append(any(not each.within_noise for each in found))
+    assert np.mean(false_alarms) <= 0.07

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from deltafit.experiments.csv_table import comparison_csv
 from deltafit.experiments.rows import failed_row
 from deltafit.experiments.tables import (
-    comparison_csv,
     comparison_markdown,
     comparison_table,
     format_bytes,

@@ -24,7 +24,7 @@ from deltafit.methods import Head, LoRA, Method
 from deltafit.prediction.canaries import canary_logits, largest_difference
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.prediction.folder import load_saved, load_unquantised, save_classifier
-from deltafit.prediction.inspecting import inspect
+from deltafit.prediction.inspecting import changes_of_runs, inspect
 from deltafit.prediction.merged import compute_logits_merged
 from deltafit.prediction.merging import merge
 from deltafit.prediction.using import predict, verify
@@ -142,7 +142,9 @@ def test_without_the_library_it_says_what_to_install(
 def test_inspecting_measures_against_the_dequantised_weights(tmp_path: Path, kind: str) -> None:
     classifier = saved(tmp_path, kind)
     dense = classifier.model
-    change = inspect(tmp_path / "adapter").changes[0]  # type: ignore[union-attr]  # an adapter's
+    changes = inspect(tmp_path / "adapter").changes  # type: ignore[union-attr]  # an adapter's
+    assert changes_of_runs({"run": tmp_path / "adapter"}) == {"run": changes}
+    change = changes[0]
     layer = dense.get_submodule(change.name)
     assert change.shape == (32, 32)
     assert change.weight_norm == pytest.approx(float(layer.dense().norm()), rel=1e-6)

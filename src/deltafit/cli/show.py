@@ -109,7 +109,7 @@ def show_comparison(console: Console, comparison: "Comparison") -> None:
         say(console, note)
     console.print(comparison_table(comparison.rows, console.width))
     say(console, comparison.verdict)
-    say(console, f"Report: {comparison.folder / 'report.md'}")
+    say(console, f"Report: {comparison.folder / 'report.html'}")
 
 
 def show_metrics(console: Console, metrics: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 # Okabe & Ito (2008): colours that people with any colour vision tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
+GREY = "#767676"  # of what says nothing; 4.5 : 1 against white, as text must be
 
 Span = tuple[float, float]
 

@@ -9,7 +9,7 @@ from typing import Any
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.arms import Arm, Experiment
-from deltafit.experiments.published import published_markdown
+from deltafit.experiments.published import published_section
 from deltafit.experiments.rank_plot import learned_ranks
 from deltafit.experiments.recipe import Published
 from deltafit.experiments.report import verdict, write_report
@@ -19,6 +19,7 @@ from deltafit.experiments.rows import (
     Row,
     candidate_of,
     compared,
+    evidence_of,
     loss_history,
 )
 from deltafit.experiments.running import Outcome, RunFolders
@@ -32,7 +33,8 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        folder: holds ``report.md``, ``comparison.csv``, ``comparison.json`` and ``plots/``.
+        folder: holds ``report.html``, ``report.md`` with ``plots/``, ``comparison.csv`` and
+            ``comparison.json``.
         rows: one an arm or baseline; see ``deltafit.experiments.tables``.
         verdict: which to ship, in a sentence or two.
         facts: of the data and the machine.
@@ -111,16 +113,17 @@ def judge_runs(
         *_, (_, last) = shown.values()
         facts["environment"] = last["environment"] | last["versions"]
     rows = compared(candidates)
-    beside = None if published is None else published_markdown(published, rows, experiment.model)
     if processes().is_main_process:
+        adapters = {name: run / "adapter" for name, (run, _) in shown.items()}
         write_report(
             folder,
             rows,
             {name: loss_history(metrics) for name, (_, metrics) in shown.items()},
             {name: metrics["after"][judged] for name, (_, metrics) in shown.items()},
-            {name: learned_ranks(run / "adapter") for name, (run, _) in shown.items()},
+            {name: learned_ranks(adapter) for name, adapter in adapters.items()},
             facts,
-            beside,
+            evidence=evidence_of(candidates, judged, splits, adapters),
+            published=published_section(published, rows, experiment.model) if published else None,
         )
     return Comparison(folder, rows, verdict(rows), facts)
 

@@ -1,8 +1,9 @@
-"""Figures of others beside ours, in Markdown."""
+"""Figures of others beside ours."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltafit.experiments.page_parts import Part, Section, Table
 from deltafit.experiments.recipe import Figure, Published
 from deltafit.experiments.tables import NOTHING, format_count
 
@@ -14,7 +15,9 @@ _TITLES: Mapping[Figure, str] = {
 }
 
 
-def published_markdown(published: Published, rows: Sequence[Mapping[str, Any]], model: str) -> str:
+def published_section(
+    published: Published, rows: Sequence[Mapping[str, Any]], model: str
+) -> Section:
     """Return a table of every row that has a published figure, with ours next to it.
 
     Args:
@@ -24,22 +27,15 @@ def published_markdown(published: Published, rows: Sequence[Mapping[str, Any]], 
     """
     known = [figure for figure in _TITLES if any(figure in f for f in published.figures.values())]
     heads = [f"{_TITLES[figure]}, {whose}" for figure in known for whose in ("published", "ours")]
-    lines = [["row", *heads], ["---", *(["---:"] * len(heads))]]
+    lines = []
     for row in rows:
         figures = published.figures.get(row["name"])
         if figures:
-            cells = [
-                cell
-                for figure in known
-                for cell in (
-                    _shown(figure, figures.get(figure)),
-                    _shown(figure, _ours(figure, row)),
-                )
-            ]
-            lines.append([row["name"].replace("|", "\\|"), *cells])
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    source = published.source.strip()
-    return f"Published: {source}\n\nOurs: {model}, on the rows of this report.\n\n{table}"
+            pairs = [(figure, (figures.get(figure), _ours(figure, row))) for figure in known]
+            lines.append([row["name"], *(_shown(what, of) for what, pair in pairs for of in pair)])
+    text = f"Published: {published.source.strip()} Ours: {model}, on the rows of this report."
+    part = Part("Published figures beside ours.", table=Table(["row", *heads], lines))
+    return Section("published", "Published figures", text, [part])
 
 
 def _ours(figure: Figure, row: Mapping[str, Any]) -> float | None:

@@ -4,12 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltafit.experiments.plots import accuracy_plot, save_png, share_plot
+from deltafit.experiments.answers import Evidence
+from deltafit.experiments.cost_plots import cost_plot
+from deltafit.experiments.csv_table import comparison_csv
+from deltafit.experiments.inline_svg import plain_text
+from deltafit.experiments.page import report_page
+from deltafit.experiments.page_parts import Section, Table
+from deltafit.experiments.plots import accuracy_plot, save_png
 from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
+from deltafit.experiments.sections import sections_of
+from deltafit.experiments.summary import summary
 from deltafit.experiments.tables import (
     Row,
-    comparison_csv,
     comparison_markdown,
     comparison_table,
     remarks,
@@ -27,9 +34,13 @@ def write_report(
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
-    published: str | None = None,
+    published: Section | None = None,
+    evidence: Evidence | None = None,
 ) -> None:
-    """Write ``report.md``, ``comparison.csv``, ``comparison.json`` and ``plots/`` into ``folder``.
+    """Write a comparison's report into ``folder``, for people and for programs.
+
+    That is ``report.html``, one page that needs no other file; ``report.md`` with ``plots/``;
+    ``comparison.csv`` and ``comparison.json``.
 
     Every file is replaced whole; whatever else stands in the folder stays.
 
@@ -41,14 +52,24 @@ def write_report(
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
-        published: figures of others beside these, as Markdown.
+        published: figures of others beside these.
+        evidence: what methods said of each judged row, for what the page alone shows.
     """
-    plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
+    with plain_text():
+        plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
+        sections = [*filter(None, [published]), *sections_of(rows, histories, ranks, evidence)]
+        page = report_page(rows, sections, _how_to_read(rows).replace("*", ""), facts)
+    write_text_atomically(folder / "report.html", page)
     conclusion = verdict(rows)
     write_text_atomically(folder / "comparison.csv", comparison_csv(rows))
     write_json_atomically(
         folder / "comparison.json",
-        {"verdict": conclusion, "rows": [dict(row) for row in rows], "facts": dict(facts)},
+        {
+            "verdict": conclusion,
+            "summary": summary(rows),
+            "rows": [dict(row) for row in rows],
+            "facts": dict(facts),
+        },
     )
     write_text_atomically(
         folder / "report.md", _markdown_report(rows, conclusion, plots, facts, published)
@@ -68,7 +89,7 @@ def _write_plots(
     if judged:
         figures.append(("Result with its 95 % interval", "accuracy.png", accuracy_plot(judged)))
     if any(row.get("trainable") for row in judged):
-        figures.append(("Result against the share trained", "share.png", share_plot(judged)))
+        figures.append(("Result against the share trained", "share.png", cost_plot(judged)))
     if any(histories.values()):
         figures.append(("Loss in training", "loss.png", loss_plot(histories)))
     for index, (name, measured) in enumerate(metrics.items(), start=1):
@@ -91,22 +112,29 @@ def _markdown_report(
     conclusion: str,
     plots: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
-    published: str | None,
+    published: Section | None,
 ) -> str:
     sections = [
         "# Comparison",
         f"**{conclusion}**",
+        "\n".join(f"- {sentence}" for sentence in summary(rows)),
         comparison_markdown(rows).rstrip(),
         _how_to_read(rows),
         "\n".join(f"- {remark}" for remark in remarks(rows)),
     ]
-    if published:
-        sections += ["## Published figures", published]
+    if published is not None:
+        sections += [f"## {published.title}", published.text]
+        sections += [_markdown_table(part.table) for part in published.parts if part.table]
     for caption, file_name in plots:
         sections += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:
         sections += ["## Facts", "\n".join(_bullets(facts))]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.headers, ["---", *["---:"] * (len(table.headers) - 1)], *table.rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '\\|') for cell in line)} |" for line in lines)
 
 
 def _how_to_read(rows: Sequence[Row]) -> str:
@@ -116,7 +144,10 @@ def _how_to_read(rows: Sequence[Row]) -> str:
         f"{judged}The 95 % interval of a result is Wilson's where there is one seed, and holds "
         "the sampling of rows alone; with several seeds it is a bootstrap of rows and seeds "
         "both. The difference to best is in points of accuracy, paired on the same rows, with "
-        "its 95 % interval; *within noise* means that this interval includes 0. "
+        "its 95 % interval; *within noise* means that this interval includes 0, or that the "
+        "p-value, corrected by Holm's method for all rows compared with the best, is above 0.05: "
+        "of many equal methods some look worse by chance. The best was chosen by these very rows, "
+        "so its own figure flatters it a little. "
         "Time and examples/s are training alone; memory is the peak of the process."
     )
 

@@ -1,7 +1,7 @@
 """Rows of a comparison: baselines and runs, each with what it got right, and their differences."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,14 @@ import numpy as np
 
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
+from deltafit.experiments.answers import Answers, Evidence, answers_of
 from deltafit.experiments.baselines import majority_baseline, tfidf_svm
-from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
-from deltafit.experiments.tables import format_points
+from deltafit.experiments.class_statistics import macro_f1_interval
+from deltafit.experiments.differences import with_differences
+from deltafit.experiments.statistics import mean_accuracy_interval
 from deltafit.files import read_tensors
 from deltafit.methods import Method
+from deltafit.prediction.inspecting import changes_of_runs
 from deltafit.tasks.metrics import classification_metrics
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.progress import Reporter
@@ -25,15 +28,25 @@ Row = dict[str, Any]
 _COSTS = (
     *("before", "trainable", "total", "seconds", "examples_per_second"),
     *("peak_memory_bytes", "saved_bytes"),
+    *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings"),
+    *("against_full", "against_advised"),
 )
+MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities
 
 
 @dataclass
 class Candidate:
-    """A row before it is compared: which of the judged rows it got right, ``[seeds, rows]``."""
+    """A row before it is compared.
+
+    Attributes:
+        row: without what comparing adds.
+        correct: which of the judged rows it got right, ``[seeds, rows]``.
+        answers: what it said of them, where that is known.
+    """
 
     row: Row
     correct: np.ndarray
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +127,12 @@ def _baseline(
 ) -> Candidate:
     labels = np.asarray(part.labels)
     metrics = classification_metrics(labels, scores, part.label_names)
-    correct = (scores.argmax(1) == labels)[None]
+    answers = answers_of([scores], probabilistic=result_name not in MARGINS)
+    correct = answers.predicted == labels
     notes = (*notes, *_without_known_rows(correct, known))
     row = _row(name, "baseline", result_name, [metrics], correct, notes)
-    return Candidate({**row, "seconds": seconds}, correct)
+    row["macro_f1_interval"] = macro_f1_interval(labels, answers.predicted, scores.shape[1])
+    return Candidate({**row, "seconds": seconds}, correct, answers)
 
 
 def _without_known_rows(correct: np.ndarray, known: Sequence[int]) -> list[str]:
@@ -202,12 +217,15 @@ def candidate_of(
     notes += [f"{sentence} It is not in the figures." for sentence in failed]
     if judged == "validation":
         notes.append("judged on the validation rows, which also chose its checkpoint")
-    correct = _correct(runs, judged, splits)
+    labels = np.asarray(splits.parts()[judged].labels)
+    answers = _answers(runs, judged, labels)
+    correct = answers.predicted == labels
     notes += _without_known_rows(correct, splits.duplicates(judged))
     row = _row(name, "run", method.result_name, after, correct, notes)
     # A run that took no measurable time has no speed.
     speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
     row |= {
+        "settings": method.to_dict(),
         "failed_seeds": len(failed),
         "before": float(np.mean([metrics["before"][judged]["accuracy"] for _, metrics in runs])),
         "trainable": costs[0]["trainable_parameters"],
@@ -216,19 +234,28 @@ def candidate_of(
         "examples_per_second": float(np.mean(speeds)) if speeds else None,
         "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
         "saved_bytes": costs[0]["saved_bytes"],
+        "macro_f1_interval": macro_f1_interval(
+            labels, answers.predicted, len(splits.train.label_names)
+        ),
+        "seconds_range": _range([cost["training_seconds"] for cost in costs]),
+        "peak_memory_range": _range([cost["peak_memory_bytes"] for cost in costs]),
     }
-    return Candidate(row, correct)
+    return Candidate(row, correct, answers)
 
 
-def _correct(
-    runs: Sequence[tuple[Path, dict[str, Any]]], judged: str, splits: Splits
-) -> np.ndarray:
-    labels = np.asarray(splits.parts()[judged].labels)
+def _range(values: Sequence[float]) -> list[float] | None:
+    """Return the smallest and the largest over seeds; None of one seed."""
+    return [min(values), max(values)] if len(values) > 1 else None
+
+
+def _answers(
+    runs: Sequence[tuple[Path, dict[str, Any]]], judged: str, labels: np.ndarray
+) -> Answers:
     predictions = [read_tensors(folder / PREDICTIONS_FILE) for folder, _ in runs]
     stored = [tensors.get(f"{judged}/logits") for tensors in predictions]
     if any(logits is None or len(logits) != len(labels) for logits in stored):
         raise DeltafitError(f"{runs[0][0] / PREDICTIONS_FILE} does not fit the data; run it again.")
-    return np.stack([logits.numpy().argmax(1) == labels for logits in stored if logits is not None])
+    return answers_of([logits.numpy() for logits in stored if logits is not None])
 
 
 def loss_history(metrics: dict[str, Any]) -> list[dict[str, float]]:
@@ -244,44 +271,51 @@ def loss_history(metrics: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def compared(methods: Sequence[Candidate | Failure]) -> list[Row]:
-    """Compare every row with the best one, and every run with the best cheap baseline.
+    """Compare the rows with each other, as `with_differences` does.
 
-    Both are paired on the same judged rows. A run that does not beat the baseline beyond noise gets
-    a note that says so. A failed method gets a row that says why and is compared with nothing.
+    A failed method gets a row that says why and is compared with nothing.
 
     Args:
         methods: baselines and methods, in the order in which their rows are wanted.
     """
     candidates = [method for method in methods if isinstance(method, Candidate)]
-    cheap = [candidate for candidate in candidates if candidate.row["kind"] == "baseline"]
-    rows = []
-    for method in methods:
-        if isinstance(method, Failure):
-            rows.append(failed_row(method.name, method.result_name, method.sentence))
-            continue
-        best = _best(candidates)
-        difference = None if method is best else _difference(method, best)
-        row = {**method.row, "difference": difference, "against_baseline": None}
-        if cheap and row["kind"] == "run":
-            row |= _against_baseline(method, _best(cheap))
-        rows.append(row)
-    return rows
+    correct = [candidate.correct for candidate in candidates]
+    judged = iter(with_differences([candidate.row for candidate in candidates], correct))
+    return [
+        failed_row(method.name, method.result_name, method.sentence)
+        if isinstance(method, Failure)
+        else next(judged)
+        for method in methods
+    ]
 
 
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    return max(candidates, key=lambda candidate: float(candidate.row["after"]))
+def evidence_of(
+    candidates: Sequence[Candidate | Failure],
+    judged: str,
+    splits: Splits,
+    adapters: Mapping[str, Path],
+) -> Evidence:
+    """Return what a report shows of candidates beside their rows.
 
+    Args:
+        candidates: as for `compared`.
+        judged: the part.
+        splits: the texts.
+        adapters: the folder of the adapter that stands for each method, by the run's name.
 
-def _difference(candidate: Candidate, other: Candidate) -> dict[str, Any]:
-    return asdict(paired_over_seeds(candidate.correct, other.correct))
-
-
-def _against_baseline(run: Candidate, baseline: Candidate) -> dict[str, Any]:
-    """Return the fields of a run's row that its comparison with ``baseline`` decides."""
-    name, difference = baseline.row["name"], _difference(run, baseline)
-    notes, points = list(run.row["notes"]), format_points(difference)
-    if difference["within_noise"]:
-        notes.append(f"does not beat {name} beyond noise ({points})")
-    elif difference["difference"] < 0:
-        notes.append(f"is worse than {name} beyond noise ({points})")
-    return {"against_baseline": {"name": name, **difference}, "notes": notes}
+    Raises:
+        DeltafitError: an adapter or the base cannot be read.
+    """
+    part, train = splits.parts()[judged], splits.train
+    counts = np.bincount(np.asarray(train.labels), minlength=len(train.label_names))
+    return Evidence(
+        labels=np.asarray(part.labels),
+        label_names=train.label_names,
+        train_counts=tuple(int(count) for count in counts),
+        answers={
+            str(each.row["name"]): each.answers
+            for each in candidates
+            if isinstance(each, Candidate) and each.answers is not None
+        },
+        changes=changes_of_runs(adapters),
+    )

@@ -23,13 +23,17 @@ LONGEST_CLASS_NAME = 40  # characters
 FAR_ABOVE = 4  # times the highest first loss of all runs
 
 
-def loss_plot(histories: Mapping[str, History]) -> Figure:
+def loss_plot(histories: Mapping[str, History], across: int = 3) -> Figure:
     """Draw training and validation loss, one panel a run on shared axes.
 
     Losses far above where all runs began, as a run that diverges has them, leave the axis at its
     top and are given in words.
+
+    Args:
+        histories: of each run, by name; at least one.
+        across: panels beside each other, at most.
     """
-    columns = min(3, len(histories))
+    columns = min(across, len(histories))
     lines = -(-len(histories) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.8, 2.6 * lines + 0.8), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()

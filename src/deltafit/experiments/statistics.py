@@ -6,7 +6,7 @@ here works on which rows each got right.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,16 @@ class PairedComparison:
         low: lower end of the 95 % interval of the difference.
         high: upper end; the interval is not exactly symmetric about ``difference``.
         p_value: two-sided, for "a and b are equally good".
-        within_noise: the interval includes 0, so the data do not say which is better.
+        adjusted_p_value: the same, corrected for the comparisons made beside it (`corrected`).
+        within_noise: the interval includes 0, or the corrected p-value is above 0.05, so the data
+            do not say which is better.
     """
 
     difference: float
     low: float
     high: float
     p_value: float
+    adjusted_p_value: float
     within_noise: bool
 
 
@@ -102,6 +105,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def corrected(comparisons: Sequence[PairedComparison]) -> list[PairedComparison]:
+    """Correct comparisons that are read together for their number, by `holm`.
+
+    Of twenty methods equally good, one differs from the best "beyond noise" by chance. The
+    intervals stay those of each comparison by itself; what lies outside its own interval of noise
+    can be within noise among many.
+    """
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    return [
+        replace(
+            comparison,
+            adjusted_p_value=p_value,
+            within_noise=comparison.within_noise or p_value > 1 - LEVEL,
+        )
+        for comparison, p_value in zip(comparisons, adjusted, strict=True)
+    ]
+
+
 def smallest_visible_difference(count: int) -> float | None:
     """Return the smallest difference of two accuracies that ``count`` rows can show beyond noise.
 
@@ -150,7 +171,7 @@ def mean_accuracy_interval(
     accuracies = _resampled_accuracies(
         correct, all_or_none, PSEUDO_ROWS_OF_ONE, resamples, generator
     )
-    return list(_middle(_mean_of_drawn_seeds(accuracies, generator)))
+    return list(middle(mean_of_drawn_seeds(accuracies, generator)))
 
 
 def paired_over_seeds(
@@ -197,15 +218,18 @@ def paired_over_seeds(
     # The four cells of (a right, b right), the same for all runs of a method.
     cells = np.stack([of_a, ~of_a, of_a | True, of_a & False], axis=1)
     accuracies = _resampled_accuracies(correct, cells, PSEUDO_ROWS, resamples, generator)
-    differences = _mean_of_drawn_seeds(
+    differences = mean_of_drawn_seeds(
         accuracies[:, : len(correct_a)], generator
-    ) - _mean_of_drawn_seeds(accuracies[:, len(correct_a) :], generator)
+    ) - mean_of_drawn_seeds(accuracies[:, len(correct_a) :], generator)
 
-    low, high = _middle(differences)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
-    measured = float(correct_a.mean() - correct_b.mean())
-    return _comparison(measured, low, high, p_value)
+    return compared_by_draws(float(correct_a.mean() - correct_b.mean()), differences)
+
+
+def compared_by_draws(difference: float, drawn: FloatArray) -> PairedComparison:
+    """Return a comparison by its resampled differences ``[draws]``, as `paired_over_seeds` does."""
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p_value = min(1.0, 2 * (float(tail) + 1) / (len(drawn) + 1))
+    return _comparison(difference, *middle(drawn), p_value)
 
 
 def _resampled_accuracies(
@@ -236,15 +260,15 @@ def _resampled_accuracies(
     return accuracies
 
 
-def _mean_of_drawn_seeds(accuracies: FloatArray, generator: np.random.Generator) -> FloatArray:
-    """Average ``seeds - 1`` drawn seeds (one, if there is only one) in each row ``[*, seeds]``."""
-    resamples, seeds = accuracies.shape
-    chosen = generator.integers(0, seeds, size=(resamples, max(1, seeds - 1)))
-    means: FloatArray = np.take_along_axis(accuracies, chosen, axis=1).mean(axis=1)
+def mean_of_drawn_seeds(values: FloatArray, generator: np.random.Generator) -> FloatArray:
+    """Average ``seeds - 1`` drawn seeds (one, if there is only one) of ``[draws, seeds, …]``."""
+    draws, seeds = values.shape[:2]
+    chosen = generator.integers(0, seeds, size=(draws, max(1, seeds - 1)))
+    means: FloatArray = values[np.arange(draws)[:, None], chosen].mean(axis=1)
     return means
 
 
-def _middle(values: FloatArray) -> tuple[float, float]:
+def middle(values: FloatArray) -> tuple[float, float]:
     """Return the ends of the middle 95 % of ``values`` ``[resamples]``."""
     low, high = np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)
@@ -252,7 +276,7 @@ def _middle(values: FloatArray) -> tuple[float, float]:
 
 def _comparison(difference: float, low: float, high: float, p_value: float) -> PairedComparison:
     low, high = max(low, -1.0), min(high, 1.0)
-    return PairedComparison(difference, low, high, p_value, within_noise=low <= 0 <= high)
+    return PairedComparison(difference, low, high, p_value, p_value, low <= 0 <= high)
 
 
 def _mismatch(correct_a: NDArray[Any], correct_b: NDArray[Any]) -> str:

@@ -1,13 +1,16 @@
-"""One comparison, three forms: a table for the terminal, Markdown for people, CSV for programs.
+"""One comparison as a table for the terminal and in Markdown; and how its figures are written.
 
 A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``result_name``,
 ``trainable``, ``total``, ``metric_name``, ``count`` (how many rows were judged), ``before``,
 ``after``, ``interval`` (its 95 %, ``[low, high]``), ``macro_f1``, ``seconds``,
 ``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``, ``difference`` (the fields of a
 `PairedComparison` with the best row; None for that row itself), ``against_baseline`` (of a run: the
-best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), ``seeds``
-(of which the figures are), ``failed_seeds`` (how many are left out), ``notes`` and ``failure``.
-Whatever a row lacks is shown as a dash.
+best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), likewise
+``against_full`` (with full fine-tuning) and ``against_advised`` (with what the verdict advises),
+``seeds`` (of which the figures are), ``failed_seeds`` (how many are left out), ``settings`` (the
+method's, as ``Method.to_dict`` gives them), ``notes`` and ``failure``; and of its figures over
+seeds ``macro_f1_interval`` (95 %), ``seconds_range`` and ``peak_memory_range`` (smallest and
+largest). Whatever a row lacks is shown as a dash.
 
 ``failure`` is None, or says of a method that cannot be judged what happened, without its subject,
 and what to do: "diverged at step 40: loss nan. Lower --lr.". Such a row has no figures and no
@@ -23,7 +26,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from deltafit.experiments.forms import csv_text, markdown_table
+from deltafit.experiments.forms import markdown_table
 
 Row = Mapping[str, Any]
 
@@ -68,39 +71,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """Return the comparison as a Markdown table, all figures in it, the best row in bold."""
-    header, *lines = [_headers(rows), *([*_cells(row).values()] for row in rows)]
+    header, *lines = [headers_of(rows), *([*cells_of(row).values()] for row in rows)]
     return markdown_table(header, lines, bold=[is_best(row) for row in rows])
-
-
-def comparison_csv(rows: Sequence[Row]) -> str:
-    """Return the comparison as CSV: plain numbers in seconds, bytes and fractions of one."""
-    lines = []
-    for row in rows:
-        low, high = row.get("interval") or (None, None)
-        difference = row.get("difference") or {}
-        plain = {key: row.get(key) for key in _PLAIN_BEFORE_INTERVAL}
-        plain |= {"share": _share(row), "interval_low": low, "interval_high": high}
-        plain |= {key: row.get(key) for key in _PLAIN_AFTER_INTERVAL}
-        plain |= {
-            "difference": difference.get("difference"),
-            "difference_low": difference.get("low"),
-            "difference_high": difference.get("high"),
-            "p_value": difference.get("p_value"),
-            "within_noise": difference.get("within_noise"),
-            "failure": row.get("failure"),
-            "notes": " ".join(row.get("notes") or ()),
-        }
-        lines.append(plain)
-    return csv_text(lines)
-
-
-_PLAIN_BEFORE_INTERVAL = (
-    *("name", "kind", "result_name", "seeds", "failed_seeds", "trainable", "total"),
-    *("metric_name", "count", "before", "after"),
-)
-_PLAIN_AFTER_INTERVAL = (
-    *("macro_f1", "seconds", "examples_per_second", "peak_memory_bytes", "saved_bytes"),
-)
 
 
 def is_best(row: Row) -> bool:
@@ -174,14 +146,15 @@ def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str | None:
     return None
 
 
-def _share(row: Row) -> float | None:
+def share_of(row: Row) -> float | None:
+    """Return the share of the parameters that is trained, 0 to 1."""
     trainable, total = row.get("trainable"), row.get("total")
     return trainable / total if trainable is not None and total else None
 
 
-def _cells(row: Row) -> dict[str, str]:
+def cells_of(row: Row) -> dict[str, str]:
     """Return every figure of a row as it is shown, in the order of the full table."""
-    metric, share, interval = row["metric_name"], _share(row), row.get("interval")
+    metric, share, interval = row["metric_name"], share_of(row), row.get("interval")
     seeds, speed = row.get("seeds") or 1, row.get("examples_per_second")
     failed = row.get("failed_seeds") or 0
     among = f" ({seeds}{f' of {seeds + failed}' if failed else ''} seeds)"
@@ -202,7 +175,8 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def _headers(rows: Sequence[Row]) -> list[str]:
+def headers_of(rows: Sequence[Row]) -> list[str]:
+    """Return the titles of the full table's columns."""
     metric = metric_title(rows)
     return [
         *("method", "trainable", "share", "before", metric, "95 % interval", "macro-F1 %"),
@@ -211,7 +185,7 @@ def _headers(rows: Sequence[Row]) -> list[str]:
 
 
 def _one_line_table(rows: Sequence[Row]) -> Table:
-    table = _new_table(_headers(rows), method_width=24)
+    table = _new_table(headers_of(rows), method_width=24)
     _add_rows(table, rows, lambda cells: list(cells.values()))
     return table
 
@@ -249,7 +223,7 @@ def _listed_table(rows: Sequence[Row]) -> Table:
         column.overflow = "fold"
 
     def listed(cells: dict[str, str]) -> list[str]:
-        named = dict(zip(_headers(rows), cells.values(), strict=True))
+        named = dict(zip(headers_of(rows), cells.values(), strict=True))
         name, difference = named.pop("method"), named.pop("difference to best")
         figures = [f"{header} {cell}" for header, cell in named.items() if cell != NOTHING]
         to_best = "" if difference in ("best", "failed") else "difference to best "
@@ -282,5 +256,5 @@ def _add_rows(
 ) -> None:
     for index, row in enumerate(rows):
         last_of_kind = index + 1 < len(rows) and rows[index + 1].get("kind") != row.get("kind")
-        cells = [Text(cell) for cell in arrange(_cells(row))]  # Text: "[" is no markup here
+        cells = [Text(cell) for cell in arrange(cells_of(row))]  # Text: "[" is no markup here
         table.add_row(*cells, style="bold" if is_best(row) else None, end_section=last_of_kind)

@@ -31,14 +31,29 @@ def verdict(rows: Sequence[Row]) -> str:
     return " ".join([*sentences, *(_failed(row) for row in rows if row.get("failure"))])
 
 
-def _of_judged(rows: Sequence[Row]) -> list[str]:
+def advised(rows: Sequence[Row]) -> Row | None:
+    """Return the row that the verdict advises to ship; None where nothing is decided."""
+    judged = [row for row in rows if not row.get("failure")]
+    if not judged:
+        return None
+    best, tied, majority = _standing(judged)
+    return None if majority is not None and len(judged) > 1 else min([best, *tied], key=_cost)
+
+
+def _standing(rows: Sequence[Row]) -> tuple[Row, list[Row], Row | None]:
+    """Return the best row, those tied with it, and the majority class if it is one of them."""
     best = next((row for row in rows if is_best(row)), rows[0])
-    others = [row for row in rows if row is not best]
-    tied = [row for row in others if row["difference"]["within_noise"]]
+    tied = [row for row in rows if row is not best and row["difference"]["within_noise"]]
     majority = next((row for row in [best, *tied] if row["result_name"] == "majority"), None)
-    if majority is not None and others:
+    return best, tied, majority
+
+
+def _of_judged(rows: Sequence[Row]) -> list[str]:
+    best, tied, majority = _standing(rows)
+    chosen = advised(rows)
+    if chosen is None:
+        assert majority is not None
         return _undecided(majority, best, tied)
-    chosen = min([best, *tied], key=_cost)
     return [_recommendation(chosen, best, tied, len(rows)), *_against_baselines(chosen, best, rows)]
 
 
@@ -148,7 +163,8 @@ def _against_baseline(row: Row) -> str:
 
 
 def _beats_baseline(row: Row) -> bool:
-    return bool(row["against_baseline"]["low"] > 0)
+    compared = row["against_baseline"]
+    return bool(compared["difference"] > 0 and not compared["within_noise"])
 
 
 def listing(names: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ from deltafit.prediction.location import FACTS_FILE, adapter_folder
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 
 FORMAT = 1
-_AS_LOADED = "float32"  # base weights that are not quantised
+AS_LOADED = "float32"  # base weights that are not quantised
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def save_classifier(
             "name": _lasting_name(classifier.source),
             "hub_id": classifier.source.hub_id,
             "tensors": base_fingerprint,
-            "weights": quantisation or _AS_LOADED,
+            "weights": quantisation or AS_LOADED,
         },
         "canaries": sentences,
         "versions": versions()
@@ -161,7 +161,7 @@ def load_saved(path: str | Path, *, model: str | None = None) -> SavedClassifier
     folder = adapter_folder(path)
     facts = read_facts(folder)
     expected = read_canaries(folder, facts)
-    weights = facts["base"].get("weights", _AS_LOADED)
+    weights = facts["base"].get("weights", AS_LOADED)
     classifier, notes = _assembled(folder, facts, model, weights)
     max_length: int = facts["max_length"]
     difference = check_canaries(classifier, facts["canaries"], expected, max_length, str(folder))
@@ -176,7 +176,7 @@ def load_unquantised(path: str | Path, *, model: str | None = None) -> Classifie
     see ``load_saved``.
     """
     folder = adapter_folder(path)
-    return _assembled(folder, read_facts(folder), model, _AS_LOADED)[0]
+    return _assembled(folder, read_facts(folder), model, AS_LOADED)[0]
 
 
 def _assembled(
@@ -191,7 +191,7 @@ def _assembled(
         weights: how the base's are stored.
     """
     stored = read_adapter(folder)
-    classifier = _load_base(folder, facts, model)
+    classifier = load_base(folder, facts, model)
     head = tuple(facts["head_parameters"])
     check_fingerprint(
         facts["base"]["tensors"],
@@ -207,8 +207,8 @@ def _assembled(
     return classifier, stored.notes
 
 
-def _load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
-    """Load the base with a new head, as it was before it was trained."""
+def load_base(folder: Path, facts: dict[str, Any], model: str | None) -> Classifier:
+    """Load the base of an adapter with a new head, by what ``read_facts`` returned."""
     try:
         return load_classifier(
             resolve_model(model or facts["base"]["name"]),
@@ -248,7 +248,7 @@ def _are_tensors(value: Any) -> bool:
     )
 
 
-_WEIGHTS = (_AS_LOADED, *QUANTISED)
+_WEIGHTS = (AS_LOADED, *QUANTISED)
 # What loading reads of deltafit.json: the place, what must stand there, and whether it does.
 _NEEDED: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("label_names", "a list of different names", lambda v: _are_texts(v) and len(set(v)) == len(v)),

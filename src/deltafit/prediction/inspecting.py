@@ -1,15 +1,26 @@
 """``inspect``: what a model offers to adapters, or what a saved adapter changed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltafit.adapters import adapter_tensors, model_adapters, select_targets
+from torch import nn
+
+from deltafit.adapters import (
+    adapter_tensors,
+    load_adapter,
+    model_adapters,
+    quantise,
+    read_adapter,
+    remove_adapter,
+    select_targets,
+)
 from deltafit.adapters.inspection import Inspection, inspect_model
-from deltafit.adapters.movement import MatrixChange, layer_changes
+from deltafit.adapters.movement import MatrixChange, layer_changes, replaced_changes
 from deltafit.data import resolve_model
 from deltafit.methods import Insertion, LoRA, Method
-from deltafit.prediction.folder import load_saved
+from deltafit.prediction.folder import AS_LOADED, load_base, load_saved, read_facts
 from deltafit.prediction.location import is_run_or_adapter
 from deltafit.tasks.classification import HeadSettings, classifier_structure
 
@@ -80,3 +91,32 @@ def _inspect_adapter(folder: Path, model: str | None) -> AdapterInspection:
         if isinstance(adapter.method, Insertion) and name not in replaced
     }
     return AdapterInspection(folder, adapter.method, saved.facts, changes, replaced, inserted)
+
+
+def changes_of_runs(adapters: Mapping[str, Path]) -> dict[str, tuple[MatrixChange, ...]]:
+    """Return how far each adapter moved the matrices of its base.
+
+    Parameters that are stored whole count too, the head's apart. A base that the next adapter has
+    too is loaded once; nothing is predicted, and the canaries are not asked.
+
+    Args:
+        adapters: folders of adapters, by any name.
+
+    Raises:
+        DeltafitError: a file is missing or damaged, or a base is not found.
+    """
+    changes: dict[str, tuple[MatrixChange, ...]] = {}
+    known, network, name = None, nn.Module(), "default"
+    for run, folder in adapters.items():
+        facts = read_facts(folder)
+        base, head = facts["base"], facts["head_parameters"]
+        weights = base.get("weights", AS_LOADED)
+        if known != (base["name"], weights, facts["head"]):
+            known = base["name"], weights, facts["head"]
+            network = load_base(folder, facts, None).model
+            if weights != AS_LOADED:
+                quantise(network, weights)
+        load_adapter(network, read_adapter(folder), name)
+        changes[run] = layer_changes(network, name) + replaced_changes(network, name, head)
+        remove_adapter(network, name)
+    return changes

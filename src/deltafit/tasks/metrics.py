@@ -128,12 +128,25 @@ def expected_calibration_error(
     Networks", equation 3.
     """
     probabilities = softmax(logits.astype(np.float64), axis=1)  # [n, classes]
-    confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    bin_of_row = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return calibration_gap(probabilities.max(axis=1), correct, bins)
+
+
+def calibration_gap(
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> float:
+    """Return the expected calibration error of rows by their confidence, ``[n]`` both."""
     # n_b · (accuracy - confidence) is a plain sum over the bin's rows, so no empty bin divides.
-    gaps = np.bincount(bin_of_row, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    of_row = calibration_bins(confidence, bins)
+    gaps = np.bincount(of_row, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(correct))
+
+
+def calibration_bins(
+    confidence: NDArray[np.float64], bins: int = CALIBRATION_BINS
+) -> NDArray[np.int64]:
+    """Return which of the equal-width bins ``(low, high]`` each confidence lies in, ``[n]``."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def predictions_collapsed(logits: NDArray[np.floating[Any]]) -> bool:

@@ -1,0 +1,113 @@
+"""The summary says what the rows say, and calls nothing within noise a win."""
+
+import re
+from typing import Any
+
+from deltafit.experiments.rows import failed_row
+from deltafit.experiments.summary import headline, summary
+from tests.experiments.rows import between, difference, example, row, run
+
+FULL = {"trainable": 22_742_861, "saved_bytes": 90_971_444, "result_name": "all"}
+
+
+def against(key: str, name: str, compared: dict[str, Any]) -> dict[str, Any]:
+    return {key: {"name": name, **compared}}
+
+
+def three(lora: dict[str, Any], dora: dict[str, Any], **known: object) -> list[dict[str, Any]]:
+    """LoRA that is advised, DoRA and full fine-tuning, which is best; differences as given."""
+    return [
+        run(
+            "lora",
+            0.93,
+            difference(-0.2, 1),
+            seconds=100.0,
+            **against("against_full", "full", lora),
+        ),
+        run(
+            *("dora", 0.93, difference(-0.2, 1)),
+            **{"seconds": 120.0, "saved_bytes": 500_000, **known},
+            **against("against_advised", "lora", dora),
+        ),
+        run(
+            *("full", 0.932, None),
+            **{**FULL, "seconds": 250.0},
+            **against("against_advised", "lora", difference(0.2, 1)),
+        ),
+    ]
+
+
+def test_a_tie_with_full_fine_tuning_is_said_with_what_it_costs() -> None:
+    sentences = summary(three(difference(-0.2, 1), difference(0, 1)))
+    assert sentences[:2] == [
+        "lora is within noise of full fine-tuning (−0.2 [−1.2, +0.8] points) at 0.45 % of the "
+        "parameters and 0.4× its time.",
+        "dora (1.2×) and full (2.5×) cost more time than lora for nothing that these rows show.",
+    ]
+    assert headline(three(difference(-0.2, 1), difference(0, 1))) == "Ship lora"
+
+
+def test_a_tie_that_may_hide_a_loss_says_so() -> None:
+    (first, *_) = summary(three(difference(-15, 25), difference(0, 1)))
+    assert first.endswith("; with so few rows and seeds, 40.0 points less cannot be excluded.")
+    assert "excluded" not in summary(three(difference(-0.5, 1.4), difference(0, 1)))[0]
+
+
+def test_better_and_worse_are_said_only_beyond_noise() -> None:
+    for points, word in ((3, "better"), (-3, "worse")):
+        (first, *_) = summary(three(difference(points, 1), difference(0, 1)))
+        sign = "+" if points > 0 else "−"
+        assert first.startswith(f"lora ({sign}3.0 [") and f"is {word} than full" in first
+    text = " ".join(summary(three(difference(3, 4), difference(0, 1))))
+    assert "better" not in text and "worse" not in text
+
+
+def test_more_time_that_brought_more_is_no_waste() -> None:
+    text = " ".join(summary(three(difference(0, 1), difference(2, 1))))
+    assert "dora is better than lora beyond noise (+2.0 [+1.0, +3.0] points), for 1.2× its" in text
+    assert "full (2.5×) costs more time than lora for nothing" in text
+    text = " ".join(summary(three(difference(0, 1), difference(-2, 1))))
+    assert "dora (1.2×) took more time than lora and did worse beyond noise." in text
+
+
+def test_times_that_overlap_over_seeds_are_no_difference() -> None:
+    overlapping = {"seconds_range": [90.0, 150.0]}
+    rows = three(difference(0, 1), difference(0, 1), **overlapping)
+    rows[0] |= {"seconds_range": [80.0, 120.0]}
+    assert not any(sentence.startswith("dora") for sentence in summary(rows))
+    rows[1] |= {"seconds_range": [121.0, 150.0]}
+    assert any(sentence.startswith("dora (1.2×)") for sentence in summary(rows))
+    rows[1] |= {"seconds": 105.0, "seconds_range": None}
+    assert not any("dora" in sentence for sentence in summary(rows))
+
+
+def test_a_difference_that_only_correction_makes_noise_gives_its_p_value() -> None:
+    tied = {**between(-0.9, -1.6, -0.1), "within_noise": True, "adjusted_p_value": 0.061}
+    (first, *_) = summary(three(tied, difference(0, 1)))
+    assert "(−0.9 [−1.6, −0.1] points; p = 0.06 among all)" in first
+
+
+def test_many_ties_are_counted_after_four() -> None:
+    tied = against("against_full", "full", difference(0, 1))
+    loras = [
+        run(f"lora {i}", 0.93, difference(-1, 2), trainable=1000 + i, **tied) for i in range(9)
+    ]
+    first, second, *_ = summary([*loras, run("full", 0.94, None, **FULL)])
+    assert first.startswith("lora 0 is within noise of full fine-tuning")
+    assert second == "So are lora 1, lora 2, lora 3, lora 4 and 4 more."
+
+
+def test_seeds_are_spoken_of() -> None:
+    one = run("lora", 0.9, None)
+    assert summary([one])[-1].startswith("Each method was trained once")
+    assert summary([{**one, "seeds": 3}])[-1].startswith("Figures are means over 3 seeds")
+    assert "1 to 3 seeds" in summary([one, {**one, "seeds": 3}])[-1]
+
+
+def test_what_failed_or_was_not_trained_says_nothing() -> None:
+    failed = failed_row("full", "all", "diverged at step 2: loss nan. Lower --lr.")
+    assert summary([failed]) == [] == summary([])
+    assert headline([]) == "Nothing was compared" and headline([failed]) == "Nothing is decided"
+    baseline = row("TF-IDF", "baseline", 0.9, None)
+    assert headline([baseline, run("lora", 0.7, difference(-20, 1))]) == "Use TF-IDF"
+    assert all(re.match(r".*\.$", sentence) for sentence in summary(example()))
