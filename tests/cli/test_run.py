@@ -32,7 +32,7 @@ def test_it_plans_runs_and_runs_no_more(recipe: Path, tmp_path: Path) -> None:
     text = done(*words)
     content = read_json(store / "tiny" / "comparison.json")
     assert content["verdict"] in text
-    assert f"Report: {store / 'tiny' / 'report.md'}" in text
+    assert f"Report: {store / 'tiny' / 'report.html'}" in text
     assert f"Every run: {store / 'tiny' / 'runs.csv'}" in text
     assert "3 runs, 3 of them finished." in done(*words, "--dry-run")
 

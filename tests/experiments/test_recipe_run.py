@@ -44,6 +44,8 @@ def test_rows_are_those_of_a_comparison(recipe: Path, done: Comparison, tmp_path
 
 def test_the_report_has_published_figures_beside_ours(done: Comparison) -> None:
     text = (done.folder / "report.md").read_text()
+    page = (done.folder / "report.html").read_text()
+    assert "Published figures" in page and "nobody, on nothing" in page
     head, small = (next(r for r in done.rows if r["name"] == n) for n in ("head", "r=2"))
     assert "Published: nobody, on nothing" in text and "Three rows on a tiny model." in text
     assert f"| head | 50.00 | {100 * head['after']:.2f} | 100 k | 99 | 2.00 |" in text

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from deltafit.data import Splits
 from deltafit.errors import DeltafitError, TrainingError
-from deltafit.experiments.rows import Scored, score_baselines
+from deltafit.experiments.baselines import Scored, score_baselines
 from deltafit.experiments.store import Store
 from deltafit.files import write_json_atomically
 from deltafit.methods import LoRA

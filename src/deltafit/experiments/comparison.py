@@ -10,9 +10,10 @@ from typing import Any
 from deltafit.data import Splits
 from deltafit.errors import TrainingError
 from deltafit.experiments.arms import Arm, Experiment, check_distinct, sized
+from deltafit.experiments.baselines import score_baselines
 from deltafit.experiments.joining import check_joinable, run_joined
 from deltafit.experiments.judgement import Comparison, judge_runs, judged_part
-from deltafit.experiments.rows import baselines, score_baselines
+from deltafit.experiments.rows import baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.methods import Method, parse_method
 from deltafit.training.config import RunConfig

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltafit.experiments.baselines import score_baselines
 from deltafit.experiments.joining import run_joined
 from deltafit.experiments.judgement import Comparison, judge_runs, judged_part
 from deltafit.experiments.recipe import Recipe
 from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
-from deltafit.experiments.rows import Candidate, baselines, score_baselines
+from deltafit.experiments.rows import Candidate, baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.experiments.runs_table import runs_csv
 from deltafit.experiments.workers import check_processes, do_in_processes

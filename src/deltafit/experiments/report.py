@@ -134,7 +134,8 @@ def _markdown_report(
 
 def _markdown_table(table: Table) -> str:
     lines = [table.headers, ["---", *["---:"] * (len(table.headers) - 1)], *table.rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '\\|') for cell in line)} |" for line in lines)
+    plain = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in plain)
 
 
 def _how_to_read(rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
 from deltafit.experiments.answers import Answers, Evidence, answers_of
-from deltafit.experiments.baselines import majority_baseline, tfidf_svm
+from deltafit.experiments.baselines import Scored
 from deltafit.experiments.class_statistics import macro_f1_interval
 from deltafit.experiments.differences import with_differences
 from deltafit.experiments.statistics import mean_accuracy_interval
@@ -18,8 +18,6 @@ from deltafit.files import read_tensors
 from deltafit.methods import Method
 from deltafit.prediction.inspecting import changes_of_runs
 from deltafit.tasks.metrics import classification_metrics
-from deltafit.training.features import FrozenFeatures
-from deltafit.training.progress import Reporter
 from deltafit.training.results import PREDICTIONS_FILE
 
 Row = dict[str, Any]
@@ -63,48 +61,6 @@ class Failure:
     name: str
     result_name: str
     sentence: str
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """What a cheap baseline said of the judged rows.
-
-    Attributes:
-        name: of its row.
-        result_name: in result files.
-        scores: ``[rows, classes]``.
-        seconds: for fitting and scoring.
-        notes: of its row.
-    """
-
-    name: str
-    result_name: str
-    scores: np.ndarray
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
-def score_baselines(
-    splits: Splits, judged: str, features: FrozenFeatures, seed: int, reporter: Reporter
-) -> list[Scored]:
-    """Return what the cheap baselines say of one part; see ``deltafit.experiments.baselines``."""
-    train, part = splits.train, splits.parts()[judged]
-    names = train.label_names
-    reporter.say("cheap baselines: majority class, TF-IDF + linear SVM, frozen features")
-    majority = majority_baseline(train.labels, len(part), len(names))
-    svm = tfidf_svm(train.texts, train.labels, part.texts, num_classes=len(names), seed=seed)
-    pooling = features.best_pooling()
-    probe = features.probe(pooling)
-    logits = probe.logits(features.features[judged][pooling])
-    note = f"{pooling} pooling and C={probe.C:g}, chosen on held-out rows"
-    return [
-        Scored("majority class", "majority", majority, 0.0),
-        Scored("TF-IDF + linear SVM", "tfidf_svm", svm.scores, svm.seconds),
-        Scored(
-            "frozen features + logistic regression", "frozen_probe", logits, features.seconds,
-            (note,),
-        ),
-    ]  # fmt: skip
 
 
 def baselines(scored: Sequence[Scored], splits: Splits, judged: str) -> list[Candidate]:

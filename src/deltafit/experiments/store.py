@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from deltafit.data import Splits
 from deltafit.errors import DeltafitError, DiskFullError, TrainingError
-from deltafit.experiments.rows import Scored
+from deltafit.experiments.baselines import Scored
 from deltafit.experiments.running import Outcome
 from deltafit.files import (
     check_run_folder,
