@@ -38,7 +38,7 @@ DOCUMENTS = [
     ROOT / name
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-        *("docs/architecture.md", "docs/methods.md", "docs/adapters.md"),
+        *("docs/architecture.md", "docs/methods.md", "docs/adapters.md", "docs/recipes.md"),
     )
 ]
 
@@ -190,7 +190,7 @@ def test_command_lines_in_documents_are_understood(path: Path) -> None:
     lines = example_lines(path.read_text(encoding="utf-8"))
     if path.name == "README.md":
         assert {parsed_command(words) for words in lines} == {
-            *("train", "compare", "evaluate", "predict", "inspect", "merge", "verify"),
+            *("train", "compare", "run", "evaluate", "predict", "inspect", "merge", "verify"),
             *("ranks", "truncate", "combine", "extract"),
         }
     for words in lines:

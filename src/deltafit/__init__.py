@@ -1,8 +1,8 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
-Every command has a function of the same name here: ``train``, ``compare``, ``evaluate``,
-``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``, ``combine`` and
-``extract``. What is heavy loads when first asked for.
+Every command has a function of the same name here: ``train``, ``compare``, ``run``,
+``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``,
+``combine`` and ``extract``. What is heavy loads when first asked for.
 """
 
 from importlib import import_module
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from deltafit.adapters.combination import Combination
     from deltafit.experiments.comparison import compare
     from deltafit.experiments.ranks import ranks
+    from deltafit.experiments.recipe import Recipe
+    from deltafit.experiments.recipe_run import run
     from deltafit.methods import (
         IA3,
         AdaLoRA,
@@ -49,6 +51,8 @@ _HOMES = {
     "truncate": "deltafit.prediction.truncating",
     "compare": "deltafit.experiments.comparison",
     "ranks": "deltafit.experiments.ranks",
+    "Recipe": "deltafit.experiments.recipe",
+    "run": "deltafit.experiments.recipe_run",
     "ConsoleReporter": "deltafit.training.progress",
     "Full": "deltafit.methods",
     "Head": "deltafit.methods",
@@ -100,6 +104,7 @@ __all__ = [
     "Norms",
     "Prefix",
     "Prompt",
+    "Recipe",
     "Sparse",
     "TrainingSettings",
     "VeRA",
@@ -111,6 +116,7 @@ __all__ = [
     "merge",
     "predict",
     "ranks",
+    "run",
     "train",
     "truncate",
     "verify",

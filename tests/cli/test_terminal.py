@@ -16,7 +16,7 @@ from deltafit.cli import main
 from deltafit.cli.running import explained, json_line
 from deltafit.cli.show import show_comparison, show_metrics, show_run
 from deltafit.cli.show_inspection import show_inspection
-from deltafit.experiments.comparison import Comparison
+from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.report import verdict
 from deltafit.files import read_json, write_folder_atomically
 from deltafit.prediction.inspecting import inspect

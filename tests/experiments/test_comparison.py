@@ -17,7 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from deltafit.errors import DeltafitError, TrainingError, UsageError
-from deltafit.experiments.comparison import Comparison, compare, folder_name
+from deltafit.experiments.comparison import compare, folder_name
+from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.report import verdict
 from deltafit.experiments.statistics import paired_over_seeds
 from deltafit.files import read_json, read_tensors, write_tensors_atomically
@@ -199,7 +200,7 @@ class Stop(Silent):
 
     def say(self, sentence: str) -> None:
         self.said.append(sentence)
-        if sentence == self.at:
+        if sentence.startswith(self.at):
             raise KeyboardInterrupt
 
 
@@ -330,7 +331,7 @@ def test_a_seed_that_diverges_leaves_the_row_to_the_others(
 
     words: dict[str, Any] = {"methods": ["head"], "settings": SETTINGS}
     with monkeypatch.context() as patched:
-        patched.setattr("deltafit.experiments.comparison.execute", diverging)
+        patched.setattr("deltafit.experiments.running.execute", diverging)
         result = compare(model, data, tmp_path / "some", **words, seeds=[0, 1, 3])
     rest = compare(model, data, tmp_path / "rest", **words, seeds=[1, 3])
     row, expected = result.rows[3], rest.rows[3]

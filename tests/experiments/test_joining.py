@@ -1,6 +1,5 @@
 """``compare(jointly=True)``: which runs go together, and that the rows are those of single runs."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,12 @@ from deltafit.methods import LoRA
 from deltafit.training.interruption import Interrupted
 from deltafit.training.settings import DataConfig, TrainingSettings
 from tests.training.test_resume import InterruptAt
-from tests.training.tiny_runs import save_model, tables
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, max_length=12, learning_rate=1e-2)
 METHODS = ("head", LoRA(rank=2), LoRA("all-linear", rank=3))
 WORDS: dict[str, Any] = {"methods": METHODS, "settings": SETTINGS}
-
-
-@pytest.fixture(autouse=True)
-def _no_images() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return tables(tmp_path_factory.mktemp("data"))
 
 
 class Stopping(InterruptAt):

@@ -175,10 +175,10 @@ def finished(tmp_path: Path) -> Finished:
 
 def test_a_row_over_seeds_knows_its_rows_and_what_seeds_add(finished: Finished) -> None:
     splits = finished.splits
-    several = candidate_of(Head(), finished.runs, "test", splits).row
+    several = candidate_of("head", Head(), finished.runs, "test", splits).row
     assert several["count"] == 200 and several["seeds"] == 3
     assert several["interval"] == mean_accuracy_interval(finished.correct)
-    one = candidate_of(Head(), finished.runs[1:2], "test", splits).row
+    one = candidate_of("head", Head(), finished.runs[1:2], "test", splits).row
     right = int(finished.correct[1].sum())
     assert one["interval"] == accuracy_interval(right, 200)
     assert np.ptp(several["interval"]) > 2 * np.ptp(one["interval"])
@@ -186,13 +186,13 @@ def test_a_row_over_seeds_knows_its_rows_and_what_seeds_add(finished: Finished) 
 
 def test_speeds_that_are_not_known_do_not_count(finished: Finished) -> None:
     splits = finished.splits
-    speed = candidate_of(Head(), finished.runs, "test", splits).row["examples_per_second"]
+    speed = candidate_of("head", Head(), finished.runs, "test", splits).row["examples_per_second"]
     assert speed == 20
-    unknown = candidate_of(Head(), finished.runs[:1], "test", splits).row
+    unknown = candidate_of("head", Head(), finished.runs[:1], "test", splits).row
     assert unknown["examples_per_second"] is None
 
 
 def test_a_failed_rows_keys_are_those_of_every_row(finished: Finished) -> None:
-    (judged,) = compared([candidate_of(Head(), finished.runs, "test", finished.splits)])
+    (judged,) = compared([candidate_of("head", Head(), finished.runs, "test", finished.splits)])
     assert set(failed_row("full", "all", "ran out of memory.")) == set(judged)
     assert judged["failure"] is None

@@ -17,6 +17,7 @@ from deltafit.cli.inspect import inspect
 from deltafit.cli.merge import merge
 from deltafit.cli.predict import predict
 from deltafit.cli.ranks import ranks
+from deltafit.cli.run import run
 from deltafit.cli.running import explained
 from deltafit.cli.train import train
 from deltafit.cli.truncate import truncate
@@ -59,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _command in (
-    *(train, compare, evaluate, predict, inspect, merge, verify),
+    *(train, compare, run, evaluate, predict, inspect, merge, verify),
     *(ranks, truncate, combine, extract),
 ):
     app.command(cls=_Command)(_command)

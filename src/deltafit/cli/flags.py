@@ -28,6 +28,7 @@ _NAMES = {
     # Without a name of its own for "off", which is what leaving it out means.
     "gradient_checkpointing": "--gradient-checkpointing",
     "balance": "--balance",
+    "judge_training": "--judge-training",
 }
 
 

@@ -156,7 +156,12 @@ def _exit(sentence: str, code: int) -> typer.Exit:
 
 def again_with_resume() -> str:
     """Return a sentence with the present command line and ``--resume``."""
+    return again("--resume")
+
+
+def again(*more: str) -> str:
+    """Return a sentence with the present command line, which ends with ``more``."""
     import shlex
 
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    return f"Go on with: deltafit {shlex.join([*words, '--resume'])}"
+    words = [word for word in sys.argv[1:] if word not in more]
+    return f"Go on with: deltafit {shlex.join([*words, *more])}"

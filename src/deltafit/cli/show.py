@@ -20,7 +20,7 @@ from deltafit.training.progress import format_rate
 
 if TYPE_CHECKING:
     # Rooms that load torch and transformers: a command loads those that it uses.
-    from deltafit.experiments.comparison import Comparison
+    from deltafit.experiments.judgement import Comparison
     from deltafit.prediction.folder import SavedClassifier
     from deltafit.training.run import RunResult
 

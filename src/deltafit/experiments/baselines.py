@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
+from deltafit.data import Splits
 from deltafit.errors import DeltafitError
 from deltafit.tasks.probe import Probe, logistic_probe
+from deltafit.training.features import FrozenFeatures
+from deltafit.training.progress import Reporter
 
-__all__ = ["BaselineResult", "Probe", "logistic_probe", "majority_baseline", "tfidf_svm"]
+__all__ = [
+    "BaselineResult",
+    "Probe",
+    "Scored",
+    "logistic_probe",
+    "majority_baseline",
+    "score_baselines",
+    "tfidf_svm",
+]
 
 FloatArray = NDArray[np.float64]
 _SEEDS = 2**32  # that numpy's older generator, which scikit-learn uses, can tell apart
@@ -102,3 +113,45 @@ def _columns_for_all(
     scores = np.full((len(margins), num_classes), below_all)
     scores[:, present] = margins
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a cheap baseline said of the judged rows.
+
+    Attributes:
+        name: of its row.
+        result_name: in result files.
+        scores: ``[rows, classes]``.
+        seconds: for fitting and scoring.
+        notes: of its row.
+    """
+
+    name: str
+    result_name: str
+    scores: np.ndarray
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def score_baselines(
+    splits: Splits, judged: str, features: FrozenFeatures, seed: int, reporter: Reporter
+) -> list[Scored]:
+    """Return what the cheap baselines say of one part: majority, SVM and probe."""
+    train, part = splits.train, splits.parts()[judged]
+    names = train.label_names
+    reporter.say("cheap baselines: majority class, TF-IDF + linear SVM, frozen features")
+    majority = majority_baseline(train.labels, len(part), len(names))
+    svm = tfidf_svm(train.texts, train.labels, part.texts, num_classes=len(names), seed=seed)
+    pooling = features.best_pooling()
+    probe = features.probe(pooling)
+    logits = probe.logits(features.features[judged][pooling])
+    note = f"{pooling} pooling and C={probe.C:g}, chosen on held-out rows"
+    return [
+        Scored("majority class", "majority", majority, 0.0),
+        Scored("TF-IDF + linear SVM", "tfidf_svm", svm.scores, svm.seconds),
+        Scored(
+            "frozen features + logistic regression", "frozen_probe", logits, features.seconds,
+            (note,),
+        ),
+    ]  # fmt: skip

@@ -1,21 +1,15 @@
 """Doing those runs of a comparison jointly that can share a model, before the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
+from deltafit.experiments.running import Outcome, RunFolders, SharedFeatures
 from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
-from deltafit.training.features import FrozenFeatures
-from deltafit.training.folders import begun, finished_metrics
-from deltafit.training.identity import run_content
 from deltafit.training.joined_run import execute_jointly, groups_to_join
 from deltafit.training.progress import Reporter
-
-Outcome = dict[str, Any] | TrainingError
 
 
 def check_joinable(configs: Sequence[RunConfig]) -> None:
@@ -41,15 +35,14 @@ def check_joinable(configs: Sequence[RunConfig]) -> None:
 def run_joined(
     configs: Sequence[RunConfig],
     splits: Splits,
-    folders: Mapping[RunConfig, Path],
-    features: FrozenFeatures,
+    folders: RunFolders,
+    features: SharedFeatures,
     reporter: Reporter,
-    *,
-    resume: bool,
 ) -> dict[RunConfig, Outcome]:
     """Do the runs that can be trained jointly; return their metrics, or why they failed.
 
-    Runs that are finished already are left alone, and so is one that would be by itself.
+    Runs that are finished already are left alone, and so are those that another process is at, and
+    one that would be by itself.
 
     Args:
         configs: the comparison's runs.
@@ -57,25 +50,28 @@ def run_joined(
         folders: of the runs.
         features: of the same texts.
         reporter: told how the work goes.
-        resume: go on with what was begun.
     """
     outcomes: dict[RunConfig, Outcome] = {}
     for group in groups_to_join(configs):
         with ExitStack() as stack:
-            for config in group:
-                content = run_content(config, splits)
-                stack.enter_context(begun(folders[config], content, resume=resume))
-            known = {config: finished_metrics(folders[config]) for config in group}
-            left = [config for config in group if known[config] is None]
+            ours = [c for c in group if stack.enter_context(folders.begun(c, wait=False))]
+            known = {config: folders.outcome(config) for config in ours}
+            left = [config for config in ours if known[config] is None]
             if len(left) < 2:
                 continue
             listed = "; ".join(f"{config.method}, seed {config.settings.seed}" for config in left)
             reporter.say(f"jointly: {listed}")
             results = execute_jointly(
-                left, splits, [folders[config] for config in left],
-                reporter=reporter, resume=resume, features=features,
-                before={c.settings.seed: m["before"] for c, m in known.items() if m is not None},
+                left, splits, [folders.folder(config) for config in left],
+                reporter=reporter, resume=folders.resume, features=features.of(left[0]),
+                before={
+                    config.settings.seed: outcome["before"]
+                    for config, outcome in known.items() if isinstance(outcome, dict)
+                },
             )  # fmt: skip
+            for config, result in zip(left, results, strict=True):
+                if isinstance(result, TrainingError):
+                    folders.failed(config, result)
         for config, result in zip(left, results, strict=True):
             outcomes[config] = result if isinstance(result, TrainingError) else result.metrics
     return outcomes

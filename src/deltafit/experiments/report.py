@@ -9,6 +9,7 @@ from deltafit.experiments.cost_plots import cost_plot
 from deltafit.experiments.csv_table import comparison_csv
 from deltafit.experiments.inline_svg import plain_text
 from deltafit.experiments.page import report_page
+from deltafit.experiments.page_parts import Section, Table
 from deltafit.experiments.plots import accuracy_plot, save_png
 from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
@@ -33,6 +34,7 @@ def write_report(
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
+    published: Section | None = None,
     evidence: Evidence | None = None,
 ) -> None:
     """Write a comparison's report into ``folder``, for people and for programs.
@@ -50,11 +52,12 @@ def write_report(
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
+        published: figures of others beside these.
         evidence: what methods said of each judged row, for what the page alone shows.
     """
     with plain_text():
         plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
-        sections = sections_of(rows, histories, ranks, evidence)
+        sections = [*filter(None, [published]), *sections_of(rows, histories, ranks, evidence)]
         page = report_page(rows, sections, _how_to_read(rows).replace("*", ""), facts)
     write_text_atomically(folder / "report.html", page)
     conclusion = verdict(rows)
@@ -68,7 +71,9 @@ def write_report(
             "facts": dict(facts),
         },
     )
-    write_text_atomically(folder / "report.md", _markdown_report(rows, conclusion, plots, facts))
+    write_text_atomically(
+        folder / "report.md", _markdown_report(rows, conclusion, plots, facts, published)
+    )
 
 
 def _write_plots(
@@ -107,6 +112,7 @@ def _markdown_report(
     conclusion: str,
     plots: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
+    published: Section | None,
 ) -> str:
     sections = [
         "# Comparison",
@@ -116,11 +122,20 @@ def _markdown_report(
         _how_to_read(rows),
         "\n".join(f"- {remark}" for remark in remarks(rows)),
     ]
+    if published is not None:
+        sections += [f"## {published.title}", published.text]
+        sections += [_markdown_table(part.table) for part in published.parts if part.table]
     for caption, file_name in plots:
         sections += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:
         sections += ["## Facts", "\n".join(_bullets(facts))]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.headers, ["---", *["---:"] * (len(table.headers) - 1)], *table.rows]
+    plain = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in plain)
 
 
 def _how_to_read(rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
 from deltafit.experiments.answers import Answers, Evidence, answers_of
-from deltafit.experiments.baselines import majority_baseline, tfidf_svm
+from deltafit.experiments.baselines import Scored
 from deltafit.experiments.class_statistics import macro_f1_interval
 from deltafit.experiments.differences import with_differences
 from deltafit.experiments.statistics import mean_accuracy_interval
@@ -18,8 +18,6 @@ from deltafit.files import read_tensors
 from deltafit.methods import Method
 from deltafit.prediction.inspecting import changes_of_runs
 from deltafit.tasks.metrics import classification_metrics
-from deltafit.training.features import FrozenFeatures
-from deltafit.training.progress import Reporter
 from deltafit.training.results import PREDICTIONS_FILE
 
 Row = dict[str, Any]
@@ -65,27 +63,13 @@ class Failure:
     sentence: str
 
 
-def baselines(
-    splits: Splits, judged: str, features: FrozenFeatures, seed: int, reporter: Reporter
-) -> list[Candidate]:
-    """Return the cheap baselines, judged on one part; see ``deltafit.experiments.baselines``."""
-    train, part = splits.train, splits.parts()[judged]
-    names, known = train.label_names, splits.duplicates(judged)
-    reporter.say("cheap baselines: majority class, TF-IDF + linear SVM, frozen features")
-    majority = majority_baseline(train.labels, len(part), len(names))
-    svm = tfidf_svm(train.texts, train.labels, part.texts, num_classes=len(names), seed=seed)
-    pooling = features.best_pooling()
-    probe = features.probe(pooling)
-    logits = probe.logits(features.features[judged][pooling])
-    note = f"{pooling} pooling and C={probe.C:g}, chosen on held-out rows"
+def baselines(scored: Sequence[Scored], splits: Splits, judged: str) -> list[Candidate]:
+    """Return the rows of the cheap baselines, judged on one part."""
+    part, known = splits.parts()[judged], splits.duplicates(judged)
     return [
-        _baseline("majority class", "majority", majority, part, known, 0.0),
-        _baseline("TF-IDF + linear SVM", "tfidf_svm", svm.scores, part, known, svm.seconds),
-        _baseline(
-            "frozen features + logistic regression", "frozen_probe", logits, part, known,
-            features.seconds, note,
-        ),
-    ]  # fmt: skip
+        _baseline(each.name, each.result_name, each.scores, part, known, each.seconds, *each.notes)
+        for each in scored
+    ]
 
 
 def _baseline(
@@ -160,6 +144,7 @@ def failed_row(name: str, result_name: str, failure: str) -> Row:
 
 
 def candidate_of(
+    name: str,
     method: Method,
     runs: Sequence[tuple[Path, dict[str, Any]]],
     judged: str,
@@ -170,6 +155,7 @@ def candidate_of(
     """Return the row of a method from its finished runs, one a seed.
 
     Args:
+        name: of the row.
         method: of the runs.
         runs: folder and metrics of each.
         judged: the part.
@@ -191,7 +177,7 @@ def candidate_of(
     answers = _answers(runs, judged, labels)
     correct = answers.predicted == labels
     notes += _without_known_rows(correct, splits.duplicates(judged))
-    row = _row(str(method), "run", method.result_name, after, correct, notes)
+    row = _row(name, "run", method.result_name, after, correct, notes)
     # A run that took no measurable time has no speed.
     speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
     row |= {

@@ -27,7 +27,7 @@ from deltafit.training.looking import look_at_texts
 from deltafit.training.memory import measured_memory
 from deltafit.training.preparation import Prepared, load_for, prepare, structure_of
 from deltafit.training.progress import Reporter
-from deltafit.training.results import judge_parts, write_results
+from deltafit.training.results import judge_parts, judged_parts, write_results
 from deltafit.training.run import RunResult
 from deltafit.training.sharing import SHARED, check_shared
 
@@ -225,14 +225,13 @@ def _before(
 ) -> dict[int, dict[str, Any]]:
     """Return the untouched model's metrics by seed, each with that seed's head."""
     before, model = dict(known), run.classifier.model
-    held_out = [part for part in run.examples if part != "train"]
     for config in configs:
         seed = config.settings.seed
         if seed not in before:
             adapt(model, Head(), name=_BEFORE, head=run.classifier.head_parameters,
                   initial=heads[seed])  # fmt: skip
             before[seed], _ = judge_parts(
-                "before training", held_out, config, run, splits, reporter
+                "before training", judged_parts(config, run), config, run, splits, reporter
             )
             remove_adapter(model, _BEFORE)
     return before

@@ -56,6 +56,11 @@ def judge_parts(
     return metrics, logits
 
 
+def judged_parts(config: RunConfig, run: Prepared) -> list[str]:
+    """Return the parts that a run is judged on: the training rows, which are many, if asked for."""
+    return [name for name in run.examples if name != "train" or config.settings.judge_training]
+
+
 def write_results(
     config: RunConfig,
     run: Prepared,
@@ -81,9 +86,7 @@ def write_results(
         course: of the training.
         peak: of the training.
     """
-    held_out = [name for name in run.examples if name != "train"]
-    # The training rows are many, and say little: they are judged where there are no others.
-    judged = held_out or ["train"]
+    judged = judged_parts(config, run) or ["train"]
     after, logits = judge_parts("after training", judged, config, run, splits, reporter)
     judged_on = next((name for name in ("test", "validation") if name in after), None)
     identity = run_hash(config, splits, _found(run, course))

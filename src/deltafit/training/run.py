@@ -2,7 +2,7 @@
 
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from deltafit.training.loop import TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
 from deltafit.training.preparation import Prepared, prepare
 from deltafit.training.progress import Reporter
-from deltafit.training.results import judge_parts, write_results
+from deltafit.training.results import judge_parts, judged_parts, write_results
+from deltafit.training.settings import HeadConfig
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,29 @@ def execute(
     return RunResult(folder, finished_metrics(folder) or metrics)
 
 
+def foretell_memory(config: RunConfig, splits: Splits, reporter: Reporter) -> dict[str, int]:
+    """Return the bytes that training a run will need, by part; see ``expected_memory``.
+
+    The model is loaded and adapted as for the run; its head starts anew, which takes as much.
+
+    Args:
+        config: the run.
+        splits: its texts, of which the training part counts.
+        reporter: told how the work goes.
+
+    Raises:
+        DeltafitError: the model cannot be loaded, or a text cannot be used.
+    """
+    gc.collect()  # as in ``execute``
+    kind = "mean" if config.head.head == "auto" else config.head.head
+    config = replace(config, head=HeadConfig(kind))
+    splits = replace(splits, validation=None, test=None)
+    features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
+    run = prepare(config, splits, features, reporter)
+    _adapt(config, run, reporter)
+    return expected_memory(run.classifier, config, run.examples["train"].rows)
+
+
 def _run(
     config: RunConfig,
     splits: Splits,
@@ -107,8 +131,9 @@ def _run(
     run = prepare(config, splits, features, reporter)
     run.classifier.model.to(accelerator.device)
     if before is None:
-        held_out = [name for name in run.examples if name != "train"]
-        before, _ = judge_parts("before training", held_out, config, run, splits, reporter)
+        before, _ = judge_parts(
+            "before training", judged_parts(config, run), config, run, splits, reporter
+        )
     seconds = _adapt(config, run, reporter)
     checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     decided = checkpoint.state["course"]["precision"] if checkpoint else None

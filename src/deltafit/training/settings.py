@@ -50,6 +50,7 @@ class TrainingSettings:
             any device, and both only where one batch shows that the model gives the same so.
         max_length: tokens a text is cut to.
         evaluate_every: optimiser steps between evaluations; None evaluates after each epoch.
+        judge_training: judge the training rows too, before and after training.
         metric: which validation figure picks the best checkpoint.
         patience: stop after so many evaluations without a better figure; None never stops early.
         seed: of the order of rows, of starting values and of dropout.
@@ -76,6 +77,7 @@ class TrainingSettings:
     packing: Packing = "auto"
     max_length: int = 256
     evaluate_every: int | None = None
+    judge_training: bool = False
     metric: str = "accuracy"
     patience: int | None = None
     seed: int = 0

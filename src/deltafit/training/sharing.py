@@ -10,6 +10,7 @@ from deltafit.training.settings import TrainingSettings
 SHARED = (
     "batch_size", "accumulation", "max_length", "gradient_checkpointing", "precision",
     "packing", "base_dropout", "base_weights",
+    "judge_training",  # the untouched model is judged once for all
 )  # fmt: skip
 
 

@@ -1,0 +1,70 @@
+"""``deltafit run``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltafit.cli.running import again, console, explained, reporting
+from deltafit.errors import DeltafitError
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="The store of runs; recipes may share it."),
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of the recipe, such as settings.epochs=1 or model=minilm; "
+            "repeatable.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", metavar="", help="Say which runs there are and what they take; do none."
+        ),
+    ] = False,
+    jointly: Annotated[
+        bool,
+        typer.Option(
+            "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
+        ),
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(metavar="INT", min=1, help="Do runs in so many processes here.")
+    ] = 1,
+) -> None:
+    """Do the runs of a recipe that are not finished yet, and compare them all.
+
+    Example: deltafit run recipes/imdb-bert.yaml --set model=minilm --output runs --dry-run
+    """
+    with explained(again()):
+        from deltafit.experiments.recipe_file import read_recipe
+
+        read = read_recipe(recipe, changes or ())
+        from deltafit.experiments import dry_run as planning
+        from deltafit.experiments.recipe_run import run as do
+
+        with reporting() as reporter:
+            if dry_run:
+                plan = planning.dry_run(read, output, jointly=jointly, reporter=reporter)
+            else:
+                result = do(read, output, jointly=jointly, processes=processes, reporter=reporter)
+        if dry_run:
+            from deltafit.cli.show_plan import show_plan
+
+            show_plan(console(), plan)
+            return
+        from deltafit.cli.show import say, show_comparison
+
+        show_comparison(console(), result)
+        say(console(), f"Every run: {result.folder / 'runs.csv'}")
+        if all(row.get("failure") for row in result.rows if row["kind"] == "run"):
+            raise DeltafitError("Every method failed; its row says why.")

@@ -1,0 +1,145 @@
+"""What ``run`` would do: the runs of a recipe, which are finished, and what the others take."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from deltafit.data import Splits
+from deltafit.errors import DeltafitError, TrainingError, UsageError
+from deltafit.experiments.arms import Arm
+from deltafit.experiments.recipe import Recipe
+from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
+from deltafit.training.config import RunConfig
+from deltafit.training.progress import Reporter, Silent
+from deltafit.training.run import foretell_memory
+
+_NO_COST = ("alpha", "scaling")  # of a method
+_NO_COST_SETTINGS = (
+    *("learning_rate", "head_learning_rate", "weight_decay", "schedule", "warmup"),
+    *("label_smoothing", "class_weights", "clip", "metric", "seed"),
+)
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """A row of a recipe before its runs are done.
+
+    Attributes:
+        arm: the row.
+        runs: how many it has, one a seed.
+        finished: how many of them are, those that failed among them.
+        memory: bytes that one of the others will need, by part; None if there is none, or that is
+            not known.
+        seconds: what training the others will take, as runs of the same size in the store took;
+            None if there was no such run yet.
+    """
+
+    arm: Arm
+    runs: int
+    finished: int
+    memory: dict[str, int] | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``run`` would do.
+
+    Attributes:
+        recipe: what is asked for.
+        arms: its rows.
+        problem: why it is not known what memory the runs will need, if it is not.
+    """
+
+    recipe: Recipe
+    arms: tuple[PlannedArm, ...]
+    problem: str | None = None
+
+    @property
+    def runs(self) -> int:
+        """How many runs it has."""
+        return sum(arm.runs for arm in self.arms)
+
+    @property
+    def finished(self) -> int:
+        """How many of them are finished."""
+        return sum(arm.finished for arm in self.arms)
+
+
+def dry_run(
+    recipe: str | Path | Recipe,
+    output: str | Path,
+    *,
+    changes: Sequence[str] = (),
+    jointly: bool = False,
+    reporter: Reporter | None = None,
+) -> Plan:
+    """Return what ``run`` would do with the same arguments; nothing is written.
+
+    Raises:
+        DeltafitError: as ``run``, as far as it shows before training; not that the model cannot be
+            loaded here, which the plan says.
+    """
+    made = prepared(recipe, output, changes)
+    sizes = _Sizes(made, reporter or Silent())
+    try:
+        check_runs(made.experiment.runs(), jointly=jointly)
+        return Plan(made.recipe, _planned(made, sizes, sizes.memory))
+    except UsageError:
+        raise
+    except DeltafitError as error:
+        return Plan(made.recipe, _planned(made, sizes, lambda _: None), str(error))
+
+
+def _planned(
+    made: Prepared, sizes: "_Sizes", memory: Callable[[RunConfig], dict[str, int] | None]
+) -> tuple[PlannedArm, ...]:
+    arms = []
+    for arm in made.experiment.arms:
+        configs = made.experiment.runs_of(arm)
+        left = [config for config in configs if made.store.outcome(config) is None]
+        seconds = sizes.seconds(left[0]) if left else 0.0
+        arms.append(
+            PlannedArm(
+                arm,
+                runs=len(configs),
+                finished=len(configs) - len(left),
+                memory=memory(left[0]) if left else None,
+                seconds=None if seconds is None else seconds * len(left),
+            )
+        )
+    return tuple(arms)
+
+
+class _Sizes:
+    """What runs take, found out once for those that differ in nothing that costs."""
+
+    def __init__(self, made: Prepared, reporter: Reporter) -> None:
+        self._splits: Splits = made.splits
+        self._reporter = reporter
+        self._memory: dict[str, dict[str, int]] = {}
+        self._seconds: dict[str, list[float]] = {}
+        for config in made.experiment.runs():
+            outcome = made.store.outcome(config)
+            if outcome is not None and not isinstance(outcome, TrainingError):
+                taken = outcome["costs"]["training_seconds"]
+                self._seconds.setdefault(_size(config), []).append(taken)
+
+    def memory(self, config: RunConfig) -> dict[str, int]:
+        size = _size(config)
+        if size not in self._memory:
+            self._memory[size] = foretell_memory(config, self._splits, self._reporter)
+        return self._memory[size]
+
+    def seconds(self, config: RunConfig) -> float | None:
+        known = self._seconds.get(_size(config))
+        return None if known is None else fmean(known)
+
+
+def _size(config: RunConfig) -> str:
+    """Return a text that runs share which differ in nothing that costs."""
+    method = {k: v for k, v in config.method.to_dict().items() if k not in _NO_COST}
+    settings: dict[str, Any] = asdict(config.settings)
+    return str((method, {k: v for k, v in settings.items() if k not in _NO_COST_SETTINGS}))

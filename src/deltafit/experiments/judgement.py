@@ -1,0 +1,147 @@
+"""Finished runs of an experiment judged: rows, a verdict and the report's files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from deltafit.data import Splits
+from deltafit.errors import TrainingError, UsageError
+from deltafit.experiments.arms import Arm, Experiment
+from deltafit.experiments.published import published_section
+from deltafit.experiments.rank_plot import learned_ranks
+from deltafit.experiments.recipe import Published
+from deltafit.experiments.report import verdict, write_report
+from deltafit.experiments.rows import (
+    Candidate,
+    Failure,
+    Row,
+    candidate_of,
+    compared,
+    evidence_of,
+    loss_history,
+)
+from deltafit.experiments.running import Outcome, RunFolders
+from deltafit.experiments.tables import comparison_markdown
+from deltafit.training.accelerator import processes
+from deltafit.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        folder: holds ``report.html``, ``report.md`` with ``plots/``, ``comparison.csv`` and
+            ``comparison.json``.
+        rows: one an arm or baseline; see ``deltafit.experiments.tables``.
+        verdict: which to ship, in a sentence or two.
+        facts: of the data and the machine.
+    """
+
+    folder: Path
+    rows: list[Row]
+    verdict: str
+    facts: dict[str, Any]
+
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows."""
+        return f"{comparison_markdown(self.rows)}\n{self.verdict}\n"
+
+
+def judged_part(splits: Splits) -> str:
+    """Return the part that all are judged on: test rows, or those of validation.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    if splits.test is not None:
+        return "test"
+    if splits.validation is not None:
+        return "validation"
+    raise UsageError(
+        "There is nothing to judge on: no test part, and --validation none. Give --test-data, or "
+        "leave a validation part."
+    )
+
+
+def judge_runs(
+    experiment: Experiment,
+    outcomes: Mapping[RunConfig, Outcome],
+    folders: RunFolders,
+    splits: Splits,
+    cheap: Sequence[Candidate],
+    folder: Path,
+    *,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    published: Published | None = None,
+) -> Comparison:
+    """Compare what the runs of an experiment came to, and write the report.
+
+    Args:
+        experiment: its arms get a row each.
+        outcomes: of all its runs.
+        folders: of the runs.
+        splits: the texts.
+        cheap: the baselines, judged on the same rows.
+        folder: where the report goes.
+        facts: what else the report is to say; must be JSON.
+        published: figures to set beside the rows.
+
+    Raises:
+        DeltafitError: what a run left does not fit the texts.
+    """
+    judged = judged_part(splits)
+    candidates: list[Candidate | Failure] = [*cheap]
+    shown: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for arm in experiment.arms:
+        finished, failed = _came_to(experiment, arm, outcomes, folders)
+        if not finished:
+            candidates.append(Failure(arm.name, arm.method.result_name, failed[0]))
+            continue
+        runs = [*finished.values()]
+        candidates.append(
+            candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
+        )
+        # One run stands for the arm: a mean of curves is none.
+        seed, run = next(iter(finished.items()))
+        shown[f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name] = run
+    facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
+    if shown:
+        facts["precision"] = {name: metrics["precision"] for name, (_, metrics) in shown.items()}
+        *_, (_, last) = shown.values()
+        facts["environment"] = last["environment"] | last["versions"]
+    rows = compared(candidates)
+    if processes().is_main_process:
+        adapters = {name: run / "adapter" for name, (run, _) in shown.items()}
+        write_report(
+            folder,
+            rows,
+            {name: loss_history(metrics) for name, (_, metrics) in shown.items()},
+            {name: metrics["after"][judged] for name, (_, metrics) in shown.items()},
+            {name: learned_ranks(adapter) for name, adapter in adapters.items()},
+            facts,
+            evidence=evidence_of(candidates, judged, splits, adapters),
+            published=published_section(published, rows, experiment.model) if published else None,
+        )
+    return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _came_to(
+    experiment: Experiment,
+    arm: Arm,
+    outcomes: Mapping[RunConfig, Outcome],
+    folders: RunFolders,
+) -> tuple[dict[int, tuple[Path, dict[str, Any]]], list[str]]:
+    """Return folder and metrics of an arm's finished runs by seed, and why others failed."""
+    finished: dict[int, tuple[Path, dict[str, Any]]] = {}
+    failed: list[str] = []
+    for config in experiment.runs_of(arm):
+        seed, outcome = config.settings.seed, outcomes[config]
+        if isinstance(outcome, TrainingError):
+            several = len(experiment.seeds) > 1
+            failed.append(f"with seed {seed} {outcome.what}" if several else outcome.what)
+        else:
+            finished[seed] = folders.folder(config), outcome
+    return finished, failed

@@ -1,0 +1,89 @@
+"""``run``: the runs of a recipe, as far as they are not in its store, and the report on them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltafit.experiments.baselines import score_baselines
+from deltafit.experiments.joining import run_joined
+from deltafit.experiments.judgement import Comparison, judge_runs, judged_part
+from deltafit.experiments.recipe import Recipe
+from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
+from deltafit.experiments.rows import Candidate, baselines
+from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
+from deltafit.experiments.runs_table import runs_csv
+from deltafit.experiments.workers import check_processes, do_in_processes
+from deltafit.files import write_text_atomically
+from deltafit.training.config import RunConfig
+from deltafit.training.progress import Reporter, Silent
+
+
+def run(
+    recipe: str | Path | Recipe,
+    output: str | Path,
+    *,
+    changes: Sequence[str] = (),
+    jointly: bool = False,
+    processes: int = 1,
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Do the runs of a recipe that its store does not have yet, and write the report on all.
+
+    Args:
+        recipe: a YAML file, or the recipe itself.
+        output: the store, a folder that recipes may share; a finished run in it is never done
+            again, and an interrupted one is gone on with.
+        changes: what is otherwise than in the file, such as ``"settings.epochs=1"``.
+        jointly: train LoRA runs that can share a base model at once.
+        processes: how many of this machine do runs, each one at a time with its own model and its
+            share of the threads. They import the calling script, so that its own work has to stand
+            under ``if __name__ == "__main__":``.
+        reporter: told how the work goes; silent by default.
+
+    Returns:
+        The comparison, whose folder, of the recipe's name in the store, also holds ``runs.csv``.
+
+    A run whose training fails by itself (it diverges) is left out of its row, which says so, and
+    is not tried again while its folder stands.
+
+    Raises:
+        DeltafitError: the input cannot be used, or what a run left is damaged.
+        UsageError: the recipe or a change is wrong, or a method does not fit the model.
+        Interrupted: the process was asked to stop; the same call goes on.
+    """
+    reporter = reporter or Silent()
+    made = prepared(recipe, output, changes)
+    configs, splits, store = made.experiment.runs(), made.splits, made.store
+    check_runs(configs, jointly=jointly)
+    check_processes(processes, jointly=jointly)
+    judged = judged_part(splits)
+    features = SharedFeatures(made.recipe.model, splits, reporter)
+    frozen, seed = features.of(configs[0]), configs[0].settings.seed
+    scored = store.baselines(
+        judged, frozen.max_length, seed,
+        lambda: score_baselines(splits, judged, frozen, seed, reporter),
+    )  # fmt: skip
+    joined = run_joined(configs, splits, store, features, reporter) if jointly else {}
+    if processes > 1:
+        do_in_processes(processes, made.recipe, store.root, reporter)
+    outcomes = do_runs(configs, splits, store, features, reporter, known=joined)
+    cheap = baselines(scored, splits, judged)
+    with store.locked(f"report-{made.recipe.name}"):
+        return _reported(made, outcomes, cheap)
+
+
+def _reported(
+    made: Prepared, outcomes: dict[RunConfig, Outcome], cheap: Sequence[Candidate]
+) -> Comparison:
+    """Write the report on finished runs into the recipe's folder."""
+    recipe, store = made.recipe, made.store
+    folder = store.root / recipe.name
+    told = {"recipe": recipe.name, "about": recipe.about, "changes": recipe.changes}
+    result = judge_runs(
+        made.experiment, outcomes, store, made.splits, cheap, folder,
+        facts={key: text.strip() for key, text in told.items() if text},
+        published=recipe.published,
+    )  # fmt: skip
+    folders = {config: store.folder(config).relative_to(store.root) for config in outcomes}
+    table = runs_csv(made.experiment, outcomes, folders)
+    write_text_atomically(folder / "runs.csv", table)
+    return result

@@ -1,0 +1,62 @@
+"""A recipe made ready: its runs, its texts and the store that the runs are in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltafit.data import Splits
+from deltafit.errors import UsageError
+from deltafit.experiments.arms import Experiment
+from deltafit.experiments.joining import check_joinable
+from deltafit.experiments.recipe import Recipe, experiment_of
+from deltafit.experiments.recipe_file import read_recipe
+from deltafit.experiments.store import Store
+from deltafit.training.accelerator import processes as launched
+from deltafit.training.config import RunConfig
+from deltafit.training.train import check_methods, load_data
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its texts, and the store that its runs are in.
+
+    Attributes:
+        recipe: what is asked for.
+        experiment: its runs.
+        splits: the texts.
+        store: of the runs.
+    """
+
+    recipe: Recipe
+    experiment: Experiment
+    splits: Splits
+    store: Store
+
+
+def prepared(recipe: str | Path | Recipe, output: str | Path, changes: Sequence[str]) -> Prepared:
+    """Read a recipe and its texts, and open its store.
+
+    Raises:
+        DeltafitError: as `run`.
+    """
+    if isinstance(recipe, Recipe):
+        if changes:
+            raise UsageError("Changes are for recipes in files; make another Recipe instead.")
+    else:
+        recipe = read_recipe(recipe, changes)
+    experiment = experiment_of(recipe)
+    splits = load_data(recipe.data)
+    return Prepared(recipe, experiment, splits, Store(Path(output), recipe.model, splits))
+
+
+def check_runs(configs: Sequence[RunConfig], *, jointly: bool) -> None:
+    """Raise a DeltafitError if runs cannot be done so, before anything is computed."""
+    if launched().num_processes > 1:
+        raise UsageError(
+            f"Each run of a recipe is done by one process; {launched().num_processes} were "
+            "launched together. Start one."
+        )
+    for stored in dict.fromkeys(config.settings.base_weights for config in configs):
+        check_methods([config for config in configs if config.settings.base_weights == stored])
+    if jointly:
+        check_joinable(configs)

@@ -1,0 +1,107 @@
+"""The runs of a recipe in several processes of this machine, each of which takes what is free."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.experiments.recipe import Recipe
+from deltafit.experiments.recipe_start import prepared
+from deltafit.experiments.running import SharedFeatures, do_runs
+from deltafit.training.progress import Reporter, Silent
+
+
+def check_processes(count: int, *, jointly: bool) -> None:
+    """Raise a UsageError unless runs can be done in so many processes."""
+    if count < 1:
+        raise UsageError(f"It takes at least one process to do runs; got {count}.")
+    if count > 1 and jointly:
+        raise UsageError(
+            "Runs are trained jointly in one process. Leave --jointly or --processes out."
+        )
+
+
+def do_in_processes(count: int, recipe: Recipe, root: Path, reporter: Reporter) -> None:
+    """Do the runs of a recipe that no process is at in new processes, and wait for those.
+
+    What a process fails at, or does not end since it is killed, is left undone.
+
+    Args:
+        count: of the processes.
+        recipe: its runs.
+        root: of the store.
+        reporter: told what they say.
+
+    Raises:
+        KeyboardInterrupt: the person asked to stop; runs that were begun have checkpoints.
+    """
+    # Not forked: threads of torch's would be held for ever by nobody.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // count)
+    workers, speaking = [], {}
+    for number in range(1, count + 1):
+        here, there = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(recipe, root, threads, there))
+        worker.start()
+        there.close()  # or it would never be seen to end
+        workers.append(worker)
+        speaking[here] = number
+    try:
+        while speaking:
+            for connection in wait([*speaking]):
+                assert isinstance(connection, Connection)
+                try:
+                    reporter.say(f"[{speaking[connection]}] {connection.recv()}")
+                except (EOFError, OSError):
+                    del speaking[connection]
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.join()
+
+
+class _Telling(Silent):
+    """Tells sentences to the process that began this one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def say(self, sentence: str) -> None:
+        with suppress(OSError):  # it may have gone
+            self._connection.send(sentence)
+
+
+def _work(recipe: Recipe, root: Path, threads: int, connection: Connection) -> None:
+    """Do one run after another that is not finished and that no other process is at."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C reaches the first process alone, which passes it on once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    reporter = _Telling(connection)
+    try:
+        made = prepared(recipe, root, ())
+        features = SharedFeatures(recipe.model, made.splits, reporter)
+        do_runs(
+            made.experiment.runs(), made.splits, made.store, features, reporter, wait=False
+        )  # fmt: skip
+    except DeltafitError as error:
+        reporter.say(str(error))
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Stop as if asked to, with a checkpoint, when the process that began this one has gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

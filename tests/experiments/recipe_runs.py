@@ -1,0 +1,47 @@
+"""Runs of a recipe that are listened to, stopped and compared.
+
+Import as ``from tests.experiments.recipe_runs import Listening, same_rows``.
+"""
+
+import os
+import signal
+
+import pytest
+
+from deltafit.experiments.judgement import Comparison
+from deltafit.training.progress import Silent
+
+# Times and what the process happened to hold are no two runs' the same.
+MEASURED = ("seconds", "examples_per_second", "peak_memory_bytes", "seconds_range",
+            "peak_memory_range")  # fmt: skip
+
+
+class Listening(Silent):
+    """Keeps what was said, and counts training steps; presses Ctrl-C in one of them."""
+
+    def __init__(self, at: int = -1) -> None:
+        self.said: list[str] = []
+        self.steps, self._press = 0, at
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+    def step(self, done: int, loss: float | None, examples_per_second: float | None) -> None:
+        if loss is not None:
+            self.steps += 1
+            if self.steps == self._press:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    @property
+    def begun(self) -> list[str]:
+        return [sentence for sentence in self.said if "(run " in sentence]
+
+
+def same_rows(one: Comparison, other: Comparison) -> None:
+    for first, second in zip(one.rows, other.rows, strict=True):
+        for key in first:
+            if key == "saved_bytes" and first[key] is not None:
+                # The digits of measured seconds are part of what is saved.
+                assert first[key] == pytest.approx(second[key], rel=1e-2)
+            elif key not in MEASURED:
+                assert first[key] == second[key], (first["name"], key)
