@@ -46,14 +46,14 @@ def test_a_recipe_and_its_twins_mean_so_many_runs(name: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recipe_dry_runs_on_a_model_and_texts_of_ones_own(name: str, tmp_path: Path) -> None:
     architecture = "gpt2" if "gpt2" in name else "bert"
-    changes = [
+    overrides = [
         f"model={save_model(tmp_path / 'model', architecture)}",
         f"data={write_table(tmp_path / 'train.csv')}",
         f"data.test_data={write_table(tmp_path / 'test.csv', 20, seed=5)}",
         *("data.limit=30", "settings.max_length=12"),
         *(["budget=2000"] if name == "modules" else []),
     ]
-    plan = dry_run(FOLDER / f"{name}.yaml", tmp_path / "store", changes=changes)
+    plan = dry_run(FOLDER / f"{name}.yaml", tmp_path / "store", overrides=overrides)
     assert (plan.runs, plan.finished, plan.problem) == (RUNS[name], 0, None)
     assert all(arm.memory is not None and sum(arm.memory.values()) > 0 for arm in plan.arms)
 

@@ -74,10 +74,10 @@ def test_every_run_is_a_line(done: Comparison) -> None:
 
 
 def test_training_rows_are_judged_where_that_is_asked_for(recipe: Path, tmp_path: Path) -> None:
-    changes = ["settings.judge_training=true", "seeds=[0]", "settings.epochs=1"]
+    overrides = ["settings.judge_training=true", "seeds=[0]", "settings.epochs=1"]
     for jointly in (False, True):
         store = tmp_path / str(jointly)
-        result = run(recipe, store, changes=changes, jointly=jointly)
+        result = run(recipe, store, overrides=overrides, jointly=jointly)
         with (result.folder / "runs.csv").open(newline="") as file:
             for line in csv.DictReader(file):
                 metrics = read_json(store / line["folder"] / "metrics.json")
@@ -101,11 +101,11 @@ def test_only_what_is_new_is_done_by_whichever_recipe_asks(
 ) -> None:
     store = done.folder.parent
     before = stamps(store)
-    changes = ["runs.1.grid.rank=[1, 4]", "name=other", "seeds=[1]"]
-    plan = dry_run(recipe, store, changes=changes)
+    overrides = ["runs.1.grid.rank=[1, 4]", "name=other", "seeds=[1]"]
+    plan = dry_run(recipe, store, overrides=overrides)
     assert (plan.runs, plan.finished) == (3, 2)
     listening = Listening()
-    run(recipe, store, changes=changes, reporter=listening)
+    run(recipe, store, overrides=overrides, reporter=listening)
     assert listening.begun == ["lora:rank=1, seed 1 (run 2 of 3)"]
     assert stamps(store).items() >= before.items() and len(stamps(store)) == 7
     # Another model, that there is a twin for, has runs and a report of its own.
@@ -115,22 +115,22 @@ def test_only_what_is_new_is_done_by_whichever_recipe_asks(
 def test_jointly_is_the_same(recipe: Path, done: Comparison, tmp_path: Path) -> None:
     listening = Listening()
     joint = run(
-        recipe, tmp_path / "store", changes=["settings.base_dropout=off"],
+        recipe, tmp_path / "store", overrides=["settings.base_dropout=off"],
         jointly=True, reporter=listening,
     )  # fmt: skip
-    single = run(recipe, tmp_path / "single", changes=["settings.base_dropout=off"])
+    single = run(recipe, tmp_path / "single", overrides=["settings.base_dropout=off"])
     assert sum(sentence.startswith("jointly: ") for sentence in listening.said) == 1
     for one, other in zip(joint.rows, single.rows, strict=True):
         assert one["after"] == pytest.approx(other["after"]) and one["name"] == other["name"]
     with pytest.raises(UsageError, match="finds nothing to train jointly"):
-        run(recipe, tmp_path / "store", changes=["runs=[{method: head}]"], jointly=True)
+        run(recipe, tmp_path / "store", overrides=["runs=[{method: head}]"], jointly=True)
 
 
 def test_a_run_that_diverges_is_not_tried_again(recipe: Path, tmp_path: Path) -> None:
-    changes = ["runs=[{method: head}, {method: full, settings: {learning_rate: 1e30}}]"]
+    overrides = ["runs=[{method: head}, {method: full, settings: {learning_rate: 1e30}}]"]
     first, second = Listening(), Listening()
-    result = run(recipe, tmp_path, changes=changes, reporter=first)
-    again = run(recipe, tmp_path, changes=changes, reporter=second)
+    result = run(recipe, tmp_path, overrides=overrides, reporter=first)
+    again = run(recipe, tmp_path, overrides=overrides, reporter=second)
     assert "diverged" in result.rows[-1]["failure"]
     assert again.rows[-1]["failure"] == result.rows[-1]["failure"]
     assert len(first.begun) == 4 and second.begun == []
@@ -179,15 +179,15 @@ def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(
 
 
 def test_damage_is_a_sentence(recipe: Path, tmp_path: Path) -> None:
-    changes = ["runs=[{method: head}]", "seeds=[0]", "settings.epochs=1"]
-    run(recipe, tmp_path, changes=changes)
+    overrides = ["runs=[{method: head}]", "seeds=[0]", "settings.epochs=1"]
+    run(recipe, tmp_path, overrides=overrides)
     (folder,) = (tmp_path / "runs").iterdir()
     (folder / "predictions.safetensors").write_bytes(b"x")
     with pytest.raises(DeltafitError, match=r"predictions.safetensors is damaged or cut short"):
-        run(recipe, tmp_path, changes=changes)
+        run(recipe, tmp_path, overrides=overrides)
     (folder / "metrics.json").write_text("{")
     with pytest.raises(DeltafitError, match=rf"not valid JSON.* Delete {folder}, and it is"):
-        run(recipe, tmp_path, changes=changes)
+        run(recipe, tmp_path, overrides=overrides)
 
 
 def test_a_dry_run_foretells_and_writes_nothing(
@@ -203,7 +203,7 @@ def test_a_dry_run_foretells_and_writes_nothing(
 
     # One seed is finished: it tells what the other takes.
     store = tmp_path / "one"
-    run(recipe, store, changes=["seeds=[0]"])
+    run(recipe, store, overrides=["seeds=[0]"])
     plan = dry_run(recipe, store)
     assert [(arm.runs, arm.finished) for arm in plan.arms] == [(2, 1)] * 3
     for arm in plan.arms:
@@ -213,13 +213,13 @@ def test_a_dry_run_foretells_and_writes_nothing(
 
 
 def test_a_model_that_is_not_here_is_planned_as_far_as_can_be(recipe: Path, tmp_path: Path) -> None:
-    plan = dry_run(recipe, tmp_path, changes=["model=nobody/has-this"])
+    plan = dry_run(recipe, tmp_path, overrides=["model=nobody/has-this"])
     assert plan.runs == 6 and plan.problem is not None and "nobody/has-this" in plan.problem
     assert all(arm.memory is None for arm in plan.arms)
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("overrides", "sentence"),
     [
         (["runs.1.method=lora:target_modules=qery"], "'qery' matches no module"),
         (["data.test_data=null", "data.validation=none"], "nothing to judge on"),
@@ -227,10 +227,10 @@ def test_a_model_that_is_not_here_is_planned_as_far_as_can_be(recipe: Path, tmp_
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(
-    recipe: Path, tmp_path: Path, changes: list[str], sentence: str
+    recipe: Path, tmp_path: Path, overrides: list[str], sentence: str
 ) -> None:
     with pytest.raises(DeltafitError, match=sentence):
-        run(recipe, tmp_path / "store", changes=changes)
+        run(recipe, tmp_path / "store", overrides=overrides)
     assert not (tmp_path / "store").exists()
 
 
@@ -251,4 +251,4 @@ def test_a_recipe_of_ones_own(recipe: Path, tmp_path: Path) -> None:
     )
     assert [row["name"] for row in run(read, tmp_path).rows][3:] == ["head"]
     with pytest.raises(UsageError, match="Changes are for recipes in files"):
-        run(read, tmp_path, changes=["seeds=[1]"])
+        run(read, tmp_path, overrides=["seeds=[1]"])

@@ -16,7 +16,7 @@ def run(
         Path,
         typer.Option(metavar="DIR", help="The store of runs; recipes may share it."),
     ],
-    changes: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
@@ -48,7 +48,7 @@ def run(
     with explained(again()):
         from deltafit.experiments.recipe_file import read_recipe
 
-        read = read_recipe(recipe, changes or ())
+        read = read_recipe(recipe, overrides or ())
         from deltafit.experiments import dry_run as planning
         from deltafit.experiments.recipe_run import run as do
 

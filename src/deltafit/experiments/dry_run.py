@@ -72,7 +72,7 @@ def dry_run(
     recipe: str | Path | Recipe,
     output: str | Path,
     *,
-    changes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     jointly: bool = False,
     reporter: Reporter | None = None,
 ) -> Plan:
@@ -82,7 +82,7 @@ def dry_run(
         DeltafitError: as ``run``, as far as it shows before training; not that the model cannot be
             loaded here, which the plan says.
     """
-    made = prepared(recipe, output, changes)
+    made = prepared(recipe, output, overrides)
     sizes = _Sizes(made, reporter or Silent())
     try:
         check_runs(made.experiment.runs(), jointly=jointly)

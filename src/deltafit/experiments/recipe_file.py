@@ -39,14 +39,14 @@ _EXPECTED = {
 }
 
 
-def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and check all that can be checked without its model and texts.
 
     Args:
         path: of the YAML file.
-        changes: what ``--set`` gives, such as ``"settings.epochs=1"``; the values are YAML. A
+        overrides: what ``--set`` gives, such as ``"settings.epochs=1"``; the values are YAML. A
             ``model`` that the recipe has a twin for brings the twin's changes with it, which the
-            other changes go over.
+            others go over.
 
     Raises:
         DeltafitError: the file cannot be read or is not YAML.
@@ -59,7 +59,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     twins = _taken_twins(tree)
     tree.content.setdefault("name", path.stem)
     _data_in_short(tree)
-    sets = [_parsed(change) for change in changes]
+    sets = [_parsed(change) for change in overrides]
     recipe = _recipe(tree)
     if recipe.published is not None:
         _check_rows(recipe, tree)

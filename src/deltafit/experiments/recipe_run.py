@@ -21,7 +21,7 @@ def run(
     recipe: str | Path | Recipe,
     output: str | Path,
     *,
-    changes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     jointly: bool = False,
     processes: int = 1,
     reporter: Reporter | None = None,
@@ -32,7 +32,7 @@ def run(
         recipe: a YAML file, or the recipe itself.
         output: the store, a folder that recipes may share; a finished run in it is never done
             again, and an interrupted one is gone on with.
-        changes: what is otherwise than in the file, such as ``"settings.epochs=1"``.
+        overrides: what is otherwise than in the file, such as ``"settings.epochs=1"``.
         jointly: train LoRA runs that can share a base model at once.
         processes: how many of this machine do runs, each one at a time with its own model and its
             share of the threads. They import the calling script, so that its own work has to stand
@@ -51,7 +51,7 @@ def run(
         Interrupted: the process was asked to stop; the same call goes on.
     """
     reporter = reporter or Silent()
-    made = prepared(recipe, output, changes)
+    made = prepared(recipe, output, overrides)
     configs, splits, store = made.experiment.runs(), made.splits, made.store
     check_runs(configs, jointly=jointly)
     check_processes(processes, jointly=jointly)

@@ -33,17 +33,17 @@ class Prepared:
     store: Store
 
 
-def prepared(recipe: str | Path | Recipe, output: str | Path, changes: Sequence[str]) -> Prepared:
+def prepared(recipe: str | Path | Recipe, output: str | Path, overrides: Sequence[str]) -> Prepared:
     """Read a recipe and its texts, and open its store.
 
     Raises:
         DeltafitError: as `run`.
     """
     if isinstance(recipe, Recipe):
-        if changes:
+        if overrides:
             raise UsageError("Changes are for recipes in files; make another Recipe instead.")
     else:
-        recipe = read_recipe(recipe, changes)
+        recipe = read_recipe(recipe, overrides)
     experiment = experiment_of(recipe)
     splits = load_data(recipe.data)
     return Prepared(recipe, experiment, splits, Store(Path(output), recipe.model, splits))
