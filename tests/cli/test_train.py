@@ -82,6 +82,7 @@ def test_every_setting_has_a_flag_that_sets_it(
             **{"gradient_checkpointing": True, "precision": "bf16", "max_length": 7},
             **{"evaluate_every": 3, "metric": "macro_f1", "patience": 2, "seed": 9},
             **{"base_dropout": "off", "packing": "on", "base_weights": "int8"},
+            "judge_training": True,
         },
         HeadConfig: {"head": "mean", "head_start": "probe", "head_dropout": 0.5},
         DataConfig: {

@@ -148,7 +148,7 @@ def test_what_attention_looks_like(architecture: str) -> None:
 
 def test_virtual_tokens_and_first_tokens() -> None:
     model, batch = in_training(classifier("bert"), 1e-9), ragged(LENGTHS["mixed"])
-    adapt(model, Prefix(tokens=3), head=head_of(model))
+    adapt(model, Prefix(count=3), head=head_of(model))
     randomise(model, std=0.5)
     with packed(model):
         expected, _ = outputs_and_gradients(model, batch)

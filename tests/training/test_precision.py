@@ -273,7 +273,7 @@ def test_attention_in_bf16_learns_as_in_float32(
         assert course.attention_precision == said
         losses[said] = [entry["train_loss"] for entry in course.history]
     assert losses["float32"] != losses["bf16"]
-    assert losses["float32"][-1] < 0.6 * losses["float32"][0]
+    assert losses["float32"][-1] < 0.75 * losses["float32"][0]
     assert losses["bf16"] == pytest.approx(losses["float32"], abs=0.05)
 
 

@@ -34,8 +34,8 @@ def write_report(
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
-    published: Section | None = None,
     evidence: Evidence | None = None,
+    published: Section | None = None,
 ) -> None:
     """Write a comparison's report into ``folder``, for people and for programs.
 
@@ -52,8 +52,8 @@ def write_report(
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
-        published: figures of others beside these.
         evidence: what methods said of each judged row, for what the page alone shows.
+        published: figures of others beside these.
     """
     with plain_text():
         plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
