@@ -26,9 +26,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_healthy_recipe_is_a_line(recipe: Path) -> None:
-    said = done("doctor", recipe).split()
-    assert " ".join(said[-10:]) == "0 errors, 0 warnings, 0 notes. Nothing stands in its way."
-    assert said[0] == "mine"
+    said = done("doctor", recipe)
+    assert said.startswith("mine on ") and said.count("\n") == 1
+    assert said.endswith(": 0 errors, 0 warnings, 0 notes. Nothing stands in its way.\n")
 
 
 def test_warnings_come_with_their_flag_which_mends_them(recipe: Path) -> None:

@@ -10,12 +10,7 @@ from deltafit.experiments.findings import Finding
 from deltafit.experiments.recipe_run import run
 from tests.experiments.cases import healthy_rows, recipe_of
 from tests.experiments.recipe_runs import Listening
-from tests.training.tiny_runs import LABELS, save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("doctor") / "model")
+from tests.training.tiny_runs import LABELS
 
 
 def test_a_healthy_recipe_has_no_finding(model: str, tmp_path: Path) -> None:
@@ -61,10 +56,8 @@ def test_errors_are_all_told_and_warnings_in_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_warned_of_once_and_not_when_it_is_finished(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
+@pytest.mark.usefixtures("no_images")
+def test_a_run_is_warned_of_once_and_not_when_it_is_finished(model: str, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, model=model, runs=["head"], epochs=1, batch_size=64)
     first, second = Listening(), Listening()
     run(recipe, tmp_path / "store", reporter=first)

@@ -88,12 +88,13 @@ def listed(rows: Sequence[str]) -> tuple[str, ...]:
 
 
 def quoted(part: LabelledTexts, index: int) -> str:
-    """Return where a text stands, how it begins, and its label."""
+    """Return where a text stands (the file without its folder), how it begins, and its label."""
     text = " ".join(part.texts[index].split())
     short = text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
     line = "" if part.lines is None else f" (line {part.lines[index]})"
     label = part.label_names[part.labels[index]]
-    return f"{part.source}, row {part.rows[index]}{line}: {short!r} is {label!r}"
+    file = part.source.rpartition("/")[2]
+    return f"{file}, row {part.rows[index]}{line}: {short!r} is {label!r}"
 
 
 def counted(count: int, one: str, ending: str = "s") -> str:

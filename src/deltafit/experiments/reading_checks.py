@@ -16,7 +16,7 @@ from deltafit.tasks.inference import encoder_of
 from deltafit.tasks.pooling import PooledClassifier
 from deltafit.training.preparation import longest_text
 
-_BATCH = 4  # texts
+_BATCH, _SHORT = 4, 32  # texts, and tokens of the longest: a second's work on a CPU
 _ROUNDING = 1e-3  # of the largest value; other positions or masks lie far above
 _OFTEN_CUT = 0.1  # share of texts
 
@@ -34,8 +34,12 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
             "model.resize_token_embeddings(len(tokenizer)), and save both again",
         )
         return
-    longest = min(model.lengths.values(), default=_BATCH)
-    rows = [row[:longest] for row in across_lengths(model.rows, _BATCH)]
+    longest = min([_SHORT, *model.lengths.values()])
+    # Cut so that no two are alike in length, however long the texts are.
+    rows = [
+        row[: max(1, longest * number // _BATCH)]
+        for number, row in enumerate(across_lengths(model.rows, _BATCH), start=1)
+    ]
     with evaluating(classifier.model), torch.inference_mode():
         alone = torch.cat([_read(classifier, [row]) for row in rows])
         right = _read(classifier, rows)
