@@ -31,6 +31,7 @@ def test_a_healthy_recipe_is_a_line(recipe: Path) -> None:
     assert said.endswith(": 0 errors, 0 warnings, 0 notes. Nothing stands in its way.\n")
 
 
+@pytest.mark.slow
 def test_warnings_come_with_their_flag_which_mends_them(recipe: Path) -> None:
     words = ("doctor", recipe, "--set", "settings.learning_rate=2e-5")
     said = done(*words)

@@ -42,7 +42,7 @@ def test_full_fine_tunings_rate_is_too_low_for_an_adapter_alone(tmp_path: Path) 
 def test_the_remedy_is_where_the_rate_comes_from(tmp_path: Path) -> None:
     grid = Entry("lora", grid={"rank": [2, 4], "learning_rate": [1e-6, 1e-3]})
     found = only(list(learning_rate(case_of(tmp_path, runs=[grid]))))
-    assert found.remedy == "--set runs.0.grid.learning_rate=[5e-4]" and len(found.rows) == 2
+    assert found.remedy == "--set 'runs.0.grid.learning_rate=[5e-4]'" and len(found.rows) == 2
     own = Entry("lora", settings={"learning_rate": 1e-6})
     found = only(list(learning_rate(case_of(tmp_path, runs=[own]))))
     assert found.remedy == "--set runs.0.settings.learning_rate=5e-4"
@@ -72,8 +72,8 @@ def test_a_rate_far_too_high(tmp_path: Path) -> None:
         (evaluations, {"patience": 2, "validation": "none"}, "error", "needs validation rows",
          "--set data.validation=0.1"),
         (warmup, {"warmup": 0.9}, "warning", "for 65 of its 72 steps", "settings.warmup=0.06"),
-        (allocation, {"runs": ["adalora:interval=50"]}, "warning", "all ranks go at once",
-         "runs.0.method=adalora:interval=1"),
+        (allocation, {"runs": ["adalora:rank=4,interval=50"]}, "warning", "all ranks go at once",
+         "--set runs.0.method=adalora:rank=4, or more epochs"),
     ],
 )  # fmt: skip
 def test_a_schedule_longer_than_the_run(

@@ -66,7 +66,7 @@ class Case:
         number = self.entries[row]
         entry = self.recipe.runs[number]
         if setting in entry.grid:
-            return f"--set runs.{number}.grid.{setting}=[{value}]"
+            return f"--set 'runs.{number}.grid.{setting}=[{value}]'"
         if setting in entry.settings or (own and len(self.recipe.runs) > 1):
             return f"--set runs.{number}.settings.{setting}={value}"
         return f"--set settings.{setting}={value}"

@@ -97,8 +97,8 @@ def pad_token(case: Case, model: Loaded) -> Iterator[Finding]:
     yield Finding(
         "note",
         "pad token",
-        f"Batches are filled up on the right with {tokenizer.pad_token!r}, the end-of-text token, "
-        f"since the tokenizer has no pad token of its own. It is masked, and {reads}.",
+        f"Batches are filled up on the right with {tokenizer.pad_token!r}, which is the "
+        f"end-of-text token too: the tokenizer has no other. It is masked, and {reads}.",
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from deltafit.experiments.findings import Case, Check, Finding, listed
 from deltafit.methods import AdaLoRA
@@ -132,7 +133,8 @@ def allocation(case: Case) -> Iterator[Finding]:
                 "ranks",
                 f"{_whose(case, row)} has {between} steps between its warm-up and its last choice "
                 f"of ranks, and chooses every {method.interval}: all ranks go at once.",
-                f"--set runs.{case.entries[row]}.method=adalora:interval=1, or more epochs",
+                f"--set runs.{case.entries[row]}.method={replace(method, interval=1)}, or more "
+                "epochs",
             )
 
 
