@@ -2,7 +2,8 @@
 
 Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", 2021,
 section 3.1: a row of class i is suspicious if a classifier that never saw it is at least as sure of
-another class j as it is, on average, of the rows that are labelled j.
+another class j as it is, on average, of the rows that are labelled j. Here it has to be surer of j
+than of i, too.
 """
 
 import warnings
