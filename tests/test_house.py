@@ -39,6 +39,7 @@ DOCUMENTS = [
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
         *("docs/architecture.md", "docs/methods.md", "docs/adapters.md", "docs/recipes.md"),
+        "docs/doctor.md",
     )
 ]
 
@@ -190,7 +191,17 @@ def test_command_lines_in_documents_are_understood(path: Path) -> None:
     lines = example_lines(path.read_text(encoding="utf-8"))
     if path.name == "README.md":
         assert {parsed_command(words) for words in lines} == {
-            *("train", "compare", "run", "evaluate", "predict", "inspect", "merge", "verify"),
+            *(
+                "train",
+                "compare",
+                "run",
+                "doctor",
+                "evaluate",
+                "predict",
+                "inspect",
+                "merge",
+                "verify",
+            ),
             *("ranks", "truncate", "combine", "extract"),
         }
     for words in lines:

@@ -1,7 +1,7 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
 Every command has a function of the same name here: ``train``, ``compare``, ``run``,
-``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``,
+``doctor``, ``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``,
 ``combine`` and ``extract``. What is heavy loads when first asked for.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltafit.adapters.combination import Combination
     from deltafit.experiments.comparison import compare
+    from deltafit.experiments.doctor import doctor
     from deltafit.experiments.ranks import ranks
     from deltafit.experiments.recipe import Recipe
     from deltafit.experiments.recipe_run import run
@@ -50,6 +51,7 @@ _HOMES = {
     "extract": "deltafit.prediction.extracting",
     "truncate": "deltafit.prediction.truncating",
     "compare": "deltafit.experiments.comparison",
+    "doctor": "deltafit.experiments.doctor",
     "ranks": "deltafit.experiments.ranks",
     "Recipe": "deltafit.experiments.recipe",
     "run": "deltafit.experiments.recipe_run",
@@ -110,6 +112,7 @@ __all__ = [
     "VeRA",
     "combine",
     "compare",
+    "doctor",
     "evaluate",
     "extract",
     "inspect",

@@ -111,7 +111,7 @@ def test_duplicates_across_parts_are_counted(tmp_path: Path) -> None:
     train = texts("a b", " c", "d")
     other = texts("d", "x", "c", "a b\n", "A b")
     assert duplicates_between(train, other) == (0, 2, 3)
-    assert duplicates_between(train, other, verbatim=True) == (0,)
+    assert duplicates_between(train, other, alike="verbatim") == (0,)
     data = write(tmp_path / "d.csv", [*rows(10), ("text 0 ", "b"), ("text 1", "b")])
     test = write(tmp_path / "t.csv", [("text 0", "a"), (" text 1", "b"), ("new", "a")])
     facts = load_splits(data, test_data=test, validation="none").facts

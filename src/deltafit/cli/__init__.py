@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from deltafit.cli.combine import combine
 from deltafit.cli.compare import compare
+from deltafit.cli.doctor import doctor
 from deltafit.cli.evaluate import evaluate
 from deltafit.cli.extract import extract
 from deltafit.cli.inspect import inspect
@@ -60,7 +61,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _command in (
-    *(train, compare, run, evaluate, predict, inspect, merge, verify),
+    *(train, compare, run, doctor, evaluate, predict, inspect, merge, verify),
     *(ranks, truncate, combine, extract),
 ):
     app.command(cls=_Command)(_command)

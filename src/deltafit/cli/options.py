@@ -42,6 +42,14 @@ Tolerance = Annotated[
 BatchTokens = Annotated[
     int, typer.Option(metavar="INT", min=1, help="Most tokens in one forward pass.")
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the recipe, such as settings.epochs=1 or model=minilm; repeatable.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object.")]
 Resume = Annotated[
     bool, typer.Option("--resume", metavar="", help="Go on with what --output holds.")

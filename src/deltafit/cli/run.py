@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from deltafit.cli.options import Overrides
 from deltafit.cli.running import again, console, explained, reporting
 from deltafit.errors import DeltafitError
 
@@ -16,15 +17,7 @@ def run(
         Path,
         typer.Option(metavar="DIR", help="The store of runs; recipes may share it."),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a key of the recipe, such as settings.epochs=1 or model=minilm; "
-            "repeatable.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool,
         typer.Option(

@@ -1,27 +1,38 @@
 """Facts about the parts of a data set: counts, hashes, and texts that stand in it twice."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from deltafit.data.texts import LabelledTexts
 
+Alike = Literal["verbatim", "stripped", "folded"]
+"""When two texts count as one: by every character; but for outer whitespace, which tokenizers drop
+or nearly so; or but for case and all whitespace."""
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+_KEYS: dict[Alike, Callable[[str], str]] = {
+    "verbatim": str,
+    "stripped": str.strip,
+    "folded": _folded,
+}
+
 
 def duplicates_between(
-    train: LabelledTexts, other: LabelledTexts, *, verbatim: bool = False
+    train: LabelledTexts, other: LabelledTexts, *, alike: Alike = "stripped"
 ) -> tuple[int, ...]:
     """Return the indices of rows in ``other`` whose text also stands in ``train``.
 
     Args:
         train: the training part.
         other: the part to be measured on.
-        verbatim: every character must be equal; otherwise outer whitespace, which tokenizers
-            drop or nearly so, is ignored.
+        alike: when two texts count as one.
     """
-
-    def key(text: str) -> str:
-        return text if verbatim else text.strip()
-
+    key = _KEYS[alike]
     seen = {key(text) for text in train.texts}
     return tuple(index for index, text in enumerate(other.texts) if key(text) in seen)
 
@@ -38,7 +49,7 @@ def overlap(first: LabelledTexts, other: LabelledTexts) -> dict[str, int]:
         labels[text.strip()].add(label)
     shared = duplicates_between(first, other)
     return {
-        "verbatim": len(duplicates_between(first, other, verbatim=True)),
+        "verbatim": len(duplicates_between(first, other, alike="verbatim")),
         "apart_from_outer_whitespace": len(shared),
         "with_another_label": sum(
             labels[other.texts[index].strip()] != {other.labels[index]} for index in shared
@@ -79,7 +90,7 @@ def describe(parts: dict[str, LabelledTexts], notes: list[str]) -> dict[str, Any
         chosen_on = {"test": overlap(validation, parts["test"])}
     conflicts = conflicting_texts(train)
     found = [
-        _duplicates_note(f"{len(parts[name]):,} {name} texts", place, counts)
+        duplicates_note(f"{len(parts[name]):,} {name} texts", place, counts)
         for place, overlaps in (
             ("in training", duplicates),
             ("in validation, where the checkpoint is chosen", chosen_on),
@@ -103,7 +114,8 @@ def describe(parts: dict[str, LabelledTexts], notes: list[str]) -> dict[str, Any
     }
 
 
-def _duplicates_note(texts: str, place: str, counts: dict[str, int]) -> str:
+def duplicates_note(texts: str, place: str, counts: dict[str, int]) -> str:
+    """Return the sentence about an ``overlap`` of ``texts`` with those that stand in ``place``."""
     other = counts["with_another_label"]
     contradiction = f"; {other} with another label" if other else ""
     return (

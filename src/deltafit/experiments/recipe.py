@@ -151,6 +151,15 @@ def arms_of(recipe: Recipe) -> tuple[Arm, ...]:
     return tuple(arm for _, arm in found)
 
 
+def entries_of(recipe: Recipe) -> tuple[int, ...]:
+    """Return the number of the entry that each row of ``arms_of`` comes from.
+
+    Raises:
+        RecipeError: as `arms_of`.
+    """
+    return tuple(index for index in range(len(recipe.runs)) for _ in _arms(recipe, index))
+
+
 def experiment_of(recipe: Recipe) -> Experiment:
     """Return the experiment that a recipe describes, its methods sized to the budget.
 

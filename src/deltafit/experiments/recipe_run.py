@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltafit.experiments.baselines import score_baselines
+from deltafit.experiments.doctor import examine, heed
 from deltafit.experiments.joining import run_joined
 from deltafit.experiments.judgement import Comparison, judge_runs, judged_part
 from deltafit.experiments.recipe import Recipe
@@ -46,7 +47,8 @@ def run(
     is not tried again while its folder stands.
 
     Raises:
-        DeltafitError: the input cannot be used, or what a run left is damaged.
+        DeltafitError: the input cannot be used, the doctor found an error, or what a run left is
+            damaged.
         UsageError: the recipe or a change is wrong, or a method does not fit the model.
         Interrupted: the process was asked to stop; the same call goes on.
     """
@@ -56,6 +58,8 @@ def run(
     check_runs(configs, jointly=jointly)
     check_processes(processes, jointly=jointly)
     judged = judged_part(splits)
+    if any(store.outcome(config) is None for config in configs):
+        heed(examine(made.recipe, made.experiment, splits, thorough=False), reporter)
     features = SharedFeatures(made.recipe.model, splits, reporter)
     frozen, seed = features.of(configs[0]), configs[0].settings.seed
     scored = store.baselines(

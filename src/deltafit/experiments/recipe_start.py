@@ -39,14 +39,24 @@ def prepared(recipe: str | Path | Recipe, output: str | Path, overrides: Sequenc
     Raises:
         DeltafitError: as `run`.
     """
-    if isinstance(recipe, Recipe):
-        if overrides:
-            raise UsageError("Changes are for recipes in files; make another Recipe instead.")
-    else:
-        recipe = read_recipe(recipe, overrides)
+    recipe = recipe_of(recipe, overrides)
     experiment = experiment_of(recipe)
     splits = load_data(recipe.data)
     return Prepared(recipe, experiment, splits, Store(Path(output), recipe.model, splits))
+
+
+def recipe_of(recipe: str | Path | Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe that is given itself, or as a file.
+
+    Raises:
+        DeltafitError: the file cannot be read.
+        UsageError: it is no recipe, or an override is none.
+    """
+    if not isinstance(recipe, Recipe):
+        return read_recipe(recipe, overrides)
+    if overrides:
+        raise UsageError("Changes are for recipes in files; make another Recipe instead.")
+    return recipe
 
 
 def check_runs(configs: Sequence[RunConfig], *, jointly: bool) -> None:

@@ -28,7 +28,12 @@ from deltafit.training.gradients import loss_weights
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
-from deltafit.training.validation import COLLAPSED, NotFiniteError, validate
+from deltafit.training.validation import (
+    COLLAPSED,
+    NOTHING_TO_WAIT_FOR,
+    NotFiniteError,
+    validate,
+)
 from deltafit.training.watchdog import GradientWatchdog
 
 _DIVERGED = 10.0  # times the loss of the first step, or of guessing
@@ -70,7 +75,7 @@ class Learner:
         accelerator: Accelerator,
     ) -> None:
         if settings.patience is not None and validation is None:
-            raise UsageError("Stopping early (patience) needs validation rows to judge by.")
+            raise UsageError(NOTHING_TO_WAIT_FOR)
         self.classifier, self.train, self.validation = classifier, train, validation
         self.settings, self.folder, self.reporter = settings, folder, reporter
         self.accelerator, self.trainable = accelerator, dict(trainable)

@@ -20,6 +20,7 @@ COLLAPSED = (
     "every held-out row is given the same class. The learning rate may be far too high or too low, "
     "or the training too short."
 )
+NOTHING_TO_WAIT_FOR = "Stopping early (patience) needs validation rows to judge by."
 
 
 class NotFiniteError(DeltafitError):

@@ -1,0 +1,104 @@
+"""``doctor``: what is wrong with an experiment, looked for before anything is trained."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from deltafit.data import Splits
+from deltafit.errors import DeltafitError, UsageError
+from deltafit.experiments.arms import Experiment
+from deltafit.experiments.data_checks import DATA_CHECKS
+from deltafit.experiments.findings import Case, Finding, by_severity, counted
+from deltafit.experiments.label_noise import LENGTHY_CHECKS
+from deltafit.experiments.model_checks import MODEL_CHECKS, load_for, sampled
+from deltafit.experiments.reading_checks import READING_CHECKS
+from deltafit.experiments.recipe import Recipe, entries_of, experiment_of
+from deltafit.experiments.recipe_start import recipe_of
+from deltafit.experiments.settings_checks import SETTINGS_CHECKS
+from deltafit.training.progress import Reporter
+from deltafit.training.train import load_data
+
+
+def doctor(recipe: str | Path | Recipe, *, overrides: Sequence[str] = ()) -> list[Finding]:
+    """Look for what is wrong with an experiment, in its settings, texts and model.
+
+    Nothing is trained or written; the model is loaded, and reads four texts.
+
+    Args:
+        recipe: a YAML file, or the recipe itself.
+        overrides: what is otherwise than in the file, such as ``"model=minilm"``.
+
+    Returns:
+        What was found, the worst first; nothing where all is well.
+
+    Raises:
+        DeltafitError: the texts cannot be read.
+        UsageError: the recipe or an override is wrong.
+    """
+    read = recipe_of(recipe, overrides)
+    return examine(read, experiment_of(read), load_data(read.data), thorough=True)
+
+
+def examine(
+    recipe: Recipe, experiment: Experiment, splits: Splits, *, thorough: bool
+) -> list[Finding]:
+    """Return what is wrong with an experiment, the worst first.
+
+    Args:
+        recipe: what is asked for.
+        experiment: its runs.
+        splits: its texts.
+        thorough: also look for what takes longer than a few seconds.
+    """
+    configs = tuple(experiment.runs_of(arm)[0] for arm in experiment.arms)
+    case = Case(recipe, experiment.arms, configs, entries_of(recipe), splits)
+    checks = (*SETTINGS_CHECKS, *DATA_CHECKS, *(LENGTHY_CHECKS if thorough else ()))
+    found = [finding for check in checks for finding in check(case)]
+    found += _of_model(case)
+    gc.collect()  # the model is no memory of the runs that follow
+    return by_severity(found)
+
+
+def _of_model(case: Case) -> Iterator[Finding]:
+    try:
+        classifier = load_for(case)
+    except UsageError as error:  # of a head that it cannot have
+        yield Finding("error", "head", str(error), "--set head.head=last")
+        return
+    except DeltafitError as error:
+        yield Finding("error", "model", str(error), "--set model=FOLDER")
+        return
+    try:
+        model = sampled(case, classifier)
+    except DeltafitError as error:
+        yield Finding("error", "texts", str(error))
+        return
+    for check in (*MODEL_CHECKS, *READING_CHECKS):
+        yield from check(case, model)
+
+
+def heed(findings: Sequence[Finding], reporter: Reporter) -> None:
+    """Tell a person of warnings in short.
+
+    Args:
+        findings: what ``examine`` found.
+        reporter: told of warnings.
+
+    Raises:
+        DeltafitError: there are errors; it says them all.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        told = [f"{error.sentence} {_ended(error.remedy)}".strip() for error in errors]
+        raise DeltafitError("\n".join(told))
+    subjects = [finding.subject for finding in findings if finding.severity == "warning"]
+    if subjects:
+        named = ", ".join(dict.fromkeys(subjects))
+        reporter.say(
+            f"{counted(len(subjects), 'warning')} ({named}): `deltafit doctor` on this recipe says "
+            "more."
+        )
+
+
+def _ended(remedy: str) -> str:
+    return remedy if not remedy or remedy.endswith(".") else f"{remedy}."

@@ -1,0 +1,102 @@
+"""What the doctor finds: how bad it is, what it is about, and what mends it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from deltafit.data import LabelledTexts, Splits
+from deltafit.experiments.arms import Arm
+from deltafit.experiments.recipe import Recipe
+from deltafit.training.config import RunConfig
+
+Severity = Literal["error", "warning", "note"]
+
+_LISTED = 10
+_QUOTED = 60  # characters of a text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with an experiment, or that a person should know of it.
+
+    Attributes:
+        severity: an error stops a run before it begins; a warning is about what makes its result
+            worse, or look better than it is; a note is about what is worth knowing.
+        subject: what it is about, in a word or two.
+        sentence: what was found.
+        remedy: the flag of ``deltafit run`` that mends it, or what to do; may be empty where the
+            sentence says it.
+        rows: rows of the recipe or of the data that it is about; long lists are cut, and say so.
+    """
+
+    severity: Severity
+    subject: str
+    sentence: str
+    remedy: str = ""
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the doctor looks at, the model apart.
+
+    Attributes:
+        recipe: the experiment.
+        arms: its rows.
+        configs: a run of each, of the first seed.
+        entries: the number of the recipe's entry that each row comes from.
+        splits: the texts.
+    """
+
+    recipe: Recipe
+    arms: tuple[Arm, ...]
+    configs: tuple[RunConfig, ...]
+    entries: tuple[int, ...]
+    splits: Splits
+
+    def flag(self, row: int, setting: str, value: object, *, own: bool = False) -> str:
+        """Return the ``--set`` that gives a row another value of a hyperparameter.
+
+        Args:
+            row: its number.
+            setting: the hyperparameter.
+            value: as YAML.
+            own: whether other entries are to keep theirs.
+        """
+        number = self.entries[row]
+        entry = self.recipe.runs[number]
+        if setting in entry.grid:
+            return f"--set 'runs.{number}.grid.{setting}=[{value}]'"
+        if setting in entry.settings or (own and len(self.recipe.runs) > 1):
+            return f"--set runs.{number}.settings.{setting}={value}"
+        return f"--set settings.{setting}={value}"
+
+
+Check = Callable[[Case], Iterator[Finding]]
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings, the worst first; those that are equally bad keep their order."""
+    order = get_args(Severity)
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def listed(rows: Sequence[str]) -> tuple[str, ...]:
+    """Return the first rows, and how many more there are."""
+    more = len(rows) - _LISTED
+    return (*rows[:_LISTED], f"and {more:,} more") if more > 0 else tuple(rows)
+
+
+def quoted(part: LabelledTexts, index: int) -> str:
+    """Return where a text stands (the file without its folder), how it begins, and its label."""
+    text = " ".join(part.texts[index].split())
+    short = text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
+    line = "" if part.lines is None else f" (line {part.lines[index]})"
+    label = part.label_names[part.labels[index]]
+    file = part.source.rpartition("/")[2]
+    return f"{file}, row {part.rows[index]}{line}: {short!r} is {label!r}"
+
+
+def counted(count: int, one: str, ending: str = "s") -> str:
+    """Return "1 warning" or "3 warnings"."""
+    return f"{count:,} {one}{'' if count == 1 else ending}"

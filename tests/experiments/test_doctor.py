@@ -1,0 +1,68 @@
+"""``doctor``: all checks together, and before every run."""
+
+from pathlib import Path
+
+import pytest
+
+from deltafit.errors import DeltafitError
+from deltafit.experiments.doctor import doctor, heed
+from deltafit.experiments.findings import Finding
+from deltafit.experiments.recipe_run import run
+from tests.experiments.cases import healthy_rows, recipe_of
+from tests.experiments.recipe_runs import Listening
+from tests.training.tiny_runs import LABELS
+
+
+def test_a_healthy_recipe_has_no_finding(model: str, tmp_path: Path) -> None:
+    assert doctor(recipe_of(tmp_path, model=model, runs=["lora", "head", "full"])) == []
+
+
+def test_everything_is_told_at_once_and_the_worst_first(model: str, tmp_path: Path) -> None:
+    train = healthy_rows(240)
+    for index in range(0, 60, 6):
+        train[index] = (train[index][0], LABELS[1])
+    recipe = recipe_of(
+        tmp_path, model=model, train=train, test=train[100:130], max_length=5,
+        runs=["lora:target_modules=qery", "full"], learning_rate=1e-9,
+    )  # fmt: skip
+    found = doctor(recipe)
+    assert [each.severity for each in found] == sorted(
+        (each.severity for each in found), key=["error", "warning", "note"].index
+    )
+    subjects = {each.subject for each in found}
+    assert subjects >= {"targets", "duplicates", "truncation", "learning rate", "label noise"}
+
+
+def test_an_error_stops_a_run_before_anything_is_written(model: str, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, model=model, validation="none", patience=2)
+    with pytest.raises(DeltafitError, match=r"needs validation rows to judge by\. --set settings"):
+        run(recipe, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_errors_are_all_told_and_warnings_in_one_line() -> None:
+    listening = Listening()
+    warnings = [Finding("warning", subject, "…") for subject in ("padding", "rate", "rate")]
+    heed([*warnings, Finding("note", "x", "…")], listening)
+    assert listening.said == [
+        "3 warnings (padding, rate): `deltafit doctor` on this recipe says more."
+    ]
+    heed([Finding("note", "x", "…")], listening)
+    assert len(listening.said) == 1
+    errors = [Finding("error", "a", "One.", "--set a=1"), Finding("error", "b", "Two.")]
+    with pytest.raises(DeltafitError) as raised:
+        heed([*errors, *warnings], listening)
+    assert str(raised.value) == "One. --set a=1.\nTwo." and len(listening.said) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_images")
+def test_a_run_is_warned_of_once_and_not_when_it_is_finished(model: str, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, model=model, runs=["head"], epochs=1, batch_size=64)
+    first, second = Listening(), Listening()
+    run(recipe, tmp_path / "store", reporter=first)
+    assert [said for said in first.said if "doctor" in said] == [
+        "1 warning (few steps): `deltafit doctor` on this recipe says more."
+    ]
+    run(recipe, tmp_path / "store", reporter=second)
+    assert second.said == []
