@@ -61,6 +61,8 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
         kept=_tokens_of_kept(rows, settings) if loop.course.kept else None,
     )  # fmt: skip
     logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
+    if (attention := loop.course.attention_precision) is not None:
+        precision += f", attention {attention}"
     return Training(
         clock.moments, tokens, clock.losses, precision,
         accuracy=float((logits.argmax(1) == np.array(held_out.labels[:HELD_OUT])).mean()),

@@ -77,7 +77,7 @@ def test_every_command_is_a_function_of_the_same_name() -> None:
     import deltafit as package
 
     assert set(COMMANDS) == set(package.__all__) & set(COMMANDS)
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
     for name in COMMANDS:
         assert callable(getattr(package, name)) and inspect.getdoc(getattr(package, name))
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from deltafit.adapters import adapter_tensors, base_parameters, trained_tensors
-from deltafit.methods import LayerMethod, LoRA, Method, parse_method
+from deltafit.methods import METHODS as REGISTERED
+from deltafit.methods import Head, LayerMethod, LoRA, Method, parse_method
 from deltafit.training.interruption import Interrupted
 from deltafit.training.settings import TrainingSettings
 from tests.training.test_resume import (
@@ -20,6 +21,10 @@ from tests.training.test_resume import (
 from tests.training.tiny_runs import adapted, loop_on, save_model, tiny_examples
 
 TEXTS = (
+    "full",
+    "head",
+    "last-block",
+    "lora:rank=2,initialisation=olora",
     "lora:rank=2,initialisation=pissa,dropout=0.2",
     "lora:rank=2,initialisation=orthogonal,learning_rate_ratio=8",
     "lora:rank=2,freeze_a=true",
@@ -47,6 +52,8 @@ TEXTS = (
 )
 # What a replacement trains of a BERT besides the head, by parameters' names.
 WHOLE = {
+    "full": r".*",
+    "last-block": r"bert\.encoder\.layer\.2\..*",
     "freeze-first": r"bert\.(encoder\.layer\.2|pooler)\..*",
     "modules": r"bert\.encoder\.layer\.(2|\d\.attention)\..*",
     "bitfit": r".*\.bias",
@@ -59,6 +66,11 @@ SETTINGS = TrainingSettings(epochs=3, batch_size=6, max_length=16)
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("bert"))
+
+
+def test_no_method_is_left_out() -> None:
+    # LoRA that starts from what rounding took needs a base that was rounded.
+    assert {method.command_line_name for method in METHODS} == set(REGISTERED)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -77,7 +89,7 @@ def test_training_changes_exactly_the_methods_own_tensors(
     assert changed == {n for n in before if re.fullmatch(whole, n)} | set(
         classifier.head_parameters
     )
-    assert bool(whole) != isinstance(method, LayerMethod)
+    assert bool(whole) != isinstance(method, LayerMethod | Head)
     for name, tensor in own.items():
         assert torch.equal(tensor, started[name]) == (name not in trained), name
 
