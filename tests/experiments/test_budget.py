@@ -27,7 +27,7 @@ from deltafit.methods import (
 )
 from deltafit.training.settings import TrainingSettings
 from tests.adapters.adapted import head_of
-from tests.tiny_models import tiny_model
+from tests.tiny_models import HIDDEN, tiny_model
 from tests.training.tiny_runs import save_model, tables
 
 METHODS = (
@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_adapted_model(text: str) -> None:
     "method",
     [
         *(LoRA(), DoRA("all-linear"), AdaLoRA(initial_rank=6, rank=2)),
-        *(Bottleneck(), Prefix(), Prompt()),
+        *(Bottleneck(), Prefix()),
     ],
 )
 def test_no_other_size_is_nearer(method: Method, budget: int) -> None:
@@ -80,6 +80,21 @@ def test_no_other_size_is_nearer(method: Method, budget: int) -> None:
 
     assert distance(size) <= distance(size + 1)
     assert size == 1 or distance(size) <= distance(size - 1)
+
+
+def test_virtual_tokens_leave_texts_half_of_the_positions() -> None:
+    model = on_meta(tiny_model("bert"))
+    head, half = head_of(model), model.config.max_position_embeddings // 2
+    for budget, count, words in (
+        (5 * HIDDEN, 5, "count=5 comes nearest"),
+        (half * HIDDEN, half, f"count={half} comes nearest"),
+        (100_000, half, f"count={half} leaves texts half of the positions, so it stays below"),
+    ):
+        (sized,) = sized_to(budget, [Prompt()], model, head)
+        assert sized.method == Prompt(count=count) and sized.note.startswith(words)
+    rotary = on_meta(tiny_model("llama"))
+    (sized,) = sized_to(100 * HIDDEN, [Prompt()], rotary, head_of(rotary))
+    assert sized.method == Prompt(count=100)
 
 
 def test_the_density_of_a_sparse_update_is_its_size() -> None:

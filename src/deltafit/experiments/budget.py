@@ -9,6 +9,7 @@ from deltafit.adapters import trained_values
 from deltafit.errors import UsageError
 from deltafit.experiments.tables import format_count
 from deltafit.methods import Method
+from deltafit.tasks.positions import usable_length
 
 _LARGEST = 2**16  # that is looked at
 
@@ -70,15 +71,25 @@ def _sized(budget: int, method: Method, model: nn.Module, head: Sequence[str]) -
             f"{method} trains {format_count(least)} parameters with {setting(1)} already, more "
             f"than twice the budget of {format_count(budget)}. Raise the budget{fewer}."
         )
-    size = _nearest(budget, count)
+    largest = _largest(method, model)
+    size = _nearest(budget, count, largest)
+    why = f"comes nearest to the budget of {format_count(budget)}"
+    if size == largest < _LARGEST and count(size) < budget:
+        why = f"leaves texts half of the positions, so it stays below {format_count(budget)}"
     return Sized(
         method.with_size(size),
-        f"{setting(size)} comes nearest to the budget of {format_count(budget)}: "
-        f"{format_count(count(size))} parameters besides the head",
+        f"{setting(size)} {why}: {format_count(count(size))} parameters besides the head",
     )
 
 
-def _nearest(budget: int, count: Callable[[int], int]) -> int:
+def _largest(method: Method, model: nn.Module) -> int:
+    """Return the largest size to choose: where it takes positions, texts keep half of them."""
+    if not method.with_size(1).taken_positions:
+        return _LARGEST
+    return max(1, usable_length(model, _LARGEST) // 2)
+
+
+def _nearest(budget: int, count: Callable[[int], int], largest: int) -> int:
     """Return the size whose count, which never falls as the size rises, is nearest to the budget.
 
     A count may stay for a while before it rises (Sparse's, of one entry a layer), or stop to rise
@@ -86,8 +97,8 @@ def _nearest(budget: int, count: Callable[[int], int]) -> int:
     trains as many. (LoKr's falls a little where they become so: a size near there may be nearer.)
     """
     high = 1
-    while count(high) < budget and high < _LARGEST:
-        high *= 2
+    while count(high) < budget and high < largest:
+        high = min(2 * high, largest)
     enough, low = min(budget, count(high)), 0
     while high - low > 1:  # of too few, and of enough
         middle = (low + high) // 2
