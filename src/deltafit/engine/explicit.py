@@ -82,9 +82,8 @@ class _ExplicitAttention(torch.autograd.Function):
         outputs: list[Tensor] = []
         saved: list[Tensor] = []
         # Factors go where the numbers are fewest, and not on the weights.
-        query, key, value = (query * scaling).to(products), key.to(products), value * ctx.rise
-        value = value.to(products)
-        parts = [_by_head(queries, query), _by_head(groups, key), _by_head(groups, value)]
+        places = (queries, query * scaling), (groups, key), (groups, value * ctx.rise)
+        parts = [_by_head(place, tensor.to(products)) for place, tensor in places]
         for number, (own, group, q, k, v) in enumerate(zip(queries, groups, *parts, strict=True)):
             weights = torch.bmm(q, k.mT)
             scores = weights.view(group.rows, heads, own.length, group.length)

@@ -1,10 +1,16 @@
 """Which rows of a comparison differ beyond noise: paired on the same judged rows, and corrected."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
-from deltafit.experiments.statistics import BoolArray, corrected, paired_over_seeds
+from deltafit.experiments.statistics import (
+    BoolArray,
+    PairedComparison,
+    corrected,
+    paired_over_seeds,
+)
 from deltafit.experiments.tables import Row, format_points
 from deltafit.experiments.verdict import advised
 
@@ -31,30 +37,35 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
     found: list[dict[str, Any]] = [
         {**row, **dict.fromkeys(("difference", *_AGAINST))} for row in rows
     ]
+
+    @cache  # one row may be the best, the best baseline and what is advised
+    def compare(index: int, other: int) -> PairedComparison:
+        return paired_over_seeds(correct[index], correct[other])
+
     if rows:
         best = max(every, key=lambda index: float(rows[index]["after"]))
-        for index, difference in _differences(every, best, correct).items():
+        for index, difference in _differences(every, best, compare).items():
             found[index]["difference"] = difference
     if cheap:
         best = max(cheap, key=lambda index: float(rows[index]["after"]))
-        for index, difference in _differences(runs, best, correct).items():
+        for index, difference in _differences(runs, best, compare).items():
             found[index] |= _against_baseline(rows[index], rows[best]["name"], difference)
     full = next((index for index in runs if rows[index]["result_name"] == FULL), None)
     chosen = advised(found)
     to_ship = next((index for index in every if found[index] is chosen), None)
     for key, other in (("against_full", full), ("against_advised", to_ship)):
         if other is not None:
-            for index, difference in _differences(runs, other, correct).items():
+            for index, difference in _differences(runs, other, compare).items():
                 found[index][key] = {"name": rows[other]["name"], **difference}
     return found
 
 
 def _differences(
-    indices: Sequence[int], other: int, correct: Sequence[BoolArray]
+    indices: Sequence[int], other: int, compare: Callable[[int, int], PairedComparison]
 ) -> dict[int, dict[str, Any]]:
     """Compare each row but ``other`` with it, corrected for their number; by index."""
     compared = [index for index in indices if index != other]
-    differences = corrected([paired_over_seeds(correct[i], correct[other]) for i in compared])
+    differences = corrected([compare(index, other) for index in compared])
     return {i: asdict(each) for i, each in zip(compared, differences, strict=True)}
 
 

@@ -59,8 +59,7 @@ def run_joined(
             left = [config for config in ours if known[config] is None]
             if len(left) < 2:
                 continue
-            listed = "; ".join(f"{config.method}, seed {config.settings.seed}" for config in left)
-            reporter.say(f"jointly: {listed}")
+            reporter.say(f"jointly: {'; '.join(config.label for config in left)}")
             results = execute_jointly(
                 left, splits, [folders.folder(config) for config in left],
                 reporter=reporter, resume=folders.resume, features=features.of(left[0]),

@@ -140,7 +140,7 @@ def _done(
             return None
         outcome = folders.outcome(config)
         if outcome is None:
-            reporter.say(f"{_label(config)} ({counted})")
+            reporter.say(f"{config.label} ({counted})")
             try:
                 outcome = execute(
                     config, splits, folders.folder(config),
@@ -156,14 +156,10 @@ def _done(
 def _told(config: RunConfig, outcome: Outcome, reporter: Reporter, before: Before) -> Outcome:
     """Return the outcome, its failure told or its metrics before training remembered."""
     if isinstance(outcome, TrainingError):
-        reporter.say(f"{_label(config)} {outcome.what}")
+        reporter.say(f"{config.label} {outcome.what}")
     else:
         before[_start(config)] = outcome["before"]
     return outcome
-
-
-def _label(config: RunConfig) -> str:
-    return f"{config.method}, seed {config.settings.seed}"
 
 
 def _start(config: RunConfig) -> tuple[object, ...]:

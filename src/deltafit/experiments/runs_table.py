@@ -1,13 +1,12 @@
 """``runs.csv``: one line a run, with the columns that published sweeps are kept in."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deltafit.errors import TrainingError
 from deltafit.experiments.arms import Arm, Experiment
+from deltafit.experiments.forms import csv_text
 from deltafit.experiments.running import Outcome
 from deltafit.training.config import RunConfig
 
@@ -37,14 +36,17 @@ def runs_csv(
         outcomes: of all of them.
         folders: where they are, as the table has it.
     """
-    file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    for arm in experiment.arms:
-        for config in experiment.runs_of(arm):
-            line = _asked(arm, config) | _came_to(outcomes[config])
-            writer.writerow({**line, "folder": folders[config].as_posix()})
-    return file.getvalue()
+    unknown = dict.fromkeys(COLUMNS, "")
+    return csv_text(
+        [
+            unknown
+            | _asked(arm, config)
+            | _came_to(outcomes[config])
+            | {"folder": folders[config].as_posix()}
+            for arm in experiment.arms
+            for config in experiment.runs_of(arm)
+        ]
+    )
 
 
 def _asked(arm: Arm, config: RunConfig) -> dict[str, Any]:

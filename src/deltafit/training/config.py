@@ -44,6 +44,11 @@ class RunConfig:
         """The highest rate of everything but the head."""
         return self.settings.learning_rate or self.method.default_learning_rate
 
+    @property
+    def label(self) -> str:
+        """What the run is called where its method and its seed tell it from others."""
+        return f"{self.method}, seed {self.settings.seed}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the run as JSON values."""
         return {

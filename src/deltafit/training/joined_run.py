@@ -171,7 +171,7 @@ def _run(
             run.classifier, run.examples["train"], run.examples.get("validation"),
             {
                 name: JoinedRun(
-                    config.settings, config.learning_rate, folder / "checkpoints", _label(config)
+                    config.settings, config.learning_rate, folder / "checkpoints", config.label
                 )
                 for name, config, folder in zip(names, configs, folders, strict=True)
             },
@@ -192,10 +192,6 @@ def _run(
         )  # fmt: skip
         outcomes.append({**metrics, "joined": len(configs), "expected_memory": None})
     return outcomes
-
-
-def _label(config: RunConfig) -> str:
-    return f"{config.method}, seed {config.settings.seed}"
 
 
 def _heads(
