@@ -88,8 +88,9 @@ def inference_record(
     *,
     accuracy: float | None = None,
     roofline: float | None = None,
+    precision: str = "float32",
 ) -> dict[str, Any]:
-    """Return what is kept of a side that predicts; it has no losses, and runs in float32.
+    """Return what is kept of a side that predicts; it has no losses.
 
     Args:
         seconds: of the timed texts.
@@ -97,13 +98,14 @@ def inference_record(
         memory_above_floor: in bytes.
         accuracy: None where the adapters were never trained.
         roofline: seconds of the base's matrix products alone.
+        precision: of the matrix products.
     """
     return {
         "seconds": seconds,
         "tokens": tokens,
         "losses": [],
         "accuracy": accuracy,
-        "precision": "float32",
+        "precision": precision,
         "memory_above_floor": memory_above_floor,
         "roofline_seconds": roofline,
     }

@@ -19,7 +19,7 @@ from deltafit.training.progress import Silent
 from deltafit.training.settings import TrainingSettings
 from measuring import Training, memory
 from roofline import products_of, training_seconds
-from works import HELD_OUT, OURS, WARM_UP, WITHOUT_DROPOUT, Work
+from works import FLOAT32, HELD_OUT, OURS, WARM_UP, WITHOUT_DROPOUT, Work
 
 
 class Clock(Silent):
@@ -97,6 +97,7 @@ def settings_of(work: Work, rows: int, side: str = OURS) -> TrainingSettings:
         batch_size=work.batch_size, max_length=work.max_length,
         learning_rate=work.learning_rate, weight_decay=0.0, warmup=0.0,
         base_dropout="off" if side == WITHOUT_DROPOUT else "configured",
+        precision="float32" if side == FLOAT32 else "auto",
     )  # fmt: skip
 
 

@@ -4,17 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import pipeline
 
 import deltafit
 from deltafit.data import length_grouped
 from deltafit.prediction.folder import SavedClassifier, load_saved
 from deltafit.tasks.classification import batch_of
-from deltafit.tasks.inference import BATCH_TOKENS, tokenise_for
+from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, tokenise_for
 from measuring import Stopwatch, in_another_process, inference_record, memory
-from roofline import forward_seconds, products_of
-from works import OURS, Work
+from roofline import DTYPES, forward_seconds, products_of
+from works import BF16, PIPELINE, Work
 
 
 def predict(
@@ -25,13 +24,15 @@ def predict(
     texts = list(part.texts[: work.steps])
     in_another_process(_prepare, model, splits.train.source, work, folder)
     floor = memory()
-    measure = _ours if side == OURS else _pipeline
+    measure = _pipeline if side == PIPELINE else _ours
     watch = watch or Stopwatch()
-    said, peak, roofline = measure(work, texts, folder, watch)
+    precision: InferencePrecision = "bf16" if side == BF16 else "float32"
+    said, peak, roofline = measure(work, texts, folder, watch, precision)
     right = [part.label_names[y] == one for y, one in zip(part.labels, said, strict=False)]
     return inference_record(
-        watch.seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline
-    )
+        watch.seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline,
+        precision=precision,
+    )  # fmt: skip
 
 
 def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
@@ -46,26 +47,30 @@ def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
 _Measured = tuple[list[str], int, float | None]  # labels, peak, roofline
 
 
-def _ours(work: Work, texts: list[str], folder: Path, watch: Stopwatch) -> _Measured:
+def _ours(
+    work: Work, texts: list[str], folder: Path, watch: Stopwatch, precision: InferencePrecision
+) -> _Measured:
     saved = load_saved(folder / "run")
-    list(deltafit.predict(saved, texts[: work.batch_size]))
+    list(deltafit.predict(saved, texts[: work.batch_size], precision=precision))
     with watch:
-        said = [prediction.label for prediction in deltafit.predict(saved, texts)]
+        said = [one.label for one in deltafit.predict(saved, texts, precision=precision)]
     peak = memory()
-    return said, peak, _roofline(saved, texts)
+    return said, peak, _roofline(saved, texts, precision)
 
 
-def _roofline(saved: SavedClassifier, texts: list[str]) -> float:
+def _roofline(saved: SavedClassifier, texts: list[str], precision: InferencePrecision) -> float:
     rows = tokenise_for(saved.classifier, texts, saved.max_length).input_ids
     lengths = [len(row) for row in rows]
     passes = [sum(lengths[i] for i in batch) for batch in length_grouped(lengths, BATCH_TOKENS)]
     products = products_of(saved.classifier.model, batch_of(saved.classifier, rows[:1]))
-    return forward_seconds(products, passes, "float32")
+    return forward_seconds(products, passes, precision)
 
 
-def _pipeline(work: Work, texts: list[str], folder: Path, watch: Stopwatch) -> _Measured:
+def _pipeline(
+    work: Work, texts: list[str], folder: Path, watch: Stopwatch, precision: InferencePrecision
+) -> _Measured:
     classify = pipeline(
-        "text-classification", str(folder / "merged"), device="cpu", dtype=torch.float32
+        "text-classification", str(folder / "merged"), device="cpu", dtype=DTYPES[precision]
     )
     classify(texts[: work.batch_size], batch_size=work.batch_size)
     with watch:

@@ -31,10 +31,10 @@ import ours
 import predicting
 import rivals
 import sweep
-from measuring import Stopwatch, in_another_process, machine
+from measuring import Stopwatch, has_bf16_units, in_another_process, machine
 from table import markdown_table
 from worker import location_of, splits_of
-from works import TRAINER, WARM_UP, WORKS, Work
+from works import OURS, REDUCED, TRAINER, WARM_UP, WORKS, Work
 
 # By the first pattern that fits an operator's name; see `_word`.
 KINDS = {
@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default="", help="profile the works whose names hold this")
     parser.add_argument("--steps", type=int, default=10, help="profiled, behind the warm-up")
-    parser.add_argument("--rival", action="store_true", help="profile the Trainer too")
+    parser.add_argument(
+        "--rival", action="store_true", help="profile the Trainer, or what else it is, too"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
@@ -67,11 +69,15 @@ def main() -> None:
     for name, work in WORKS.items():
         if options.only not in name:
             continue
+        sides = work.sides(bf16=has_bf16_units())
         # A sweep is sixteen runs of the Trainer, each a step like the first work's.
-        rival = options.rival and work.method != "sweep"
+        rivals_too = options.rival and work.method != "sweep"
+        chosen = (
+            [side for side in sides[1:] if side in (*sides[1:2], REDUCED)] if rivals_too else []
+        )
         predicts = work.method in PREDICTED
         steps = PREDICTED[work.method](work) if predicts else options.steps
-        for side in work.sides(bf16=False)[: 1 + rival]:
+        for side in [OURS, *chosen]:
             console.print(f"{name}: {side}")
             measure = predicted if predicts else profiled
             seconds = in_another_process(measure, work, side, options.data, steps, options.threads)
@@ -86,7 +92,7 @@ def profiled(
 
     Args:
         work: a training work.
-        side: deltafit or the Trainer.
+        side: deltafit, or a Trainer.
         data: the folder that holds the data sets.
         steps: how many.
         threads: of torch; None leaves them.
@@ -99,10 +105,10 @@ def profiled(
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         model = location_of(work.model, place)
-        if side == TRAINER:
+        if side in (TRAINER, REDUCED):
             rivals.trainer_of(work, side, model, splits, place, TrainerClock(window))[0].train()
         elif work.method == "sweep":
-            sweep.loop_of(work, model, splits, place, LoopClock(window))[0].run({})
+            sweep.loop_of(work, side, model, splits, place, LoopClock(window))[0].run({})
         else:
             ours.loop_of(work, side, model, splits, place, LoopClock(window))[0].run()
     return summed(window.profiler.events(), window.seconds)

@@ -20,7 +20,7 @@ from deltafit.training.course import Examples
 from deltafit.training.joined import JoinedLoop, JoinedRun
 from measuring import Training, memory
 from roofline import products_of, training_seconds
-from works import HELD_OUT, OURS, TRAINER, WARM_UP, Work
+from works import FLOAT32, HELD_OUT, OURS, TRAINER, WARM_UP, Work
 
 METHODS = tuple(
     LoRA(rank=rank, alpha=alpha, target_modules=("query", "value"))
@@ -31,8 +31,8 @@ METHODS = tuple(
 
 def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
     """Train every run of the sweep for ``work.steps`` steps."""
-    if side == OURS:
-        return _joined(work, model, splits, folder)
+    if side in (OURS, FLOAT32):
+        return _joined(work, side, model, splits, folder)
     alone = rivals.train if side == TRAINER else ours.train
     return combined(
         [
@@ -61,9 +61,9 @@ def combined(runs: Sequence[Training]) -> Training:
     )
 
 
-def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
+def _joined(work: Work, side: str, model: str, splits: Any, folder: Path) -> Training:
     clock = ours.Clock()
-    loop, held_out = loop_of(work, model, splits, folder, clock)
+    loop, held_out = loop_of(work, side, model, splits, folder, clock)
     failures = loop.run({})
     if failures:
         raise RuntimeError(f"Runs failed: {failures}")
@@ -89,11 +89,11 @@ def _joined(work: Work, model: str, splits: Any, folder: Path) -> Training:
 
 
 def loop_of(
-    work: Work, model: str, splits: Any, folder: Path, clock: ours.Clock
+    work: Work, side: str, model: str, splits: Any, folder: Path, clock: ours.Clock
 ) -> tuple[JoinedLoop, Examples]:
     """Return the loop of all runs of the sweep, and the rows to judge on."""
     classifier, parts = ours.loaded(work, model, splits)
-    settings = ours.settings_of(work, len(parts["train"]))
+    settings = ours.settings_of(work, len(parts["train"]), side)
     head = {n: classifier.model.get_parameter(n).detach() for n in classifier.head_parameters}
     runs = {f"run{number}": method for number, method in enumerate(METHODS)}
     for name, method in runs.items():

@@ -15,6 +15,8 @@ from records import (
     typical,
 )
 from works import (
+    BF16,
+    FLOAT32,
     GROUPED,
     IN_TURN,
     LORALIB,
@@ -27,6 +29,7 @@ from works import (
 
 COLUMNS = (
     *("work", "pairs", "deltafit s", "rival s", "against the rival", "bar"),
+    *("in float32", "predicting in bf16"),
     *("without base dropout", "against grouped", "against bf16, grouped", "against loralib"),
     *("in turn", "ahead s", "memory", "roofline"),
     *("precision", "last loss", "accuracy"),
@@ -38,10 +41,12 @@ NOTES = (
     "pipeline on the merged model; with many adapters PEFT's adapter_names, both sides giving each "
     "row the logits it has alone under its adapter. Grouped: the same Trainer with batches of like "
     "length. loralib: in a plain loop. Without base dropout: deltafit with --base-dropout off, "
-    "against the rival with it. In turn: deltafit's own runs of the sweep, one after another; a "
-    "sweep's loss and accuracy are those of its runs in the mean. The bars are for a "
-    "machine with bf16 units. The steps are too few to learn much: losses that agree show "
-    "that the same work was done, and `benchmarks/learning.py` compares what is learned.",
+    "against the rival with it. In float32: with --precision float32, where bf16 units make it "
+    "train in bf16. Predicting in bf16: with --precision bf16, the rival still in float32. "
+    "In turn: deltafit's own runs of the sweep, one after another; a sweep's loss and accuracy are "
+    "those of its runs in the mean. The bars are for a machine with bf16 units. The steps are too "
+    "few to learn much: losses that agree show that the same work was done, and "
+    "`benchmarks/learning.py` compares what is learned.",
     "Ahead: what deltafit does before its first step, once a run: looking for frozen layers, "
     "running a batch packed and padded. It is part of the time only where it computes states "
     "that spare the steps their frozen layers.",
@@ -70,7 +75,7 @@ def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:
         *(f"{typical(pairs, side, _seconds):.1f}" for side in both),
         spread(ratios(pairs, rival)),
         f"{work.bar:g}×",
-        spread(ratios(pairs, rival, WITHOUT_DROPOUT)),
+        *(spread(ratios(pairs, rival, ours)) for ours in (FLOAT32, BF16, WITHOUT_DROPOUT)),
         *(spread(ratios(pairs, side)) for side in (GROUPED, REDUCED, LORALIB, IN_TURN)),
         f"{typical(pairs, OURS, _ahead):.1f}" if "ahead" in pairs[0][OURS] else "–",
         f"{median(memory_shares(pairs, rival)):.2f}",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from measuring import in_another_process, memory
-from works import LORALIB, OURS, WITHOUT_DROPOUT, WORKS, Work
+from works import FLOAT32, LORALIB, OURS, WITHOUT_DROPOUT, WORKS, Work
 
 
 def main() -> None:
@@ -51,7 +51,8 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
         if infer is not None:
             return infer(*arguments)
         floor = memory()
-        own = {OURS: ours.train, WITHOUT_DROPOUT: ours.train, LORALIB: plain_loop.train}
+        own = dict.fromkeys((OURS, WITHOUT_DROPOUT, FLOAT32), ours.train)
+        own[LORALIB] = plain_loop.train
         train = sweep.train if work.method == "sweep" else own.get(side, rivals.train)
         return train(*arguments).record(floor)
 

@@ -7,6 +7,8 @@ HELD_OUT = 300  # rows to judge on
 
 OURS = "deltafit"
 WITHOUT_DROPOUT = "deltafit, base dropout off"
+FLOAT32 = "deltafit, float32"
+BF16 = "deltafit, bf16"
 TRAINER = "Trainer"
 GROUPED = "Trainer, grouped"
 REDUCED = "Trainer, bf16, grouped"
@@ -17,7 +19,8 @@ ADAPTER_NAMES = "PEFT, adapter_names"
 """transformers' Trainer with its defaults in float32, with PEFT where the method is LoRA; the same
 with batches of like length; that in bf16, where the machine has units for it; microsoft's loralib
 in a plain loop; transformers' pipeline on the merged model; PEFT with the name of an adapter for
-every row; deltafit's own runs of a sweep, one after another; deltafit with `--base-dropout off`."""
+every row; deltafit's own runs of a sweep, one after another; deltafit with `--base-dropout off`;
+with `--precision float32` where it would train in bf16; and predicting with `--precision bf16`."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Work:
             bf16: whether the machine has units for it.
         """
         if self.method == "predict":
-            return OURS, PIPELINE
+            return OURS, PIPELINE, *(BF16,) * bf16
         if self.method == "mixed":
             return OURS, ADAPTER_NAMES
         if self.method == "sweep":
-            return OURS, TRAINER, IN_TURN
+            return OURS, TRAINER, IN_TURN, *(FLOAT32,) * bf16
         further = (REDUCED,) * bf16 + (LORALIB,) * self.loralib
+        if self.method not in ("full", "head"):  # they have no frozen products in their steps
+            further += (FLOAT32,) * bf16
         if self.method.startswith("lora"):
             further += (WITHOUT_DROPOUT,)
         return OURS, TRAINER, GROUPED, *further
@@ -75,9 +80,9 @@ _QV, _ALL = "lora:target_modules=query,value", "lora:target_modules=all-linear"
 WORKS = {
     "MiniLM, SMS, LoRA q+v": Work("minilm", "sms_spam", _QV, 8, 128, 50, 6, loralib=True),
     "MiniLM, Banking77, LoRA all": Work("minilm", "banking77", _ALL, 32, 128, 20, 6, loralib=True),
-    "MiniLM, IMDb 256, LoRA q+v": Work("minilm", "imdb", _QV, 16, 256, 9, 3.5, 400, loralib=True),
-    "BERT-base, SMS, LoRA q+v": Work("bert-base", "sms_spam", _QV, 16, 128, 9, 5, loralib=True),
-    "SmolLM2, SMS, LoRA all": Work("smollm2", "sms_spam", _ALL, 8, 128, 9, 4),
+    "MiniLM, IMDb 256, LoRA q+v": Work("minilm", "imdb", _QV, 16, 256, 13, 3.5, 400, loralib=True),
+    "BERT-base, SMS, LoRA q+v": Work("bert-base", "sms_spam", _QV, 16, 128, 15, 5, loralib=True),
+    "SmolLM2, SMS, LoRA all": Work("smollm2", "sms_spam", _ALL, 8, 128, 11, 4),
     "head only, 20 epochs": Work("minilm", "sms_spam", "head", 8, 128, 400, 30, 200),
     "last block, 20 epochs": Work("minilm", "sms_spam", "last-block", 8, 128, 400, 6, 200),
     "full fine-tuning": Work("minilm", "sms_spam", "full", 8, 128, 40, 2.5),

@@ -17,7 +17,7 @@ from deltafit.engine.explicit import explicit_attention
 from deltafit.engine.groups import Group
 from profiling import COLUMNS, KINDS, PYTHON, REST, predicted, profiled, row_of, summed
 from tests.benchmarks.test_worker import work_on
-from works import ADAPTER_NAMES, OURS, PIPELINE, TRAINER
+from works import ADAPTER_NAMES, OURS, PIPELINE, REDUCED, TRAINER
 
 X = torch.randn(64, 64, requires_grad=True)
 
@@ -75,6 +75,7 @@ def test_an_operator_counts_where_it_belongs(work: Callable[[], torch.Tensor], k
     [
         ("lora:target_modules=query,value", OURS),
         ("lora:target_modules=query,value", TRAINER),
+        ("lora:target_modules=query,value", REDUCED),
         ("sweep", OURS),
     ],
 )

@@ -1,5 +1,6 @@
 """What the table of the speed benchmark says of pairs that are written down here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,18 @@ import pytest
 import records
 import table
 from deltafit.files import write_json_atomically
-from works import GROUPED, LORALIB, OURS, REDUCED, TRAINER, WITHOUT_DROPOUT, Work
+from works import (
+    BF16,
+    FLOAT32,
+    GROUPED,
+    LORALIB,
+    OURS,
+    PIPELINE,
+    REDUCED,
+    TRAINER,
+    WITHOUT_DROPOUT,
+    Work,
+)
 
 WORK = Work("minilm", "sms_spam", "lora:target_modules=query,value", 8, 128, 50, 6)
 MACHINE = {
@@ -50,7 +62,7 @@ def test_ratios_are_taken_a_token_and_within_each_pair() -> None:
 
 
 def test_a_row_of_the_table() -> None:
-    grouped = {GROUPED: run_of(3.0)}
+    grouped = {GROUPED: run_of(3.0), FLOAT32: run_of(2.0)}
     pairs = {"a work": [pair_of(1, 4, **grouped), pair_of(1, 6, **grouped)]}
     works = {"a work": WORK, "never run": WORK}
     ((*cells,),) = table.rows_of(works, pairs)
@@ -62,6 +74,8 @@ def test_a_row_of_the_table() -> None:
         "rival s": "5.0",
         "against the rival": "5.0× (4.0 to 6.0)",
         "bar": "6×",
+        "in float32": "2.5× (2.0 to 3.0)",
+        "predicting in bf16": "–",
         "without base dropout": "–",
         "against grouped": "3.0× (3.0 to 3.0)",
         "against bf16, grouped": "–",
@@ -107,4 +121,8 @@ def test_what_was_not_run_is_expected_to_take_as_long_as_the_others(tmp_path: Pa
 
 def test_who_takes_part_depends_on_the_machine_and_the_model() -> None:
     assert WORK.sides(bf16=False) == (OURS, TRAINER, GROUPED, WITHOUT_DROPOUT)
-    assert WORK.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED, WITHOUT_DROPOUT)
+    assert WORK.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED, FLOAT32, WITHOUT_DROPOUT)
+    full, predict = replace(WORK, method="full"), replace(WORK, method="predict")
+    assert full.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED)
+    assert predict.sides(bf16=False) == (OURS, PIPELINE)
+    assert predict.sides(bf16=True) == (OURS, PIPELINE, BF16)

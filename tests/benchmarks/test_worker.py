@@ -17,6 +17,8 @@ from deltafit.methods import LoRA
 from tests.training.tiny_runs import save_model, write_table
 from works import (
     ADAPTER_NAMES,
+    BF16,
+    FLOAT32,
     GROUPED,
     IN_TURN,
     LORALIB,
@@ -63,26 +65,27 @@ def test_every_side_trains_and_the_table_has_its_row(tmp_path: Path, method: str
         assert all(0 < loss < 4 for loss in run["losses"]), side  # about ln 3: three labels
         assert run["seconds"] > 0 and 0 <= run["accuracy"] <= 1, side
         assert 3 * 2 * 4 <= run["tokens"] <= 3 * 9 * 4, side  # three steps of 4 texts of 2 to 9
-        assert (run["roofline_seconds"] is not None) == (side in (OURS, WITHOUT_DROPOUT))
+        assert (run["roofline_seconds"] is not None) == (side in (OURS, FLOAT32, WITHOUT_DROPOUT))
         assert run["precision"] == ("bf16" if side == REDUCED else "float32")
         run["memory_above_floor"] = 1  # of many runs in one process only the first sees a peak
     row = row_of(work, runs)
     assert "×" in row["against the rival"] and row["roofline"].endswith("%")
     if method != "head":
         assert all("×" in row[f"against {who}"] for who in ("grouped", "bf16, grouped", "loralib"))
-        assert {GROUPED, REDUCED, LORALIB} < set(sides)
+        assert {GROUPED, REDUCED, LORALIB, FLOAT32} < set(sides) and "×" in row["in float32"]
 
 
 @pytest.mark.slow
 def test_a_sweep_adds_up_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "METHODS", sweep.METHODS[:3])
     work = work_on(tmp_path, "sweep")
-    runs = {side: worker.run(work, side, tmp_path) for side in (OURS, TRAINER, IN_TURN)}
+    runs = {side: worker.run(work, side, tmp_path) for side in (OURS, TRAINER, IN_TURN, FLOAT32)}
     for run in runs.values():
         assert len(run["losses"]) == STEPS and run["seconds"] > 0
         run["memory_above_floor"] = 1
     # Without dropout the joined runs are the single ones, up to rounding.
     assert runs[OURS]["losses"] == pytest.approx(runs[IN_TURN]["losses"], abs=1e-4)
+    assert runs[OURS]["losses"] == runs[FLOAT32]["losses"]  # too small for bf16 to pay
     assert runs[OURS]["tokens"] == runs[IN_TURN]["tokens"]
     assert runs[OURS]["accuracy"] == runs[IN_TURN]["accuracy"]
     assert "×" in row_of(work, runs)["in turn"]
@@ -93,7 +96,9 @@ def test_both_sides_predict_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Another process is for measuring memory, and takes long to start.
     monkeypatch.setattr(predicting, "in_another_process", lambda function, *given: function(*given))
     work = work_on(tmp_path, "predict", steps=40)
-    runs = {side: worker.run(work, side, tmp_path) for side in (OURS, PIPELINE)}
+    runs = {side: worker.run(work, side, tmp_path) for side in (OURS, PIPELINE, BF16)}
+    assert [run["precision"] for run in runs.values()] == ["float32", "float32", "bf16"]
+    assert runs[BF16]["accuracy"] == pytest.approx(runs[OURS]["accuracy"], abs=2 / 40)
     assert runs[OURS]["accuracy"] == runs[PIPELINE]["accuracy"]
     for run in runs.values():
         assert run["seconds"] > 0 and run["tokens"] == 40

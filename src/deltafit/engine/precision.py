@@ -4,10 +4,9 @@ import platform
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import platformdirs
@@ -45,8 +44,9 @@ _TOKENS = 320
 # The ratio of two products changes little beyond, and their time much.
 _WIDEST = 1024
 _LONGEST = 512  # tokens of a row
+_LENGTHS = 4  # that rows of a measured attention have in turn
 _DROPPED = 0.1  # of attention's weights
-_ROUNDS = 7
+_ROUNDS = 12
 _SECONDS = 1.0
 
 
@@ -95,7 +95,7 @@ def _probe(what: str, measure: Callable[[], tuple[float, float]]) -> ProductPrec
 def measure_products(shapes: Collection[tuple[int, int]]) -> tuple[float, float]:
     """Return the seconds of one pass forward and backward through products in float32 and in bf16.
 
-    The two run in turn for about a second; each time is a median.
+    The two run in turn for about a second; each time is the shortest.
 
     Args:
         shapes: ``(inputs, outputs)`` of the layers; wide ones are measured narrower.
@@ -118,15 +118,15 @@ def measure_products(shapes: Collection[tuple[int, int]]) -> tuple[float, float]
             torch.autograd.grad(product(x, weight), x, dy)
         return time.perf_counter() - began
 
-    return _medians(lambda: (seconds(functional.linear, layers), seconds(reduced_product, copies)))
+    return _shortest(lambda: (seconds(functional.linear, layers), seconds(reduced_product, copies)))
 
 
 def measure_attention(shape: AttentionShape) -> tuple[float, float]:
     """Return the seconds of one pass of attention, forward and backward, in float32 and in bf16.
 
-    The two run in turn for about a second; each time is a median. Weights are dropped, and no two
-    passes are of rows of one length: those of a training step seldom are, and kernels are compiled
-    for each.
+    The two run in turn for about a second; each time is the sum of the shortest for some lengths of
+    rows. Weights are dropped. Kernels are compiled for each length, once, which is left out: a run
+    meets the same lengths over and over.
 
     Args:
         shape: of as many rows as make a batch of some hundred tokens; long ones are measured
@@ -134,7 +134,6 @@ def measure_attention(shape: AttentionShape) -> tuple[float, float]:
     """
     longest = min(shape.length, _LONGEST)
     rows, generator, training = max(1, _TOKENS // longest), torch.Generator(), nn.Identity()
-    lengths = count(longest, -1)
 
     def seconds(products: torch.dtype | None, length: int) -> float:
         layout = layout_of(torch.ones(rows, length, dtype=torch.bool), causal=False)
@@ -147,24 +146,29 @@ def measure_attention(shape: AttentionShape) -> tuple[float, float]:
         torch.autograd.grad(output, (q, k, v), dy)
         return time.perf_counter() - began
 
-    def both() -> tuple[float, float]:
-        length = max(1, next(lengths))
+    def both(length: int) -> tuple[float, float]:
         return seconds(None, length), seconds(torch.bfloat16, length)
 
+    lengths = range(max(1, longest - _LENGTHS + 1), longest + 1)
     with torch.random.fork_rng(devices=[]):
-        return _medians(both)
+        found = [_shortest(partial(both, length), len(lengths)) for length in lengths]
+    float32, bf16 = (sum(times) for times in zip(*found, strict=True))
+    return float32, bf16
 
 
-def _medians(both: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """Return the medians of two times that are measured in turn, for about a second."""
+def _shortest(both: Callable[[], tuple[float, float]], parts: int = 1) -> tuple[float, float]:
+    """Return the shortest of two times that are measured in turn, for a part of about a second.
+
+    What else the machine does makes times longer, and the shortest last.
+    """
     times: list[tuple[float, float]] = []
-    end = time.perf_counter() + _SECONDS
+    end = time.perf_counter() + _SECONDS / parts
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         # The first round starts threads and fills caches, and is left out.
         while len(times) < 2 or (len(times) <= _ROUNDS and time.perf_counter() < end):
             times.append(both())
     first, second = zip(*times[1:], strict=True)
-    return median(first), median(second)
+    return min(first), min(second)
 
 
 def cache_file() -> Path:
