@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deltafit.data import load_splits
+from deltafit.errors import UsageError
 from deltafit.files import read_json
-from deltafit.methods import LoRA
+from deltafit.methods import METHODS, LoRA
+from deltafit.methods.values import defaults
 from deltafit.training.config import RunConfig
-from deltafit.training.identity import run_hash
-from deltafit.training.settings import DataConfig, TrainingSettings
+from deltafit.training.folders import begun
+from deltafit.training.identity import address, run_content, run_hash
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
 from tests.training.tiny_runs import save_model, write_table
 
@@ -59,6 +62,82 @@ def test_texts_count_by_their_content(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltafit.data.texts.LabelledTexts.content_hash", lambda self: "other texts")
         assert hash_of(tmp_path) != before
+
+
+def newer(value: Any) -> Any:
+    """The same dataclass instance as a version of tomorrow has it, with one setting more."""
+    later = make_dataclass("Later", [("added", int, field(default=3))], bases=(type(value),),
+                           frozen=True)  # fmt: skip
+    return later(**vars(value))
+
+
+RUNS = [
+    RunConfig("model", DataConfig("texts.csv"), LoRA()),
+    RunConfig(
+        "model", DataConfig("texts.csv", limit=9), LoRA(rank=2, alpha=3),
+        HeadConfig("mean"), TrainingSettings(epochs=9, seed=3, learning_rate=1e-2),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", RUNS)
+@pytest.mark.parametrize("part", ["settings", "head", "method", "data"])
+def test_a_setting_that_is_added_leaves_every_address_as_it_was(
+    tmp_path: Path, config: RunConfig, part: str
+) -> None:
+    splits = load_splits(write_table(tmp_path / "texts.csv"))
+    later = replace(config, **{part: newer(getattr(config, part))})
+    other = replace(config, **{part: replace(getattr(later, part), added=4)})
+
+    def hashes(run: RunConfig) -> tuple[str, str]:
+        return address(run, "base", {"train": "00"}), run_hash(run, splits, FOUND)
+
+    assert hashes(later) == hashes(config)
+    assert hashes(other)[1] != hashes(config)[1]
+    # How the texts were cut out of what is no part of an address.
+    assert (hashes(other)[0] != hashes(config)[0]) == (part != "data")
+
+
+# What addresses leave out. If one of these has to change, so has what is hashed: a run that was
+# done with the old default would be taken for one with the new.
+KNOWN: dict[Any, dict[str, Any]] = {
+    TrainingSettings: {
+        **{"epochs": 3, "batch_size": 16, "accumulation": 1, "learning_rate": None},
+        **{"head_learning_rate": None, "weight_decay": 0.01, "schedule": "linear", "warmup": 0.06},
+        **{"label_smoothing": 0.0, "class_weights": "none", "base_dropout": "configured"},
+        **{"base_weights": "float32", "clip": 1.0, "gradient_checkpointing": False},
+        **{"precision": "auto", "packing": "auto", "max_length": 256, "evaluate_every": None},
+        **{"judge_training": False, "metric": "accuracy", "patience": None, "seed": 0},
+    },
+    HeadConfig: {"head": "architecture", "head_start": "new", "head_dropout": 0.0},
+    LoRA: {"rank": 8, "alpha": 16.0, "dropout": 0.0},
+}
+
+
+def test_defaults_that_addresses_leave_out_stay_as_they_are() -> None:
+    for kind, known in KNOWN.items():
+        assert known.items() <= defaults(kind).items(), kind
+    rates = {name: method.default_learning_rate for name, method in METHODS.items()}
+    assert rates["lora"] == 5e-4 and rates["full"] == 5e-5
+
+
+def test_a_run_of_before_a_setting_was_added_is_gone_on_with(tmp_path: Path) -> None:
+    splits = load_splits(write_table(tmp_path / "texts.csv"))
+    folder, config = tmp_path / "run", RUNS[1]
+    content = json.loads(json.dumps(run_content(config, splits)))
+    for part, name in (("settings", "packing"), ("head", "head_dropout"), ("method", "dropout")):
+        del content["config"][part][name]
+    with begun(folder, content, resume=False):
+        (folder / "checkpoint").touch()
+    with begun(folder, run_content(config, splits), resume=True):
+        assert RunConfig.from_dict(read_json(folder / "run.json")["config"]) == config
+    settings = replace(config.settings, packing="off")
+    other = run_content(replace(config, settings=settings), splits)
+    with (
+        pytest.raises(UsageError, match=r"settings\.packing was 'auto' there and is 'off' now"),
+        begun(folder, other, resume=True),
+    ):
+        pass
 
 
 def edit(file: Path, **changes: Any) -> None:

@@ -43,6 +43,10 @@ class Splits:
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}
 
+    def content_hashes(self) -> dict[str, str]:
+        """Return the hash of each part's content by its name."""
+        return {name: part.content_hash() for name, part in self.parts().items()}
+
     def duplicates(self, name: str) -> tuple[int, ...]:
         """Return the indices of a part's rows whose text stands in the training part too.
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Generator, Tensor
 
-from deltafit.methods.values import write
+from deltafit.methods.values import changed, write
 
 
 class Layer(Protocol):
@@ -181,12 +181,8 @@ class Method(ABC):
 
     def __str__(self) -> str:
         """Return what ``deltafit.methods.parse_method`` reads back to the same method."""
-        changed = ",".join(
-            f"{field.name}={write(getattr(self, field.name))}"
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        )
-        return f"{self.command_line_name}:{changed}" if changed else self.command_line_name
+        text = ",".join(f"{name}={write(value)}" for name, value in changed(self).items())
+        return f"{self.command_line_name}:{text}" if text else self.command_line_name
 
 
 def _frozen(value: Any) -> Any:

@@ -8,6 +8,7 @@ import json
 import re
 import types
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin
 
 from deltafit.errors import UsageError
@@ -17,6 +18,20 @@ from deltafit.methods.checks import EXPRESSION
 _NEXT = re.compile(r",(?=\s*[\w-]+\s*=)|,\s*$")
 _WORD = re.compile(r"[\w.-]+")
 _JSON = ('"', "[")
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that have a default, with it."""
+    return {each.name: each.default for each in fields(kind) if each.default is not MISSING}
+
+
+def changed(settings: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass's instance that do not stand at their default."""
+    usual = defaults(settings)
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    return {
+        name: value for name, value in values.items() if name not in usual or value != usual[name]
+    }
 
 
 def write(value: object) -> str:

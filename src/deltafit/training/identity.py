@@ -8,7 +8,10 @@ from typing import Any
 
 from deltafit.data import Splits, resolve_model
 from deltafit.files import sha256_of_file
+from deltafit.methods import METHODS
+from deltafit.methods.values import changed, defaults
 from deltafit.training.config import RunConfig
+from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 _LEFT_OPEN = ("precision", "packing")  # of the settings: found out on the machine
 _MODEL_FILES = (  # that transformers and tokenizers read
@@ -16,16 +19,19 @@ _MODEL_FILES = (  # that transformers and tokenizers read
     *(".safetensors", ".bin", ".gguf"),
 )
 _PLACES = ("data", "test_data", "validation")  # in the configuration of the data
+_PARTS: dict[str, Any] = {"data": DataConfig, "head": HeadConfig, "settings": TrainingSettings}
 
 
 def run_content(config: RunConfig, splits: Splits) -> dict[str, Any]:
     """Return what ``run.json`` holds: the configuration and the texts it was run on."""
-    hashes = {name: part.content_hash() for name, part in splits.parts().items()}
+    hashes = splits.content_hashes()
     return {"config": config.to_dict(), "data": splits.facts, "content_hash": hashes}
 
 
 def deciding(content: dict[str, Any]) -> dict[str, Any]:
     """Return what decides a run: the texts by their hash, wherever the files lie now.
+
+    A setting that is not there is one of a later version, and stands at its default.
 
     Args:
         content: of a ``run.json``.
@@ -34,8 +40,12 @@ def deciding(content: dict[str, Any]) -> dict[str, Any]:
         AttributeError, KeyError, TypeError: it is none.
     """
     config = content["config"]
-    data = {key: value for key, value in config["data"].items() if key not in _PLACES}
-    return {**content, "config": {**config, "data": data}, "data": None}
+    kinds = dict(_PARTS)
+    if "method" in config:  # a comparison has several
+        kinds["method"] = METHODS[config["method"]["method"]]
+    whole = {key: {**defaults(kind), **config[key]} for key, kind in kinds.items()}
+    whole["data"] = {key: value for key, value in whole["data"].items() if key not in _PLACES}
+    return {**content, "config": {**config, **whole}, "data": None}
 
 
 def run_hash(config: RunConfig, splits: Splits, found: Mapping[str, Any]) -> str:
@@ -51,11 +61,11 @@ def run_hash(config: RunConfig, splits: Splits, found: Mapping[str, Any]) -> str
         found: what the base, the tokens and the machine were found to be, in place of the model's
             name and of the settings that leave them open; of values that JSON can write as text.
     """
-    content = deciding(run_content(config, splits))
-    asked = content["config"]["settings"]
-    settings = {key: value for key, value in asked.items() if key not in _LEFT_OPEN}
-    run = {**content["config"], "model": None, "settings": settings}
-    text = json.dumps({**content, "config": run, "found": found}, sort_keys=True, default=str)
+    asked = _asked(config)
+    for part, names in (("data", _PLACES), ("settings", _LEFT_OPEN)):
+        asked[part] = {key: value for key, value in asked[part].items() if key not in names}
+    content = {"config": asked, "content_hash": splits.content_hashes(), "found": found}
+    text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -91,16 +101,22 @@ def _cached_commit(hub_id: str) -> str | None:
 def address(config: RunConfig, base: str, texts: Mapping[str, str]) -> str:
     """Return the SHA-256 of all that is asked for in a run, before anything of it is done.
 
-    Where texts and model lie, and how the texts were cut out of what, is no part of it.
+    Where texts and model lie, and how the texts were cut out of what, is no part of it. Nor are
+    settings that stand at their default, so that one which a later version adds, with a default
+    that means what was done before, leaves every address as it was. A default must never change
+    its meaning, therefore.
 
     Args:
         config: the run.
         base: its model's `model_hash`.
         texts: the content's hash of each part.
     """
-    asked = {
-        "model": base,
-        "texts": dict(texts),
-        **{key: config.to_dict()[key] for key in ("method", "head", "settings")},
-    }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    asked = {key: value for key, value in _asked(config).items() if key != "data"}
+    content = {"model": base, "texts": dict(texts), **asked}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _asked(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return what a run is asked for other than by default; but for its model."""
+    parts = {key: changed(getattr(config, key)) for key in (*_PARTS, "method")}
+    return {**parts, "method": {"method": config.method.command_line_name, **parts["method"]}}
