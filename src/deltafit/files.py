@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LONGEST_NAME = 80  # characters; file systems allow 255 bytes
+
+
+def safe_name(text: str) -> str:
+    """Return a name any file system takes; with a hash where the text cannot be seen in it."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "=.+-") else "_" for c in text)
+    if len(text) > _LONGEST_NAME or set(text) - set(safe) - set(":,"):
+        safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return safe
+
+
 def refuse_existing(output: Path) -> None:
     """Raise a UsageError if ``output`` is there: a result is never written over anything."""
     if output.exists():

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from deltafit.errors import DeltafitError
-from deltafit.experiments.doctor import doctor, heed
+from deltafit.experiments.comparison import compare
+from deltafit.experiments.doctor import consult, doctor, heed
 from deltafit.experiments.findings import Finding
+from deltafit.experiments.recipe import experiment_of
 from deltafit.experiments.recipe_run import run
+from deltafit.training.train import load_data
 from tests.experiments.cases import healthy_rows, recipe_of
 from tests.experiments.recipe_runs import Listening
 from tests.training.tiny_runs import LABELS
@@ -66,3 +69,34 @@ def test_a_run_is_warned_of_once_and_not_when_it_is_finished(model: str, tmp_pat
     ]
     run(recipe, tmp_path / "store", reporter=second)
     assert second.said == []
+
+
+def test_what_flags_ask_for_is_mended_by_flags(model: str, tmp_path: Path) -> None:
+    """Every flag of every remedy is one of the command's, and none is of a recipe."""
+    train = healthy_rows(240)
+    recipe = recipe_of(
+        tmp_path, model=model, train=train, test=train[100:130], learning_rate=1e-9, batch_size=200,
+        warmup=0.9, evaluate_every=99, runs=["lora", "adalora:warmup=0.45,final=0.5"],
+    )  # fmt: skip
+    experiment, listening = experiment_of(recipe), Listening()
+    configs = [experiment.runs_of(arm)[0] for arm in experiment.arms]
+    consult(configs, load_data(recipe.data), listening)
+    text = "\n".join(listening.said)
+    assert "--set" not in text and "runs." not in text
+    for words in (
+        *("warning: ", "--lr none.", "--epochs 20, or a smaller --batch-size 50."),
+        *("--warmup 0.06.", "--test-data FILE", "--evaluate-every none evaluates", "--method adalora:"),
+    ):
+        assert words in text, words
+    listening = Listening()
+    consult(configs[:1], load_data(recipe.data), listening)
+    assert "--lr 5e-4." in "\n".join(listening.said)
+
+
+def test_an_error_stops_a_comparison_before_it_begins(model: str, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, model=model, validation="none", patience=2)
+    with pytest.raises(DeltafitError, match=r"judge by\. --patience none, or --validation 0\.1\."):
+        compare(
+            model, recipe.data, tmp_path / "out", methods=["head"], settings=recipe.settings
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deltafit.cli.flags import takes, typed
-from deltafit.cli.options import Model, Resume
+from deltafit.cli.options import Model, Resume, Track
 from deltafit.cli.running import again_with_resume, check_start, console, explained, reporting
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -51,6 +51,7 @@ def compare(
     ] = None,
     budget: _Budget = None,
     jointly: _Jointly = False,
+    track: Track = None,
     resume: Resume = False,
     data: DataConfig,
     head: HeadConfig,
@@ -81,7 +82,7 @@ def compare(
                 model, data, output,
                 methods=chosen or DEFAULT_METHODS, seeds=numbers,
                 head=head, settings=settings, budget=size, jointly=jointly, resume=resume,
-                reporter=reporter,
+                trackers=tuple(track or ()), reporter=reporter,
             )  # fmt: skip
         show_comparison(console(), result)
         if all(row.get("failure") for row in result.rows if row["kind"] == "run"):

@@ -18,18 +18,10 @@ import typer
 
 from deltafit.cli.running import explained
 from deltafit.errors import UsageError
+from deltafit.training.settings import flag_name
 
 Parser = Callable[[Any], Any]
 Result = TypeVar("Result")
-# Where a flag's usual name is not the field's.
-_NAMES = {
-    "learning_rate": "--lr",
-    "head_learning_rate": "--head-lr",
-    # Without a name of its own for "off", which is what leaving it out means.
-    "gradient_checkpointing": "--gradient-checkpointing",
-    "balance": "--balance",
-    "judge_training": "--judge-training",
-}
 
 
 def takes(**settings: type[Any]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
@@ -80,11 +72,6 @@ def _flags(kind: type[Any]) -> list[inspect.Parameter]:
             )
         )
     return flags
-
-
-def flag_name(field: str) -> str:
-    """Return the flag of a field."""
-    return _NAMES.get(field, "--" + field.replace("_", "-"))
 
 
 @contextmanager

@@ -22,6 +22,10 @@ TargetModules = Annotated[
         metavar="NAMES", help="query,value or all-linear or re:EXPRESSION; default by architecture."
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TRACKER", help="Log to tensorboard, wandb or mlflow too; repeatable."),
+]
 Layers = Annotated[str | None, typer.Option(metavar="INTS", help="Blocks to adapt, such as 4,5.")]
 OutputFolder = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="The new folder; must not exist yet.")

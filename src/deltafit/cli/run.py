@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from deltafit.cli.options import Overrides
-from deltafit.cli.running import again, console, explained, reporting
+from deltafit.cli.running import again, console, explained
 from deltafit.errors import DeltafitError
 
 
@@ -42,14 +42,18 @@ def run(
         from deltafit.experiments.recipe_file import read_recipe
 
         read = read_recipe(recipe, overrides or ())
+        from deltafit.cli.dashboard import Dashboard
         from deltafit.experiments import dry_run as planning
         from deltafit.experiments.recipe_run import run as do
 
-        with reporting() as reporter:
+        with Dashboard(console(stderr=True), read.name).shown() as view:
             if dry_run:
-                plan = planning.dry_run(read, output, jointly=jointly, reporter=reporter)
+                plan = planning.dry_run(read, output, jointly=jointly, reporter=view)
             else:
-                result = do(read, output, jointly=jointly, processes=processes, reporter=reporter)
+                result = do(
+                    read, output, jointly=jointly, processes=processes, reporter=view,
+                    watch=view.watch,
+                )  # fmt: skip
         if dry_run:
             from deltafit.cli.show_plan import show_plan
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from deltafit.cli.flags import naming_flags, takes
-from deltafit.cli.options import Layers, Model, Rank, Resume, TargetModules
+from deltafit.cli.options import Layers, Model, Rank, Resume, TargetModules, Track
 from deltafit.cli.running import again_with_resume, check_start, console, explained, reporting
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
@@ -32,10 +32,7 @@ def train(
     dropout: Annotated[
         str | None, typer.Option(metavar="FLOAT", help="Of LoRA's input (0).")
     ] = None,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TRACKER", help="Also log to tensorboard or wandb; repeatable."),
-    ] = None,
+    track: Track = None,
     resume: Resume = False,
     data: DataConfig,
     head: HeadConfig,
@@ -57,6 +54,7 @@ def train(
         with naming_flags(given):
             chosen = method_with(method, given)
         from deltafit.cli.show import show_run
+        from deltafit.experiments.doctor import consult
         from deltafit.training.train import train as run
 
         with reporting() as reporter:
@@ -64,5 +62,6 @@ def train(
                 model, data, output,
                 method=chosen, head=head, settings=settings, resume=resume,
                 trackers=tuple(track or ()), reporter=reporter,
+                consult=lambda config, splits: consult([config], splits, reporter),
             )  # fmt: skip
         show_run(console(), result)

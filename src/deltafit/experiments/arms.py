@@ -58,6 +58,15 @@ class Experiment:
         """Return all runs, arm by arm."""
         return [config for arm in self.arms for config in self.runs_of(arm)]
 
+    def names(self) -> dict[RunConfig, str]:
+        """Return what each run is called: as its row, with its seed if there are several."""
+        several = len(self.seeds) > 1
+        return {
+            config: f"{arm.name}, seed {config.settings.seed}" if several else arm.name
+            for arm in self.arms
+            for config in self.runs_of(arm)
+        }
+
     def facts(self) -> dict[str, Any]:
         """Return what a report says of how it was done, as JSON values."""
         settings = {arm.name: asdict(config.settings) for arm in self.arms

@@ -18,15 +18,16 @@ def duplicates(case: Case) -> Iterator[Finding]:
     """Texts to be judged on that stand in training, or where checkpoints are chosen."""
     parts, facts = case.splits.parts(), case.splits.facts
     for name, overlap in facts["duplicates"].items():
-        yield from _shared(case.splits.train, parts[name], name, _IN_TRAINING, overlap)
+        yield from _shared(case, case.splits.train, name, _IN_TRAINING, overlap)
     for name, overlap in facts["duplicates_in_validation"].items():
         place = "in validation, where the checkpoint is chosen"
-        yield from _shared(parts["validation"], parts[name], name, place, overlap)
+        yield from _shared(case, parts["validation"], name, place, overlap)
 
 
 def _shared(
-    first: LabelledTexts, part: LabelledTexts, name: str, place: str, overlap: dict[str, int]
+    case: Case, first: LabelledTexts, name: str, place: str, overlap: dict[str, int]
 ) -> Iterator[Finding]:
+    part = case.splits.parts()[name]
     same = duplicates_between(first, part)
     alike = duplicates_between(first, part, alike="folded")
     if not alike:
@@ -40,13 +41,14 @@ def _shared(
             f"{len(alike)} of {len(part):,} {name} texts also stand {place} but for case and "
             "spaces."
         )
-    flag = "data.test_data" if name == "test" else "data.validation"
+    key = "data.test_data" if name == "test" else "data.validation"
     without = " Figures are given without them, too." if same and place == _IN_TRAINING else ""
     yield Finding(
         "warning" if len(alike) >= _SERIOUS * len(part) else "note",
         "duplicates",
         sentence,
-        f"Take them out of one of the parts, or give other rows: --set {flag}=FILE.{without}",
+        "Take them out of one of the parts, or give other rows: "
+        f"{case.change(key, 'FILE')}.{without}",
         listed([quoted(part, index) for index in alike]),
     )
 
@@ -99,8 +101,9 @@ def imbalance(case: Case) -> Iterator[Finding]:
         f"The largest class has {largest:,} training rows, {largest / smallest:.1f} times as many "
         f"as the smallest. The rarest: {names}. Accuracy says little of those; macro F1 counts "
         "them alike.",
-        "--set settings.class_weights=balanced, or --set data.balance=true, which drops rows; "
-        "--set settings.metric=macro_f1 chooses the checkpoint by it.",
+        f"{case.change('settings.class_weights', 'balanced')}, or "
+        f"{case.change('data.balance', 'true')}, which drops rows; "
+        f"{case.change('settings.metric', 'macro_f1')} chooses the checkpoint by it.",
     )
 
 
@@ -137,7 +140,7 @@ def missing_classes(case: Case) -> Iterator[Finding]:
             "missing classes",
             f"The {name} part has no row of {len(absent)} of {len(part.label_names)} classes: such "
             f"{says[name]}{reason}.",
-            "--set settings.class_weights=none, or add rows of them" if stops
+            f"{case.change('settings.class_weights', 'none')}, or add rows of them" if stops
             else f"Add rows of them to the {name} part.",
             listed(absent),
         )  # fmt: skip

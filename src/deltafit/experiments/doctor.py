@@ -2,20 +2,23 @@
 
 import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltafit.data import Splits
 from deltafit.errors import DeltafitError, UsageError
-from deltafit.experiments.arms import Experiment
+from deltafit.experiments.arms import Arm, Experiment
 from deltafit.experiments.data_checks import DATA_CHECKS
 from deltafit.experiments.findings import Case, Finding, by_severity, counted
 from deltafit.experiments.label_noise import LENGTHY_CHECKS
 from deltafit.experiments.model_checks import MODEL_CHECKS, load_for, sampled
 from deltafit.experiments.reading_checks import READING_CHECKS
-from deltafit.experiments.recipe import Recipe, entries_of, experiment_of
+from deltafit.experiments.recipe import Entry, Recipe, entries_of, experiment_of
 from deltafit.experiments.recipe_start import recipe_of
 from deltafit.experiments.settings_checks import SETTINGS_CHECKS
+from deltafit.training.config import RunConfig
 from deltafit.training.progress import Reporter
+from deltafit.training.settings import TrainingSettings
 from deltafit.training.train import load_data
 
 
@@ -52,6 +55,35 @@ def examine(
     """
     configs = tuple(experiment.runs_of(arm)[0] for arm in experiment.arms)
     case = Case(recipe, experiment.arms, configs, entries_of(recipe), splits)
+    return _found(case, thorough=thorough)
+
+
+def consult(configs: Sequence[RunConfig], splits: Splits, reporter: Reporter) -> None:
+    """Look for what is wrong with runs that the flags of a command ask for, and tell it all.
+
+    Args:
+        configs: a run of each method, of one model, texts and head, and the same settings.
+        splits: the texts.
+        reporter: told of what is found.
+
+    Raises:
+        DeltafitError: there are errors; it says them all.
+    """
+    first = configs[0]
+    recipe = Recipe(
+        "flags", first.model, first.data, tuple(Entry(str(each.method)) for each in configs),
+        head=first.head, settings=replace(first.settings, seed=TrainingSettings().seed),
+    )  # fmt: skip
+    arms = tuple(Arm(str(each.method), each.method, each.settings) for each in configs)
+    case = Case(recipe, arms, tuple(configs), tuple(range(len(arms))), splits, from_flags=True)
+    findings = _found(case, thorough=False)
+    _stop_at_errors(findings)
+    for finding in findings:
+        text = f"{finding.severity}: {finding.sentence}"
+        reporter.say(f"{text} → {_ended(finding.remedy)}" if finding.remedy else text)
+
+
+def _found(case: Case, *, thorough: bool) -> list[Finding]:
     checks = (*SETTINGS_CHECKS, *DATA_CHECKS, *(LENGTHY_CHECKS if thorough else ()))
     found = [finding for check in checks for finding in check(case)]
     found += _of_model(case)
@@ -63,10 +95,10 @@ def _of_model(case: Case) -> Iterator[Finding]:
     try:
         classifier = load_for(case)
     except UsageError as error:  # of a head that it cannot have
-        yield Finding("error", "head", str(error), "--set head.head=last")
+        yield Finding("error", "head", str(error), case.change("head.head", "last"))
         return
     except DeltafitError as error:
-        yield Finding("error", "model", str(error), "--set model=FOLDER")
+        yield Finding("error", "model", str(error), case.change("model", "FOLDER"))
         return
     try:
         model = sampled(case, classifier)
@@ -87,10 +119,7 @@ def heed(findings: Sequence[Finding], reporter: Reporter) -> None:
     Raises:
         DeltafitError: there are errors; it says them all.
     """
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        told = [f"{error.sentence} {_ended(error.remedy)}".strip() for error in errors]
-        raise DeltafitError("\n".join(told))
+    _stop_at_errors(findings)
     subjects = [finding.subject for finding in findings if finding.severity == "warning"]
     if subjects:
         named = ", ".join(dict.fromkeys(subjects))
@@ -98,6 +127,13 @@ def heed(findings: Sequence[Finding], reporter: Reporter) -> None:
             f"{counted(len(subjects), 'warning')} ({named}): `deltafit doctor` on this recipe says "
             "more."
         )
+
+
+def _stop_at_errors(findings: Sequence[Finding]) -> None:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        told = [f"{error.sentence} {_ended(error.remedy)}".strip() for error in errors]
+        raise DeltafitError("\n".join(told))
 
 
 def _ended(remedy: str) -> str:

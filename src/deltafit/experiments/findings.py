@@ -7,7 +7,9 @@ from typing import Literal, get_args
 from deltafit.data import LabelledTexts, Splits
 from deltafit.experiments.arms import Arm
 from deltafit.experiments.recipe import Recipe
+from deltafit.methods import Method
 from deltafit.training.config import RunConfig
+from deltafit.training.settings import flag_name
 
 Severity = Literal["error", "warning", "note"]
 
@@ -24,8 +26,7 @@ class Finding:
             worse, or look better than it is; a note is about what is worth knowing.
         subject: what it is about, in a word or two.
         sentence: what was found.
-        remedy: the flag of ``deltafit run`` that mends it, or what to do; may be empty where the
-            sentence says it.
+        remedy: the flag that mends it, or what to do; may be empty where the sentence says it.
         rows: rows of the recipe or of the data that it is about; long lists are cut, and say so.
     """
 
@@ -46,6 +47,8 @@ class Case:
         configs: a run of each, of the first seed.
         entries: the number of the recipe's entry that each row comes from.
         splits: the texts.
+        from_flags: whether it was asked for by the flags of a command, such as ``deltafit train``,
+            and is mended by those, and not by ``--set``.
     """
 
     recipe: Recipe
@@ -53,9 +56,29 @@ class Case:
     configs: tuple[RunConfig, ...]
     entries: tuple[int, ...]
     splits: Splits
+    from_flags: bool = False
+
+    def change(self, key: str, value: str) -> str:
+        """Return the flag that gives a key of the recipe another value.
+
+        Args:
+            key: such as ``"data.validation"``.
+            value: as YAML.
+        """
+        if not self.from_flags:
+            return f"--set {key}={value}"
+        flag = flag_name(key.rpartition(".")[2])
+        return flag if value == "true" else f"{flag} {'none' if value == 'null' else value}"
+
+    def method(self, row: int, other: Method | None = None) -> str:
+        """Return where a row's method is asked for, or the flag that makes it another one."""
+        key = f"runs.{self.entries[row]}.method"
+        if other is None:
+            return "--method" if self.from_flags else key
+        return f"--method {other}" if self.from_flags else f"--set {key}={other}"
 
     def flag(self, row: int, setting: str, value: object, *, own: bool = False) -> str:
-        """Return the ``--set`` that gives a row another value of a hyperparameter.
+        """Return the flag that gives a row another value of a hyperparameter.
 
         Args:
             row: its number.
@@ -63,13 +86,17 @@ class Case:
             value: as YAML.
             own: whether other entries are to keep theirs.
         """
+        if self.from_flags:
+            # One flag goes for all methods; its "none" is what suits each.
+            shared = own and len(self.arms) > 1
+            return self.change(setting, "none" if shared else str(value))
         number = self.entries[row]
         entry = self.recipe.runs[number]
         if setting in entry.grid:
             return f"--set 'runs.{number}.grid.{setting}=[{value}]'"
         if setting in entry.settings or (own and len(self.recipe.runs) > 1):
             return f"--set runs.{number}.settings.{setting}={value}"
-        return f"--set settings.{setting}={value}"
+        return self.change(f"settings.{setting}", str(value))
 
 
 Check = Callable[[Case], Iterator[Finding]]

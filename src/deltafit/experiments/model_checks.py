@@ -82,7 +82,7 @@ def targets(case: Case, model: Loaded) -> Iterator[Finding]:
     partial: dict[str, list[str]] = defaultdict(list)
     for method, rows in methods.items():
         names = [case.arms[row].name for row in rows]
-        key = f"runs.{case.entries[rows[0]]}.method"
+        key = case.method(rows[0])
         try:
             found, whole = check_fits(network, method, head=head)
             longest_text(case.configs[rows[0]], network)
@@ -95,7 +95,7 @@ def targets(case: Case, model: Loaded) -> Iterator[Finding]:
                 "error",
                 "head",
                 f"{method} would leave the head as it starts, so that it could learn no class.",
-                f"Change {key}, or --set head.head=mean",
+                f"Change {key}, or {case.change('head.head', 'mean')}",
                 listed(names),
             )
         if getattr(method, "layers", None) is None:
@@ -133,7 +133,7 @@ def head_of_checkpoint(case: Case, model: Loaded) -> Iterator[Finding]:
     ours = list(model.classifier.label_names)
     if theirs == ours:
         return
-    anew = "--set head.head=mean starts one anew"
+    anew = f"{case.change('head.head', 'mean')} starts one anew"
     named = ", ".join(theirs[:_NAMED]) + (", …" if len(theirs) > _NAMED else "")
     if len(theirs) != len(ours):
         yield Finding(

@@ -68,7 +68,9 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
             "padding",
             f"A text gives something else (by {share:.1%} of the largest value) when it is filled "
             f"up on the {side}: {ours}.",
-            "--set settings.batch_size=1, or another model" if side == "right" else "",
+            f"{case.change('settings.batch_size', '1')}, or another model"
+            if side == "right"
+            else "",
         )
 
 
@@ -86,7 +88,7 @@ def pad_token(case: Case, model: Loaded) -> Iterator[Finding]:
             "pad token",
             f"{ends:,} of {len(model.rows):,} texts end with {tokenizer.pad_token!r}, which also "
             "fills up: the architecture's head takes it for padding, and reads the token before.",
-            "--set head.head=last",
+            case.change("head.head", "last"),
         )
         return
     reads = {

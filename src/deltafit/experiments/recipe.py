@@ -12,7 +12,7 @@ from deltafit.errors import UsageError
 from deltafit.experiments.arms import Arm, Experiment, check_distinct, sized
 from deltafit.methods import Method, method_with
 from deltafit.methods.values import write
-from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+from deltafit.training.settings import DataConfig, HeadConfig, Tracker, TrainingSettings
 
 Figure = Literal["accuracy", "macro_f1", "trainable", "minutes"]
 _SETTINGS = tuple(field.name for field in fields(TrainingSettings) if field.name != "seed")
@@ -85,6 +85,7 @@ class Recipe:
         seeds: each method is trained once a seed.
         budget: about how many parameters each method is to train besides the head.
         published: figures to stand beside ours.
+        track: what else gets the runs' numbers.
 
     Raises:
         RecipeError: a value is out of its range.
@@ -101,6 +102,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0,)
     budget: int | None = None
     published: Published | None = None
+    track: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in RESERVED:

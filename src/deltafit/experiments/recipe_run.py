@@ -1,6 +1,6 @@
 """``run``: the runs of a recipe, as far as they are not in its store, and the report on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltafit.experiments.baselines import score_baselines
@@ -12,6 +12,7 @@ from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
 from deltafit.experiments.rows import Candidate, baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.experiments.runs_table import runs_csv
+from deltafit.experiments.standing import Standing
 from deltafit.experiments.workers import check_processes, do_in_processes
 from deltafit.files import write_text_atomically
 from deltafit.training.config import RunConfig
@@ -26,6 +27,7 @@ def run(
     jointly: bool = False,
     processes: int = 1,
     reporter: Reporter | None = None,
+    watch: Callable[[Standing], None] | None = None,
 ) -> Comparison:
     """Do the runs of a recipe that its store does not have yet, and write the report on all.
 
@@ -39,6 +41,7 @@ def run(
             share of the threads. They import the calling script, so that its own work has to stand
             under ``if __name__ == "__main__":``.
         reporter: told how the work goes; silent by default.
+        watch: given the runs before they begin, to look at where they stand.
 
     Returns:
         The comparison, whose folder, of the recipe's name in the store, also holds ``runs.csv``.
@@ -58,6 +61,9 @@ def run(
     check_runs(configs, jointly=jointly)
     check_processes(processes, jointly=jointly)
     judged = judged_part(splits)
+    store.tracked.tell(made.recipe.track, reporter)
+    if watch is not None:
+        watch(Standing(made.experiment, store, processes))
     if any(store.outcome(config) is None for config in configs):
         heed(examine(made.recipe, made.experiment, splits, thorough=False), reporter)
     features = SharedFeatures(made.recipe.model, splits, reporter)
@@ -78,7 +84,8 @@ def run(
 def _reported(
     made: Prepared, outcomes: dict[RunConfig, Outcome], cheap: Sequence[Candidate]
 ) -> Comparison:
-    """Write the report on finished runs into the recipe's folder."""
+    """Tell trackers of finished runs, and write the report on them into the recipe's folder."""
+    made.store.tracked.complete(outcomes)
     recipe, store = made.recipe, made.store
     folder = store.root / recipe.name
     told = {"recipe": recipe.name, "about": recipe.about, "changes": recipe.changes}

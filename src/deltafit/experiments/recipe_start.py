@@ -11,6 +11,7 @@ from deltafit.experiments.joining import check_joinable
 from deltafit.experiments.recipe import Recipe, experiment_of
 from deltafit.experiments.recipe_file import read_recipe
 from deltafit.experiments.store import Store
+from deltafit.experiments.tracked import tracked_runs
 from deltafit.training.accelerator import processes as launched
 from deltafit.training.config import RunConfig
 from deltafit.training.train import check_methods, load_data
@@ -41,8 +42,9 @@ def prepared(recipe: str | Path | Recipe, output: str | Path, overrides: Sequenc
     """
     recipe = recipe_of(recipe, overrides)
     experiment = experiment_of(recipe)
-    splits = load_data(recipe.data)
-    return Prepared(recipe, experiment, splits, Store(Path(output), recipe.model, splits))
+    splits, root = load_data(recipe.data), Path(output)
+    tracked = tracked_runs(recipe.track, root / recipe.name, experiment)
+    return Prepared(recipe, experiment, splits, Store(root, recipe.model, splits, tracked))
 
 
 def recipe_of(recipe: str | Path | Recipe, overrides: Sequence[str]) -> Recipe:

@@ -10,8 +10,10 @@ from deltafit.data import Splits
 from deltafit.errors import TrainingError
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
+from deltafit.training.noting import Noting
 from deltafit.training.progress import Reporter
 from deltafit.training.run import execute
+from deltafit.training.tracking import Tracking
 
 Outcome = dict[str, Any] | TrainingError
 """A run's metrics, or why its training failed."""
@@ -29,6 +31,9 @@ class RunFolders(Protocol):
 
     def folder(self, config: RunConfig) -> Path:
         """Return a run's folder, which need not exist."""
+
+    def tracking(self, config: RunConfig) -> Tracking:
+        """Return what follows a run."""
 
     def outcome(self, config: RunConfig) -> Outcome | None:
         """Return what a run came to; None while it is not finished.
@@ -141,11 +146,13 @@ def _done(
         outcome = folders.outcome(config)
         if outcome is None:
             reporter.say(f"{config.label} ({counted})")
+            folder = folders.folder(config)
             try:
                 outcome = execute(
-                    config, splits, folders.folder(config),
-                    reporter=reporter, resume=folders.resume, features=features.of(config),
-                    before=before.get(_start(config)),
+                    config, splits, folder,
+                    reporter=Noting(reporter, folder), resume=folders.resume,
+                    features=features.of(config), before=before.get(_start(config)),
+                    tracking=folders.tracking(config),
                 ).metrics  # fmt: skip
             except TrainingError as error:
                 folders.failed(config, error)

@@ -93,7 +93,7 @@ def evaluations(case: Case) -> Iterator[Finding]:
                 "error",
                 "patience",
                 NOTHING_TO_WAIT_FOR,
-                f"{case.flag(row, 'patience', 'null')}, or --set data.validation=0.1",
+                f"{case.flag(row, 'patience', 'null')}, or {case.change('data.validation', '0.1')}",
             )
             continue
         count = math.ceil(steps / (every or steps // settings.epochs))
@@ -133,8 +133,7 @@ def allocation(case: Case) -> Iterator[Finding]:
                 "ranks",
                 f"{_whose(case, row)} has {between} steps between its warm-up and its last choice "
                 f"of ranks, and chooses every {method.interval}: all ranks go at once.",
-                f"--set runs.{case.entries[row]}.method={replace(method, interval=1)}, or more "
-                "epochs",
+                f"{case.method(row, replace(method, interval=1))}, or more epochs",
             )
 
 

@@ -26,6 +26,7 @@ from deltafit.data import Splits
 from deltafit.errors import DeltafitError, DiskFullError, TrainingError
 from deltafit.experiments.baselines import Scored
 from deltafit.experiments.running import Outcome
+from deltafit.experiments.tracked import TrackedRuns
 from deltafit.files import (
     check_run_folder,
     read_json,
@@ -37,6 +38,7 @@ from deltafit.files import (
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import RUN_FILE, begun, finished_metrics
 from deltafit.training.identity import address, model_hash, run_content
+from deltafit.training.tracking import Tracking
 
 FAILURE_FILE = "failure.json"
 _DIGITS = 16
@@ -51,6 +53,7 @@ class Store:
         root: the store's folder, made when something is written.
         model: path, catalogue name or hub name.
         splits: the texts.
+        tracked: what follows the runs; nothing by default.
 
     Raises:
         DeltafitError: there is no such model.
@@ -59,14 +62,21 @@ class Store:
 
     resume = True
 
-    def __init__(self, root: Path, model: str, splits: Splits) -> None:
+    def __init__(
+        self, root: Path, model: str, splits: Splits, tracked: TrackedRuns | None = None
+    ) -> None:
         check_run_folder(root, resume=True)
+        self.tracked = tracked or TrackedRuns((), root, "", {})
         self.root, self._splits, self._base = root, splits, model_hash(model)
-        self._texts = {name: part.content_hash() for name, part in splits.parts().items()}
+        self._texts = splits.content_hashes()
 
     def folder(self, config: RunConfig) -> Path:
         """Return a run's folder, which need not exist."""
         return self.root / "runs" / self._address(config)
+
+    def tracking(self, config: RunConfig) -> Tracking:
+        """Return what follows a run."""
+        return self.tracked.of(config)
 
     def outcome(self, config: RunConfig) -> Outcome | None:
         """Return what a run came to; None while it is not finished.

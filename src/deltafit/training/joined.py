@@ -24,7 +24,8 @@ from deltafit.training.joined_gradients import JoinedGradients
 from deltafit.training.learner import Learner
 from deltafit.training.loop import SECONDS_BETWEEN_CHECKPOINTS
 from deltafit.training.modes import TrainingModes
-from deltafit.training.progress import Reporter, Silent
+from deltafit.training.noting import Noting
+from deltafit.training.progress import Labelled, Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.sharing import check_shared, decided_for_all
 from deltafit.training.validation import plain_forward
@@ -103,7 +104,8 @@ class JoinedLoop:
             self.learners[name] = Learner(
                 classifier, train, validation, run.settings,
                 trainable=_trainable(model, name), learning_rate=run.learning_rate,
-                folder=run.folder, reporter=_Labelled(reporter, run.label), accelerator=accelerator,
+                folder=run.folder, accelerator=accelerator,
+                reporter=Noting(Labelled(reporter, run.label), run.folder.parent),
             )  # fmt: skip
         self.settings = next(iter(runs.values())).settings
         if self.settings.gradient_checkpointing:
@@ -188,6 +190,7 @@ class JoinedLoop:
                 learner.course.first_tokens = shared.first_tokens
                 learner.course.precision = shared.precision
                 learner.course.attention_precision = shared.attention_precision
+                learner.reporter.start("training", learner.total_steps, learner.course.step)
                 if _NOTE not in learner.course.notes:
                     learner.course.notes.append(_NOTE)
             total = max(learner.total_steps for learner in live.values())
@@ -287,13 +290,3 @@ def _trainable(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
         f"{tensor}.{adapter}": f"{tensor}.default" for tensor in adapter_tensors(model, adapter)
     }
     return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
-
-
-class _Labelled(Silent):
-    """Says which of the runs a sentence is of; steps are told for all at once."""
-
-    def __init__(self, reporter: Reporter, label: str) -> None:
-        self._reporter, self._label = reporter, label
-
-    def say(self, sentence: str) -> None:
-        self._reporter.say(f"{self._label}: {sentence}")

@@ -17,7 +17,7 @@ from deltafit.errors import TrainingError, UsageError
 from deltafit.files import write_json_atomically
 from deltafit.methods import Head, LayerMethod
 from deltafit.prediction.folder import prove_saved
-from deltafit.training.accelerator import mixed_precision_of, started_accelerator
+from deltafit.training.accelerator import make_accelerator, mixed_precision_of
 from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
@@ -74,15 +74,15 @@ def execute_jointly(
     states = features.states if features is not None else None
     features = features or FrozenFeatures(first.model, splits, first.settings.max_length, reporter)
     mixed = mixed_precision_of(first.settings.precision, first.method)
-    with started_accelerator(mixed, folders[0], (), {}) as accelerator:
-        outcomes = _run(
-            configs, splits, folders, reporter, accelerator, features, states, resume, before or {}
-        )
-        accelerator.free_memory()  # of the trained model: the proofs load its base once more
-        for folder, outcome in zip(folders, outcomes, strict=True):
-            if not isinstance(outcome, TrainingError):
-                prove_saved(folder / "adapter")
-                write_json_atomically(folder / METRICS_FILE, outcome)
+    accelerator = make_accelerator(mixed)
+    outcomes = _run(
+        configs, splits, folders, reporter, accelerator, features, states, resume, before or {}
+    )
+    accelerator.free_memory()  # of the trained model: the proofs load its base once more
+    for folder, outcome in zip(folders, outcomes, strict=True):
+        if not isinstance(outcome, TrainingError):
+            prove_saved(folder / "adapter")
+            write_json_atomically(folder / METRICS_FILE, outcome)
     return [
         outcome if isinstance(outcome, TrainingError) else RunResult(folder, outcome)
         for folder, outcome in zip(folders, outcomes, strict=True)

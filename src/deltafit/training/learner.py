@@ -28,6 +28,7 @@ from deltafit.training.gradients import loss_weights
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
+from deltafit.training.tracking import numbers_in
 from deltafit.training.validation import (
     COLLAPSED,
     NOTHING_TO_WAIT_FOR,
@@ -173,8 +174,7 @@ class Learner:
             if collapsed:
                 self.reporter.say(f"At step {course.step}, {COLLAPSED}")
         course.history.append(entry)
-        numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
-        self.accelerator.log(numbers, step=course.step)
+        self.accelerator.log(numbers_in(entry), step=course.step)
         self._keep_best(entry)
 
     def save(self) -> None:

@@ -56,6 +56,22 @@ class Silent:
         """Do nothing."""
 
 
+class Labelled(Silent):
+    """Says which run a sentence is of; steps are told for all runs at once.
+
+    Args:
+        reporter: whom to tell.
+        label: of the run.
+    """
+
+    def __init__(self, reporter: Reporter, label: str) -> None:
+        self._reporter, self._label = reporter, label
+
+    def say(self, sentence: str) -> None:
+        """Tell a sentence and whose it is."""
+        self._reporter.say(f"{self._label}: {sentence}")
+
+
 class ConsoleReporter:
     """Draws a bar where the console can, and otherwise prints a line every ten seconds.
 

@@ -14,7 +14,7 @@ from deltafit.engine import StateStores
 from deltafit.files import write_json_atomically
 from deltafit.methods import LayerMethod
 from deltafit.prediction.folder import prove_saved
-from deltafit.training.accelerator import mixed_precision_of, started_accelerator
+from deltafit.training.accelerator import make_accelerator, mixed_precision_of
 from deltafit.training.checkpoints import Checkpoint, latest_checkpoint
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import expected_memory
@@ -28,6 +28,7 @@ from deltafit.training.preparation import Prepared, prepare
 from deltafit.training.progress import Reporter
 from deltafit.training.results import judge_parts, judged_parts, write_results
 from deltafit.training.settings import HeadConfig
+from deltafit.training.tracking import Tracking, started_trackers
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def execute(
     *,
     reporter: Reporter,
     resume: bool = False,
-    trackers: tuple[str, ...] = (),
+    tracking: Tracking | None = None,
     features: FrozenFeatures | None = None,
     before: dict[str, Any] | None = None,
 ) -> RunResult:
@@ -63,7 +64,7 @@ def execute(
         folder: the run's folder; ``run.json`` stands there already.
         reporter: told how the work goes.
         resume: go on from the newest checkpoint.
-        trackers: names that Accelerate knows, such as ``tensorboard`` or ``wandb``.
+        tracking: what else gets its numbers.
         features: frozen features of the same splits, if some are there already.
         before: the untouched model's metrics, if a run with the same seed and head has them.
 
@@ -80,7 +81,9 @@ def execute(
         config.model, splits, config.settings.max_length, reporter
     )
     mixed = mixed_precision_of(config.settings.precision, config.method)
-    with started_accelerator(mixed, folder, trackers, config.to_dict()) as accelerator:
+    with started_trackers(tracking, config.to_dict()) as trackers:
+        accelerator = make_accelerator(mixed)
+        accelerator.trackers = [*trackers.started]
         metrics = _run(
             config, splits, folder, reporter, accelerator, features, states, resume, before
         )
@@ -88,6 +91,7 @@ def execute(
         if accelerator.is_main_process:
             prove_saved(folder / "adapter")
             write_json_atomically(folder / METRICS_FILE, metrics)
+            trackers.conclude(metrics)
         accelerator.wait_for_everyone()
     # The other processes of a run know neither its costs nor its proof.
     return RunResult(folder, finished_metrics(folder) or metrics)

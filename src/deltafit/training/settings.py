@@ -15,8 +15,17 @@ Packing = Literal["auto", "on", "off"]
 BaseDropout = Literal["configured", "off"]
 BaseWeights = Literal["float32", "int8", "nf4"]
 ClassWeights = Literal["none", "balanced"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 HeadChoice = Literal["architecture", "cls", "mean", "last", "auto"]
 HeadStart = Literal["new", "probe"]
+
+
+_FLAGS = {"learning_rate": "--lr", "head_learning_rate": "--head-lr"}
+
+
+def flag_name(setting: str) -> str:
+    """Return the command line's flag of a setting, which is its name but for those of the rates."""
+    return _FLAGS.get(setting, "--" + setting.replace("_", "-"))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """``train``: from a model's name and a table of labelled texts to an adapter on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltafit.adapters import check_fits, quantisable
@@ -14,6 +14,7 @@ from deltafit.training.preparation import longest_text, structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
+from deltafit.training.tracking import Tracking, check_trackers, offline_sentence
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     resume: bool = False,
     trackers: tuple[str, ...] = (),
     reporter: Reporter | None = None,
+    consult: Callable[[RunConfig, Splits], None] | None = None,
 ) -> RunResult:
     """Train one method and keep its adapter.
 
@@ -40,6 +42,8 @@ def train(
         resume: go on with the unfinished run in ``output``; a finished one is returned as it is.
         trackers: ``"tensorboard"``, ``"wandb"`` or another name that Accelerate knows.
         reporter: told how the work goes; silent by default.
+        consult: asked about the run and its texts before the work starts, unless it is finished;
+            what it raises stops the run, which then leaves nothing.
 
     Raises:
         DeltafitError: the input cannot be used, or training failed.
@@ -48,7 +52,7 @@ def train(
     """
     data = data if isinstance(data, DataConfig) else DataConfig(str(data))
     method = parse_method(method) if isinstance(method, str) else method
-    config = RunConfig(str(model), data, method, head, settings)
+    config, reporter = RunConfig(str(model), data, method, head, settings), reporter or Silent()
     splits = load_data(data)
     check_methods([config])
     folder = Path(output)
@@ -56,9 +60,15 @@ def train(
         finished = finished_metrics(folder)
         if finished is not None:
             return RunResult(folder, finished)
+        sentence = offline_sentence(check_trackers(trackers), folder / "logs")
+        if sentence is not None:
+            reporter.say(sentence)
+        if consult is not None:
+            consult(config, splits)
         return execute(
-            config, splits, folder, reporter=reporter or Silent(), resume=resume, trackers=trackers
-        )
+            config, splits, folder, reporter=reporter, resume=resume,
+            tracking=Tracking(trackers, folder / "logs"),
+        )  # fmt: skip
 
 
 def load_data(data: DataConfig) -> Splits:
