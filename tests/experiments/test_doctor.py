@@ -85,7 +85,8 @@ def test_what_flags_ask_for_is_mended_by_flags(model: str, tmp_path: Path) -> No
     assert "--set" not in text and "runs." not in text
     for words in (
         *("warning: ", "--lr none.", "--epochs 20, or a smaller --batch-size 50."),
-        *("--warmup 0.06.", "--test-data FILE", "--evaluate-every none evaluates", "--method adalora:"),
+        *("--warmup 0.06.", "--test-data FILE", "--evaluate-every none evaluates"),
+        "--method adalora:",
     ):
         assert words in text, words
     listening = Listening()
