@@ -61,9 +61,9 @@ def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     run(tmp_path, "wandb")
     (file,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/*.wandb")
     last = time.monotonic() + 30  # W&B's own process writes when it comes to it
-    while b"test/accuracy" not in file.read_bytes() and time.monotonic() < last:
+    while b"validation/accuracy" not in file.read_bytes() and time.monotonic() < last:
         time.sleep(0.05)
-    assert b"train_loss" in file.read_bytes() and b"test/accuracy" in file.read_bytes()
+    assert b"train_loss" in file.read_bytes() and b"validation/accuracy" in file.read_bytes()
 
 
 @pytest.mark.slow
