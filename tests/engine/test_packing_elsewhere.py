@@ -17,8 +17,10 @@ from deltafit.adapters.structure import main_stack
 from deltafit.engine import find_reading, first_tokens, packed
 from deltafit.files import read_tensors, write_tensors_atomically
 from deltafit.methods import LoRA
+from deltafit.tasks.classification import logits_of
 from tests.adapters.adapted import head_of, randomise
 from tests.engine.ragged import (
+    PACKABLE,
     assert_same,
     classifier,
     in_training,
@@ -32,6 +34,8 @@ import sys
 from tests.engine.test_packing_elsewhere import go
 go(*sys.argv[1:])
 """
+# With "reads" the last block runs for first tokens alone.
+WAYS = (*PACKABLE, "bert reads")
 # Each process's half of a batch has other lengths, and so another sheet.
 BATCHES = tuple(ragged(lengths, seed=s) for s, lengths in enumerate([(9, 5, 1, 7), (2, 8, 8, 3)]))
 
@@ -51,52 +55,54 @@ def steps(model: nn.Module, part: slice) -> dict[str, Tensor]:
     for batch in BATCHES:
         mine = {name: tensor[part] for name, tensor in batch.items()}
         optimiser.zero_grad()
-        model(**mine).logits.log_softmax(-1)[:, 0].neg().mean().backward()
+        logits_of(model, mine).log_softmax(-1)[:, 0].neg().mean().backward()
         optimiser.step()
     return {n.removeprefix("module."): p.detach() for n, p in trained.items()}
 
 
-def go(file: str, architecture: str, reads: str = "") -> None:
-    """One of two processes: every second row."""
+def go(folder: str) -> None:
+    """One of two processes: every second row, of every model in turn."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, model = dist.get_rank(), adapted(architecture)
-    layers = find_reading(model, BATCHES[0]) if reads else None
-    reading = nullcontext() if layers is None else first_tokens(model, layers)
-    block = model.get_submodule(main_stack(model).blocks[-1])
-    *_, last = (
-        m for n, m in block.named_modules() if n.endswith(("intermediate.dense", "up_proj"))
-    )
-    shapes: list[tuple[int, int]] = []
-    last.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[:2]))
-    with packed(model), reading:
-        trained = steps(DistributedDataParallel(model), slice(rank, None, 2))
-    lengths = [int(batch["attention_mask"][rank::2].sum()) for batch in BATCHES]
-    assert shapes == [(1, 2 if reads else tokens) for tokens in lengths]
-    if rank == 0:
-        write_tensors_atomically(Path(file), trained)
+    rank = dist.get_rank()
+    for how in WAYS:
+        architecture, *reads = how.split()
+        model = adapted(architecture)
+        layers = find_reading(model, BATCHES[0]) if reads else None
+        reading = nullcontext() if layers is None else first_tokens(model, layers)
+        with packed(model), reading, shapes_in_blocks(model) as shapes:
+            trained = steps(DistributedDataParallel(model), slice(rank, None, 2))
+        lengths = [int(batch["attention_mask"][rank::2].sum()) for batch in BATCHES]
+        assert shapes == [(1, 2 if reads else tokens) for tokens in lengths], how
+        if rank == 0:
+            write_tensors_atomically(Path(folder) / f"{how}.safetensors", trained)
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [("bert",), ("bert", "reads"), ("llama",)], ids=" ".join)
-def test_two_processes_step_as_one_with_the_whole_batch(
-    tmp_path: Path, how: tuple[str, ...]
-) -> None:
-    script, file = tmp_path / "script.py", tmp_path / "trained.safetensors"
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes trained of every model, a file each."""
+    folder = tmp_path_factory.mktemp("trained")
+    script = folder / "script.py"
     script.write_text(SCRIPT)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(script), str(file), *how),
+        *(str(script), str(folder)),
     ]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     subprocess.run(command, check=True, env=environment, timeout=250)
-    model = adapted(how[0])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", WAYS)
+def test_two_processes_step_as_one_with_the_whole_batch(trained_by_two: Path, how: str) -> None:
+    model = adapted(how.split(maxsplit=1)[0])
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     with packed(model):
         expected = steps(model, slice(None))
-    found = read_tensors(file)
+    found = read_tensors(trained_by_two / f"{how}.safetensors")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)

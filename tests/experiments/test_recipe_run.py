@@ -234,15 +234,15 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "store").exists()
 
 
-def test_several_launched_processes_are_refused(
+def test_processes_launched_together_start_no_others(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Two:
         num_processes = 2
 
-    monkeypatch.setattr("deltafit.experiments.recipe_start.launched", Two)
-    with pytest.raises(UsageError, match="done by one process; 2 were launched"):
-        run(recipe, tmp_path / "store")
+    monkeypatch.setattr("deltafit.experiments.workers.launched", Two)
+    with pytest.raises(UsageError, match="2 processes were launched together"):
+        run(recipe, tmp_path / "store", processes=2)
 
 
 def test_a_recipe_of_ones_own(recipe: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from deltafit.adapters import adapt
 from deltafit.data import resolve_model
 from deltafit.engine import StateStores
+from deltafit.files import read_json, read_tensors
 from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
 from deltafit.training.looking import look_at_texts
@@ -146,3 +147,21 @@ def trained_values(classifier: Classifier) -> dict[str, torch.Tensor]:
         for name, parameter in classifier.model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def trained_alike(one: Path, two: Path) -> None:
+    """Assert that a run of one process and one of two came out the same up to rounding."""
+    metrics = [read_json(folder / "metrics.json") for folder in (one, two)]
+    assert [m["environment"]["processes"] for m in metrics] == [1, 2]
+    assert metrics[0]["costs"]["examples_seen"] == metrics[1]["costs"]["examples_seen"] > 0
+    losses = [[entry["train_loss"] for entry in m["history"]] for m in metrics]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)
+    expected, found = (
+        read_tensors(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two)
+    )
+    assert expected.keys() == found.keys()
+    for name in expected:
+        # A key's bias moves all scores of a row alike: its gradient is rounding alone, which Adam
+        # makes as large as any other's.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5, msg=name)

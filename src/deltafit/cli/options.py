@@ -54,6 +54,15 @@ Overrides = Annotated[
         help="Change a key of the recipe, such as settings.epochs=1 or model=minilm; repeatable.",
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="here|ray", help="This machine, or a Ray cluster (docs/recipes.md)."
+    ),
+]
+Processes = Annotated[
+    int, typer.Option(metavar="INT", min=1, help="Do runs in so many processes here.")
+]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object.")]
 Resume = Annotated[
     bool, typer.Option("--resume", metavar="", help="Go on with what --output holds.")

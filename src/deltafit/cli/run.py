@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.options import Overrides
+from deltafit.cli.options import Engine, Overrides, Processes
 from deltafit.cli.running import again, console, explained
 from deltafit.errors import DeltafitError
 
@@ -30,9 +30,8 @@ def run(
             "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
         ),
     ] = False,
-    processes: Annotated[
-        int, typer.Option(metavar="INT", min=1, help="Do runs in so many processes here.")
-    ] = 1,
+    engine: Engine = "here",
+    processes: Processes = 1,
 ) -> None:
     """Do the runs of a recipe that are not finished yet, and compare them all.
 
@@ -51,8 +50,9 @@ def run(
                 plan = planning.dry_run(read, output, jointly=jointly, reporter=view)
             else:
                 result = do(
-                    read, output, jointly=jointly, processes=processes, reporter=view,
-                    watch=view.watch,
+                    read, output, jointly=jointly,
+                    engine=engine,  # type: ignore[arg-type]  # which it checks
+                    processes=processes, reporter=view, watch=view.watch,
                 )  # fmt: skip
         if dry_run:
             from deltafit.cli.show_plan import show_plan

@@ -1,7 +1,6 @@
 """What every command shares: errors as sentences, exit codes, where progress goes."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deltafit.cli.speaking import is_first, launched_together, lost_another, telling
 from deltafit.errors import DeltafitError, DiskFullError, UsageError
 from deltafit.files import check_run_folder, disk_is_full
 
@@ -33,7 +33,7 @@ def console(*, stderr: bool = False) -> "Console":
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # for `explained`; rich itself would exit with 1
 
-    return PipedConsole(stderr=stderr, quiet=os.environ.get("RANK", "0") != "0")
+    return PipedConsole(stderr=stderr, quiet=not is_first())
 
 
 def json_line(content: Any) -> str:
@@ -122,13 +122,10 @@ def explained(resume: str | None = None) -> Iterator[None]:
         again = resume if resume and disk_is_full(error) else ""
         raise _exit(f"{sentence} {again}", FAILED) from error
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        meaning = _meaning_of(error, resume or "")
+        if meaning is None:
             raise
-        raise _exit(
-            "Out of memory. A smaller --batch-size (--batch-tokens of predict and evaluate) needs "
-            "less; in training a smaller --max-length and --gradient-checkpointing do too.",
-            FAILED,
-        ) from error
+        raise _exit(meaning, FAILED) from error
 
 
 def _give_up_on_output() -> None:
@@ -140,6 +137,21 @@ def _give_up_on_output() -> None:
         sys.stdout = None
 
 
+def _meaning_of(error: Exception, resume: str) -> str | None:
+    """Return what a library's error means; None where that is not known."""
+    if lost_another(error):
+        return (
+            "Another of the processes that were launched together has ended, and without it this "
+            f"one cannot go on. {resume}"
+        )
+    if _is_out_of_memory(error):
+        return (
+            "Out of memory. A smaller --batch-size (--batch-tokens of predict and evaluate) needs "
+            "less; in training a smaller --max-length and --gradient-checkpointing do too."
+        )
+    return None
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     # torch says it with a RuntimeError: of a class of its own on a GPU, and in words on a CPU.
     words = ("can't allocate memory", "out of memory")
@@ -147,10 +159,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _exit(sentence: str, code: int) -> typer.Exit:
-    with suppress(OSError):  # nobody may be reading any more; the code still tells
-        console(stderr=True).print(
-            f"deltafit: {sentence.strip()}", markup=False, highlight=False, soft_wrap=True
-        )
+    # Nobody may be reading any more; the code still tells.
+    with suppress(OSError), telling() as ours:
+        if ours:
+            loud = console(stderr=True)
+            loud.quiet = False
+            loud.print(
+                f"deltafit: {sentence.strip()}", markup=False, highlight=False, soft_wrap=True
+            )
     return typer.Exit(code)
 
 
@@ -164,4 +180,5 @@ def again(*more: str) -> str:
     import shlex
 
     words = [word for word in sys.argv[1:] if word not in more]
-    return f"Go on with: deltafit {shlex.join([*words, *more])}"
+    how = "with the same launcher" if launched_together() else "with"
+    return f"Go on {how}: deltafit {shlex.join([*words, *more])}"

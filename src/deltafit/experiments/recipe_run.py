@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltafit.experiments.baselines import score_baselines
+from deltafit.experiments.cluster import do_on_cluster
 from deltafit.experiments.doctor import examine, heed
 from deltafit.experiments.joining import run_joined
 from deltafit.experiments.judgement import Comparison, judge_runs, judged_part
@@ -13,8 +14,9 @@ from deltafit.experiments.rows import Candidate, baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.experiments.runs_table import runs_csv
 from deltafit.experiments.standing import Standing
-from deltafit.experiments.workers import check_processes, do_in_processes
+from deltafit.experiments.workers import Engine, check_place, do_in_processes
 from deltafit.files import write_text_atomically
+from deltafit.training.accelerator import processes as launched
 from deltafit.training.config import RunConfig
 from deltafit.training.progress import Reporter, Silent
 
@@ -25,6 +27,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     jointly: bool = False,
+    engine: Engine = "here",
     processes: int = 1,
     reporter: Reporter | None = None,
     watch: Callable[[Standing], None] | None = None,
@@ -37,6 +40,8 @@ def run(
             again, and an interrupted one is gone on with.
         overrides: what is otherwise than in the file, such as ``"settings.epochs=1"``.
         jointly: train LoRA runs that can share a base model at once.
+        engine: ``"here"`` does runs on this machine, ``"ray"`` on a Ray cluster, all of whose nodes
+            have to reach ``output``, the model and the texts under the same paths.
         processes: how many of this machine do runs, each one at a time with its own model and its
             share of the threads. They import the calling script, so that its own work has to stand
             under ``if __name__ == "__main__":``.
@@ -59,12 +64,12 @@ def run(
     made = prepared(recipe, output, overrides)
     configs, splits, store = made.experiment.runs(), made.splits, made.store
     check_runs(configs, jointly=jointly)
-    check_processes(processes, jointly=jointly)
+    check_place(engine, processes=processes, jointly=jointly)
     judged = judged_part(splits)
     store.tracked.tell(made.recipe.track, reporter)
     if watch is not None:
         watch(Standing(made.experiment, store, processes))
-    if any(store.outcome(config) is None for config in configs):
+    if not all(store.is_finished(config) for config in configs):
         heed(examine(made.recipe, made.experiment, splits, thorough=False), reporter)
     features = SharedFeatures(made.recipe.model, splits, reporter)
     frozen, seed = features.of(configs[0]), configs[0].settings.seed
@@ -73,7 +78,9 @@ def run(
         lambda: score_baselines(splits, judged, frozen, seed, reporter),
     )  # fmt: skip
     joined = run_joined(configs, splits, store, features, reporter) if jointly else {}
-    if processes > 1:
+    if engine == "ray":
+        do_on_cluster(made, reporter)
+    elif processes > 1:
         do_in_processes(processes, made.recipe, store.root, reporter)
     outcomes = do_runs(configs, splits, store, features, reporter, known=joined)
     cheap = baselines(scored, splits, judged)
@@ -94,6 +101,8 @@ def _reported(
         facts={key: text.strip() for key, text in told.items() if text},
         published=recipe.published,
     )  # fmt: skip
+    if not launched().is_main_process:
+        return result
     folders = {config: store.folder(config).relative_to(store.root) for config in outcomes}
     table = runs_csv(made.experiment, outcomes, folders)
     write_text_atomically(folder / "runs.csv", table)

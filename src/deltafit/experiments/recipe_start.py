@@ -12,7 +12,6 @@ from deltafit.experiments.recipe import Recipe, experiment_of
 from deltafit.experiments.recipe_file import read_recipe
 from deltafit.experiments.store import Store
 from deltafit.experiments.tracked import tracked_runs
-from deltafit.training.accelerator import processes as launched
 from deltafit.training.config import RunConfig
 from deltafit.training.train import check_methods, load_data
 
@@ -63,11 +62,6 @@ def recipe_of(recipe: str | Path | Recipe, overrides: Sequence[str]) -> Recipe:
 
 def check_runs(configs: Sequence[RunConfig], *, jointly: bool) -> None:
     """Raise a DeltafitError if runs cannot be done so, before anything is computed."""
-    if launched().num_processes > 1:
-        raise UsageError(
-            f"Each run of a recipe is done by one process; {launched().num_processes} were "
-            "launched together. Start one."
-        )
     for stored in dict.fromkeys(config.settings.base_weights for config in configs):
         check_methods([config for config in configs if config.settings.base_weights == stored])
     if jointly:

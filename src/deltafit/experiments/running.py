@@ -116,15 +116,15 @@ def do_runs(
             if config in outcomes:
                 continue
             counted = f"run {number} of {len(configs)}"
-            outcome = _done(
+            outcome = do_run(
                 config, splits, folders, features, reporter, before, wait=waits, counted=counted
             )
             if outcome is not None:
-                outcomes[config] = _told(config, outcome, reporter, before)
+                outcomes[config] = outcome
     return outcomes
 
 
-def _done(
+def do_run(
     config: RunConfig,
     splits: Splits,
     folders: RunFolders,
@@ -139,6 +139,16 @@ def _done(
 
     Every method starts from the same untouched model, so that is measured once, but for those
     that leave texts fewer tokens.
+
+    Args:
+        config: the run.
+        splits: the texts.
+        folders: of the runs.
+        features: of the same texts.
+        reporter: told how the work goes.
+        before: metrics of the untouched model as far as earlier runs had them measured; added to.
+        wait: for another process that is at it.
+        counted: which run it is, in words.
     """
     with folders.begun(config, wait=wait) as ours:
         if not ours:
@@ -157,7 +167,7 @@ def _done(
             except TrainingError as error:
                 folders.failed(config, error)
                 outcome = error
-    return outcome
+    return _told(config, outcome, reporter, before)
 
 
 def _told(config: RunConfig, outcome: Outcome, reporter: Reporter, before: Before) -> Outcome:

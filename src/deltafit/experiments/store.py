@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from deltafit.files import (
     write_json_atomically,
     write_tensors_atomically,
 )
+from deltafit.training.accelerator import agreed, processes
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import RUN_FILE, begun, finished_metrics
 from deltafit.training.identity import address, model_hash, run_content
@@ -48,6 +49,9 @@ _ROWS_FILE, _SCORES_FILE = "baselines.json", "scores.safetensors"
 
 class Store:
     """The runs on one model and the same texts in a store; several processes may share it.
+
+    Of processes that were launched together, to do each run together, the main one locks, decides
+    and writes for all.
 
     Args:
         root: the store's folder, made when something is written.
@@ -91,16 +95,25 @@ class Store:
                 return TrainingError(str(read_json(folder / FAILURE_FILE)["failure"]))
             return metrics
 
+    def is_finished(self, config: RunConfig) -> bool:
+        """Return whether a run is; processes launched together have to ask together.
+
+        Raises:
+            DeltafitError: what it left is damaged.
+        """
+        return agreed(self.outcome(config) is not None)
+
     @contextmanager
     def begun(self, config: RunConfig, *, wait: bool) -> Iterator[bool]:
         """Begin a run, or go on with it, for the time of the block; see `RunFolders`."""
-        if self.outcome(config) is not None:
+        if self.is_finished(config):
             yield True
             return
         with self.locked(self._address(config), wait=wait) as ours:
-            if ours and self.outcome(config) is None:
+            if ours and not self.is_finished(config):
                 folder = self.folder(config)
-                _tidy(folder)
+                if processes().is_main_process:
+                    _tidy(folder)
                 content = run_content(config, self._splits)
                 # Its address says that it is the same run, wherever model and texts lie by now.
                 moved = ("config", "data")
@@ -114,7 +127,8 @@ class Store:
 
     def failed(self, config: RunConfig, error: TrainingError) -> None:
         """Keep why a run's training failed: it would do so again."""
-        write_json_atomically(self.folder(config) / FAILURE_FILE, {"failure": error.what})
+        if processes().is_main_process:
+            write_json_atomically(self.folder(config) / FAILURE_FILE, {"failure": error.what})
 
     @contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:
@@ -122,13 +136,11 @@ class Store:
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{name}.lock")
+        if processes().is_main_process:
+            with suppress(Timeout):
+                lock.acquire(timeout=-1 if wait else 0, poll_interval=_BETWEEN_TRIES)
         try:
-            lock.acquire(timeout=-1 if wait else 0, poll_interval=_BETWEEN_TRIES)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
+            yield agreed(lock.is_locked)
         finally:
             lock.release()
 
@@ -147,8 +159,9 @@ class Store:
         name = hashlib.sha256(asked.encode()).hexdigest()[:_DIGITS]
         folder = self.root / "baselines" / name
         with self.locked(f"baselines-{name}"):
-            if not folder.is_dir():
+            if processes().is_main_process and not folder.is_dir():
                 _write_scored(folder, score())
+            processes().wait_for_everyone()
             with _said_of(folder):
                 return _read_scored(folder)
 

@@ -6,8 +6,10 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -15,16 +17,40 @@ from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.recipe import Recipe
 from deltafit.experiments.recipe_start import prepared
 from deltafit.experiments.running import SharedFeatures, do_runs
+from deltafit.training.accelerator import processes as launched
 from deltafit.training.progress import Reporter, Silent
 
+Engine = Literal["here", "ray"]
+"""Where runs are done: on this machine, or on a Ray cluster."""
 
-def check_processes(count: int, *, jointly: bool) -> None:
-    """Raise a UsageError unless runs can be done in so many processes."""
-    if count < 1:
-        raise UsageError(f"It takes at least one process to do runs; got {count}.")
-    if count > 1 and jointly:
+
+def check_place(engine: Engine, *, processes: int, jointly: bool) -> None:
+    """Raise a UsageError unless runs can be done there, by so many processes."""
+    if engine not in get_args(Engine):
+        raise UsageError(f"--engine is one of {', '.join(get_args(Engine))}; got {engine!r}.")
+    if processes < 1:
+        raise UsageError(f"It takes at least one process to do runs; got {processes}.")
+    if processes > 1 and jointly:
         raise UsageError(
             "Runs are trained jointly in one process. Leave --jointly or --processes out."
+        )
+    if engine == "ray" and jointly:
+        raise UsageError(
+            "Runs are trained jointly in one process of this machine. Leave --jointly or --engine "
+            "ray out."
+        )
+    if engine == "ray" and processes > 1:
+        raise UsageError(
+            "--processes counts processes of this machine; on a Ray cluster as many runs go on as "
+            "it has room for. Leave one of the two out."
+        )
+    if engine == "ray" and find_spec("ray") is None:
+        raise UsageError("Ray is not installed. Install it with pip install 'deltafit[ray]'.")
+    launched_together = launched().num_processes
+    if launched_together > 1 and (engine == "ray" or processes > 1):
+        raise UsageError(
+            f"{launched_together} processes were launched together, and do each run together. "
+            "Start one process, or leave --engine and --processes out."
         )
 
 

@@ -1,21 +1,47 @@
 """The Accelerator of one run: device, precision and processes."""
 
+import os
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 
 from deltafit.errors import UsageError
 from deltafit.methods import Full, Method
 from deltafit.training.settings import Precision
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+# What one process does for all, or waits for, may take hours; one that ends is noticed at once.
+_LONGEST_WAIT = timedelta(days=30)
 
 
 def processes() -> PartialState:
-    """Return which of the run's processes this one is, joining the others if there are any."""
-    return PartialState(cpu=_on_cpu())
+    """Return which of the run's processes this one is, joining the others if there are any.
+
+    Raises:
+        UsageError: several were asked for, and one was started.
+    """
+    state = PartialState(cpu=_on_cpu(), timeout=_LONGEST_WAIT)
+    # What Accelerate's launcher sets, the port where it was asked for several processes.
+    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if asked and state.num_processes == 1:
+        raise UsageError(
+            "accelerate launch started one process, whatever --num_processes says: without GPUs it "
+            "leaves the others to mpirun. Give it --multi_gpu in place of --cpu, which starts "
+            "processes on CPUs too."
+        )
+    return state
+
+
+def agreed(answer: bool) -> bool:
+    """Return the main process's answer; all processes of a run have to ask, in the same order."""
+    process = processes()
+    if process.num_processes == 1:
+        return answer
+    return bool(broadcast(torch.tensor(float(answer), device=process.device)))
 
 
 def _on_cpu() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from deltafit.training.accelerator import processes
 from deltafit.training.progress import Reporter
 
 PROGRESS_FILE = "progress.json"
@@ -53,7 +54,8 @@ class Note:
 class Noting:
     """Tells a reporter, and notes the same in a run's folder, twice a second at most.
 
-    Nothing is gone on with by these notes, so one that cannot be written is left out.
+    Nothing is gone on with by these notes, so one that cannot be written is left out. Of processes
+    launched together the main one notes.
 
     Args:
         reporter: whom to tell.
@@ -84,6 +86,8 @@ class Noting:
         self._reporter.say(sentence)
 
     def _note(self, done: int, loss: float | None) -> None:
+        if not processes().is_main_process:
+            return
         self._noted = time.monotonic()
         left = None
         if self._total is not None and done > self._first:
