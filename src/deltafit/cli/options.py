@@ -56,9 +56,7 @@ Overrides = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option(
-        metavar="here|ray", help="This machine, or a Ray cluster (docs/recipes.md)."
-    ),
+    typer.Option(metavar="here|ray", help="This machine, or a Ray cluster (docs/recipes.md)."),
 ]
 Processes = Annotated[
     int, typer.Option(metavar="INT", min=1, help="Do runs in so many processes here.")
