@@ -24,13 +24,13 @@ REQUIREMENTS := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint unit slow bench quality learning speed methods compiling profiling clean
+.PHONY: help demo test lint unit slow bench quality learning speed methods estimating compiling profiling clean
 
 help:
 	@echo "make demo     fine-tune the packaged MiniLM on real reviews four ways and compare (minutes)"
 	@echo "make test     lint, then every test"
 	@echo "make lint     ruff, mypy and the import contracts"
-	@echo "make bench    every benchmark; make quality, learning, speed or methods: one of them (DATA=folder)"
+	@echo "make bench    every benchmark; make quality, learning, speed, methods or estimating: one (DATA=folder)"
 	@echo "make compiling  does torch.compile pay? make profiling: where a step's time goes (DATA=folder)"
 	@echo "make clean    remove the environment, caches and the demo's report"
 
@@ -76,7 +76,7 @@ test: $(DEV_STAMP)
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory slow
 
-bench: quality learning speed methods
+bench: quality learning speed methods estimating
 
 quality: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py $(if $(DATA),--data '$(DATA)')
@@ -89,6 +89,9 @@ speed: $(DEV_STAMP)
 
 methods: $(DEV_STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py $(if $(DATA),--data '$(DATA)')
+
+estimating: $(DEV_STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/estimating.py $(if $(DATA),--data '$(DATA)')
 
 # What is below keeps nothing, so it is no part of `bench`.
 compiling: $(DEV_STAMP)

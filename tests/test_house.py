@@ -39,7 +39,7 @@ DOCUMENTS = [
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
         *("docs/architecture.md", "docs/methods.md", "docs/adapters.md", "docs/recipes.md"),
-        "docs/doctor.md",
+        *("docs/doctor.md", "docs/estimate.md"),
     )
 ]
 
@@ -196,6 +196,8 @@ def test_command_lines_in_documents_are_understood(path: Path) -> None:
                 "compare",
                 "run",
                 "doctor",
+                "estimate",
+                "plan",
                 "evaluate",
                 "predict",
                 "inspect",

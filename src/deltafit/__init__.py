@@ -1,8 +1,8 @@
 """deltafit: fit a small ΔW to a pretrained transformer, and compare honestly what that gives.
 
 Every command has a function of the same name here: ``train``, ``compare``, ``run``,
-``doctor``, ``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``, ``ranks``, ``truncate``,
-``combine`` and ``extract``. What is heavy loads when first asked for.
+``doctor``, ``estimate``, ``plan``, ``evaluate``, ``predict``, ``inspect``, ``merge``, ``verify``,
+``ranks``, ``truncate``, ``combine`` and ``extract``. What is heavy loads when first asked for.
 """
 
 from importlib import import_module
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from deltafit.adapters.combination import Combination
     from deltafit.experiments.comparison import compare
     from deltafit.experiments.doctor import doctor
+    from deltafit.experiments.estimate import estimate
+    from deltafit.experiments.plan import plan
     from deltafit.experiments.ranks import ranks
     from deltafit.experiments.recipe import Recipe
     from deltafit.experiments.recipe_run import run
@@ -52,6 +54,8 @@ _HOMES = {
     "truncate": "deltafit.prediction.truncating",
     "compare": "deltafit.experiments.comparison",
     "doctor": "deltafit.experiments.doctor",
+    "estimate": "deltafit.experiments.estimate",
+    "plan": "deltafit.experiments.plan",
     "ranks": "deltafit.experiments.ranks",
     "Recipe": "deltafit.experiments.recipe",
     "run": "deltafit.experiments.recipe_run",
@@ -113,10 +117,12 @@ __all__ = [
     "combine",
     "compare",
     "doctor",
+    "estimate",
     "evaluate",
     "extract",
     "inspect",
     "merge",
+    "plan",
     "predict",
     "ranks",
     "run",

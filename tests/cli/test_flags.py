@@ -77,7 +77,7 @@ def test_every_command_is_a_function_of_the_same_name() -> None:
     import deltafit as package
 
     assert set(COMMANDS) == set(package.__all__) & set(COMMANDS)
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 15
     for name in COMMANDS:
         assert callable(getattr(package, name)) and inspect.getdoc(getattr(package, name))
 
@@ -119,6 +119,8 @@ REFUSED = [
       )),
     "train --model minilm --data imdb --output new --lr -1",
     "compare --model minilm --data imdb --output new --seeds one",
+    "plan --model minilm --data gone.csv --minutes 5",
+    "plan --model minilm --data imdb --ram 8XB",
 ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def test_it_plans_runs_and_runs_no_more(recipe: Path, tmp_path: Path) -> None:
     words = ("run", recipe, "--output", store, "--set", "seeds=[0]")
     planned = done(*words, "--dry-run")
     assert "3 runs, 0 of them finished." in planned and "MB" in planned
-    assert "where a run of the same size is finished in this store" in planned
+    assert "Times are of training alone, from ten steps of each kind of run" in planned
     assert not store.exists()
 
     text = done(*words)

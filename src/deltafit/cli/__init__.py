@@ -12,10 +12,12 @@ from typer.core import TyperCommand, TyperGroup
 from deltafit.cli.combine import combine
 from deltafit.cli.compare import compare
 from deltafit.cli.doctor import doctor
+from deltafit.cli.estimate import estimate
 from deltafit.cli.evaluate import evaluate
 from deltafit.cli.extract import extract
 from deltafit.cli.inspect import inspect
 from deltafit.cli.merge import merge
+from deltafit.cli.plan import plan
 from deltafit.cli.predict import predict
 from deltafit.cli.ranks import ranks
 from deltafit.cli.run import run
@@ -61,7 +63,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _command in (
-    *(train, compare, run, doctor, evaluate, predict, inspect, merge, verify),
+    *(train, compare, run, doctor, estimate, plan, evaluate, predict, inspect, merge, verify),
     *(ranks, truncate, combine, extract),
 ):
     app.command(cls=_Command)(_command)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from deltafit.cli.flags import takes, typed
-from deltafit.cli.options import Model, Resume, Track
+from deltafit.cli.numbers import whole_numbers
+from deltafit.cli.options import Jointly, Model, Resume, Track
 from deltafit.cli.running import again_with_resume, check_start, console, explained, reporting
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
@@ -17,12 +18,6 @@ _Budget = Annotated[
     typer.Option(
         metavar="NUMBER",
         help="Size the methods to train about so many parameters besides the head: 300k.",
-    ),
-]
-_Jointly = Annotated[
-    bool,
-    typer.Option(
-        "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
     ),
 ]
 
@@ -50,7 +45,7 @@ def compare(
         typer.Option(metavar="INTS", help="Train each method with each of them: 0,1,2."),
     ] = None,
     budget: _Budget = None,
-    jointly: _Jointly = False,
+    jointly: Jointly = False,
     track: Track = None,
     resume: Resume = False,
     data: DataConfig,
@@ -68,7 +63,7 @@ def compare(
         if seeds is not None and typed(context, "seed"):
             raise UsageError("Give --seed or --seeds, not both: --seeds says all of them.")
         size = None if budget is None else _parameters(budget)
-        numbers = (settings.seed,) if seeds is None else _whole_numbers(seeds)
+        numbers = (settings.seed,) if seeds is None else whole_numbers("--seeds", seeds)
         check_start(model, data, output, resume=resume)
         from deltafit.methods import parse_method
 
@@ -99,13 +94,6 @@ def _names(text: str | None) -> list[str]:
             "settings goes into a --method of its own: --method lora:rank=4,alpha=8."
         )
     return names
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--seeds takes whole numbers with commas; got {text!r}.")
-    return tuple(map(int, parts))
 
 
 def _parameters(text: str) -> int:

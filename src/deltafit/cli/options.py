@@ -62,6 +62,12 @@ Processes = Annotated[
     int, typer.Option(metavar="INT", min=1, help="Do runs in so many processes here.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object.")]
+Jointly = Annotated[
+    bool,
+    typer.Option(
+        "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", metavar="", help="Go on with what --output holds.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deltafit.cli.options import Engine, Overrides, Processes
+from deltafit.cli.options import Engine, Jointly, Overrides, Processes
 from deltafit.cli.running import again, console, explained
 from deltafit.errors import DeltafitError
 
@@ -24,12 +24,7 @@ def run(
             "--dry-run", metavar="", help="Say which runs there are and what they take; do none."
         ),
     ] = False,
-    jointly: Annotated[
-        bool,
-        typer.Option(
-            "--jointly", metavar="", help="Train LoRA runs at once, on one shared base model."
-        ),
-    ] = False,
+    jointly: Jointly = False,
     engine: Engine = "here",
     processes: Processes = 1,
 ) -> None:

@@ -68,6 +68,15 @@ def check_start(model: str, data: "DataConfig", output: Path, *, resume: bool) -
         UsageError: ``output`` is taken, or an option makes no sense.
     """
     check_run_folder(output, resume=resume)
+    check_readable(model, data)
+
+
+def check_readable(model: str, data: "DataConfig") -> None:
+    """Refuse a model and data that are not there, before torch and transformers load.
+
+    Raises:
+        DeltafitError: one of them is not there.
+    """
     from deltafit.data import check_paths, resolve_model
 
     resolve_model(model)

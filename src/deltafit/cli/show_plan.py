@@ -38,9 +38,15 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
     if plan.problem is not None:
         say(console, f"Memory is not known: {plan.problem}")
+    if any(each.tried for each in plan.arms):
+        say(
+            console,
+            "Times are of training alone, from ten steps of each kind of run where none of the "
+            "same size is finished in this store. `deltafit estimate` says more.",
+        )
     if any(each.seconds is None for each in plan.arms):
         say(
             console,
-            "The time is known where a run of the same size is finished in this store; it is of "
-            "training alone.",
+            "A time that is missing is known once a run of the same size is finished in this "
+            "store; `deltafit estimate` finds it out from ten steps, which takes a while here.",
         )

@@ -1,20 +1,31 @@
 """What ``run`` would do: the runs of a recipe, which are finished, and what the others take."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from deltafit.adapters.structure import is_matrix, layer_shape
 from deltafit.data import Splits
 from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.arms import Arm
 from deltafit.experiments.recipe import Recipe
 from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
+from deltafit.tasks.inference import BATCH_TOKENS
 from deltafit.training.config import RunConfig
+from deltafit.training.estimating import estimate_of
+from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import foretell_memory
+from deltafit.training.trial import try_run
+from deltafit.training.trial_steps import STEPS
+from deltafit.training.workload import rows_per_step
 
+# Multiplications of all trials together that are soon done: some ten seconds on one slow core.
+_CHEAP = 5e11
+_CHARACTERS = 4  # in a token, in round numbers
 _NO_COST = ("alpha", "scaling")  # of a method
 _NO_COST_SETTINGS = (
     *("learning_rate", "head_learning_rate", "weight_decay", "schedule", "warmup"),
@@ -33,7 +44,8 @@ class PlannedArm:
         memory: bytes that one of the others will need, by part; None if there is none, or that is
             not known.
         seconds: what training the others will take, as runs of the same size in the store took;
-            None if there was no such run yet.
+            or from a few steps, where trying those is cheap; None if it is not known.
+        tried: whether it is from a few steps.
     """
 
     arm: Arm
@@ -41,6 +53,7 @@ class PlannedArm:
     finished: int
     memory: dict[str, int] | None
     seconds: float | None
+    tried: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ def dry_run(
     sizes = _Sizes(made, reporter or Silent())
     try:
         check_runs(made.experiment.runs(), jointly=jointly)
-        return Plan(made.recipe, _planned(made, sizes, sizes.memory))
+        return Plan(made.recipe, _with_tried(made, _planned(made, sizes, sizes.memory)))
     except UsageError:
         raise
     except DeltafitError as error:
@@ -113,6 +126,44 @@ def _planned(
     return tuple(arms)
 
 
+def _with_tried(made: Prepared, arms: Sequence[PlannedArm]) -> tuple[PlannedArm, ...]:
+    """Fill in times from a few steps of each size, if all of them together are soon done."""
+    left = {}
+    for each in arms:
+        configs = [c for c in made.experiment.runs_of(each.arm) if made.store.outcome(c) is None]
+        if each.seconds is None and configs:
+            left[each.arm] = configs[0]
+    sizes = {size_of(config): config for config in left.values()}
+    structure, _ = structure_of(made.recipe.model, made.recipe.head)
+    values = sum(math.prod(layer_shape(m)) for m in structure.modules() if is_matrix(m))
+    tokens = sum(_tokens_of_trial(config, made.splits) for config in sizes.values())
+    if values * tokens > _CHEAP:
+        return tuple(arms)
+    # Here, and not in a process of its own: only their time is wanted, and memory is foretold.
+    tried = {size: _seconds_tried(config) for size, config in sizes.items()}
+    return tuple(
+        replace(each, seconds=seconds * (each.runs - each.finished), tried=True)
+        if each.arm in left and (seconds := tried[size_of(left[each.arm])]) is not None
+        else each
+        for each in arms
+    )
+
+
+def _tokens_of_trial(config: RunConfig, splits: Splits) -> float:
+    """Return about how many tokens a trial takes forward, or as costly ways backward."""
+    characters = fmean(map(len, splits.train.texts[:1000]))
+    tokens = min(config.settings.max_length, characters / _CHARACTERS)
+    return tokens * 3 * rows_per_step(config.settings) * (STEPS + 3) + 12 * BATCH_TOKENS
+
+
+def _seconds_tried(config: RunConfig) -> float | None:
+    try:
+        trial = try_run(config)
+    except DeltafitError:  # which ``run`` will tell
+        return None
+    return None if trial.problem else estimate_of(trial, [config]).training.seconds
+
+
 class _Sizes:
     """What runs take, found out once for those that differ in nothing that costs."""
 
@@ -125,20 +176,20 @@ class _Sizes:
             outcome = made.store.outcome(config)
             if outcome is not None and not isinstance(outcome, TrainingError):
                 taken = outcome["costs"]["training_seconds"]
-                self._seconds.setdefault(_size(config), []).append(taken)
+                self._seconds.setdefault(size_of(config), []).append(taken)
 
     def memory(self, config: RunConfig) -> dict[str, int]:
-        size = _size(config)
+        size = size_of(config)
         if size not in self._memory:
             self._memory[size] = foretell_memory(config, self._splits, self._reporter)
         return self._memory[size]
 
     def seconds(self, config: RunConfig) -> float | None:
-        known = self._seconds.get(_size(config))
+        known = self._seconds.get(size_of(config))
         return None if known is None else fmean(known)
 
 
-def _size(config: RunConfig) -> str:
+def size_of(config: RunConfig) -> str:
     """Return a text that runs share which differ in nothing that costs."""
     method = {k: v for k, v in config.method.to_dict().items() if k not in _NO_COST}
     settings: dict[str, Any] = asdict(config.settings)

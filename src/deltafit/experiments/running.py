@@ -161,7 +161,7 @@ def do_run(
                 outcome = execute(
                     config, splits, folder,
                     reporter=Noting(reporter, folder), resume=folders.resume,
-                    features=features.of(config), before=before.get(_start(config)),
+                    features=features.of(config), before=before.get(start_of(config)),
                     tracking=folders.tracking(config),
                 ).metrics  # fmt: skip
             except TrainingError as error:
@@ -175,11 +175,11 @@ def _told(config: RunConfig, outcome: Outcome, reporter: Reporter, before: Befor
     if isinstance(outcome, TrainingError):
         reporter.say(f"{config.label} {outcome.what}")
     else:
-        before[_start(config)] = outcome["before"]
+        before[start_of(config)] = outcome["before"]
     return outcome
 
 
-def _start(config: RunConfig) -> tuple[object, ...]:
+def start_of(config: RunConfig) -> tuple[object, ...]:
     """Return what decides the metrics before training among runs of one experiment."""
     settings, method = config.settings, config.method
     shared = (settings.max_length, settings.base_weights, settings.judge_training)

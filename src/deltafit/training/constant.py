@@ -21,6 +21,9 @@ from deltafit.training.progress import Counted, Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import plain_forward
 
+FROZEN_LAYERS = "frozen layers"
+"""What a reporter is told that computing the states is."""
+
 
 def constant_batches(lengths: Sequence[int], settings: TrainingSettings) -> list[list[int]]:
     """Return the rows of each pass in which constant states are computed.
@@ -135,7 +138,7 @@ class ConstantStates:
         assert self._prefix is not None
         began, store = time.perf_counter(), None
         lengths = [len(row) for row in self._train.rows]
-        advance = Counted(self._reporter, "frozen layers", len(lengths))
+        advance = Counted(self._reporter, FROZEN_LAYERS, len(lengths))
         with plain_forward(self._classifier.model):
             for rows in self._batches:
                 states = self._prefix.states(self._batch(rows))

@@ -65,12 +65,7 @@ def costs_of(
 
     Examples per second are of training alone, without evaluation.
     """
-    state = model_adapters(classifier.model)
-    assert state.active is not None
-    trainable = sum(t.numel() for t in trained_tensors(classifier.model, state.active).values())
-    replaced = state.adapters[state.active].replaced
-    base = base_sizes(classifier.model)
-    total = sum(base.values()) + trainable - sum(base[name] for name in replaced)
+    trainable, total = parameter_counts(classifier.model)
     return {
         "trainable_parameters": trainable,
         "total_parameters": total,
@@ -83,6 +78,16 @@ def costs_of(
         "saved_bytes": sum(f.stat().st_size for f in adapter_folder.iterdir()),
         "adapter_tensor_bytes": (adapter_folder / "adapter_model.safetensors").stat().st_size,
     }
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return how many parameters the active adapter trains, and how many there are with it."""
+    state = model_adapters(model)
+    assert state.active is not None
+    trainable = sum(tensor.numel() for tensor in trained_tensors(model, state.active).values())
+    base = base_sizes(model)
+    replaced = sum(base[name] for name in state.adapters[state.active].replaced)
+    return trainable, sum(base.values()) + trainable - replaced
 
 
 def environment_of(accelerator: Accelerator) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def expected_memory(
     model, settings = classifier.model, config.settings
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     trained_bytes = sum(p.numel() * p.element_size() for p in trained.values())
-    packed = _may_pack(model, settings)
+    packed = may_pack(model, settings)
     kept = _kept_values(classifier, config.method, trained, packed=packed)
     back = any(attends for _, attends in kept.values())
     dropped = _temporary_values(model, back)
@@ -219,7 +224,7 @@ def _trained_modules(model: nn.Module, trained: Collection[str]) -> tuple[str, .
     return tuple(found)
 
 
-def _may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
+def may_pack(model: nn.Module, settings: TrainingSettings) -> bool:
     """Return whether training will probably run packed; see ``fast_execution``."""
     try:
         find_stack(model)

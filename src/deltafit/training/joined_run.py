@@ -68,7 +68,7 @@ def execute_jointly(
         UsageError: the runs cannot be trained jointly.
         Interrupted: the person asked to stop; the runs can be resumed.
     """
-    _check(configs)
+    check_joined(configs)
     gc.collect()  # as in ``execute``: what has finished would count as memory of these runs
     first = configs[0]
     states = features.states if features is not None else None
@@ -121,7 +121,8 @@ def groups_to_join(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _check(configs: Sequence[RunConfig]) -> None:
+def check_joined(configs: Sequence[RunConfig]) -> None:
+    """Raise a UsageError unless these runs can be trained jointly; it says why not."""
     check_shared([config.settings for config in configs])
     first = configs[0]
     for config in configs:
@@ -158,9 +159,9 @@ def _run(
     run = prepare(configs[0], splits, features, reporter, others=methods[1:])
     run.classifier.model.to(accelerator.device)
     names = [f"run{number}" for number in range(len(configs))]
-    heads = _heads(configs, run, splits, features)
+    heads = heads_of(configs, run, splits, features)
     before = _before(configs, heads, run, splits, reporter, before)
-    seconds = _adapt(configs, names, heads, run, reporter)
+    seconds = adapt_runs(configs, names, heads, run, reporter)
     checkpoints = {
         name: checkpoint
         for name, folder in zip(names, folders, strict=True)
@@ -194,7 +195,7 @@ def _run(
     return outcomes
 
 
-def _heads(
+def heads_of(
     configs: Sequence[RunConfig], run: Prepared, splits: Splits, features: FrozenFeatures
 ) -> dict[int, dict[str, Tensor]]:
     """Return the head that each seed gives, by its parameters' names."""
@@ -233,7 +234,7 @@ def _before(
     return before
 
 
-def _adapt(
+def adapt_runs(
     configs: Sequence[RunConfig],
     names: Sequence[str],
     heads: Mapping[int, dict[str, Tensor]],

@@ -111,13 +111,18 @@ def foretell_memory(config: RunConfig, splits: Splits, reporter: Reporter) -> di
         DeltafitError: the model cannot be loaded, or a text cannot be used.
     """
     gc.collect()  # as in ``execute``
-    kind = "mean" if config.head.head == "auto" else config.head.head
-    config = replace(config, head=HeadConfig(kind))
+    config = with_new_head(config)
     splits = replace(splits, validation=None, test=None)
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
     run = prepare(config, splits, features, reporter)
-    _adapt(config, run, reporter)
+    adapt_run(config, run, reporter)
     return expected_memory(run.classifier, config, run.examples["train"].rows)
+
+
+def with_new_head(config: RunConfig) -> RunConfig:
+    """Return a run that costs as much to train, and whose head no text has to be read for."""
+    kind = "mean" if config.head.head == "auto" else config.head.head
+    return replace(config, head=HeadConfig(kind, head_dropout=config.head.head_dropout))
 
 
 def _run(
@@ -138,7 +143,7 @@ def _run(
         before, _ = judge_parts(
             "before training", judged_parts(config, run), config, run, splits, reporter
         )
-    seconds = _adapt(config, run, reporter)
+    seconds = adapt_run(config, run, reporter)
     checkpoint = latest_checkpoint(folder / "checkpoints") if resume else None
     decided = checkpoint.state["course"]["precision"] if checkpoint else None
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows, decided)
@@ -153,8 +158,8 @@ def _run(
     return {**metrics, "expected_memory": foretold}
 
 
-def _adapt(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
-    """Adapt the run's model; return the seconds that looking at texts took for it."""
+def adapt_run(config: RunConfig, run: Prepared, reporter: Reporter) -> float:
+    """Adapt a run's model; return the seconds that looking at texts took for it."""
     began = time.perf_counter()
     statistics = look_at_texts(
         run.classifier, run.examples["train"], config.method, config.settings, reporter,

@@ -1,0 +1,120 @@
+"""How the estimates of runs look in a terminal, and what fits into a machine."""
+
+from rich.console import Console
+from rich.table import Table
+
+from deltafit.cli.show import add_row, percent, say, table_of
+from deltafit.experiments.estimate import Estimate, EstimatedRow
+from deltafit.experiments.plan import Candidate, Fits
+from deltafit.experiments.tables import NOTHING, format_bytes, format_count, format_seconds
+from deltafit.training.cost_law import Span
+
+_SHOWN = 0.05  # of a run's time: smaller parts are not named
+
+
+def show_estimate(console: Console, estimate: Estimate) -> None:
+    """Print what each row of a recipe will take, what of, and all together."""
+    recipe = estimate.recipe
+    table = table_of(
+        f"{recipe.name} on {recipe.model}",
+        *("row", "runs", "trained", "share", "memory", "epoch", "training", "whole run"),
+        left=("row",),
+    )
+    for row in estimate.rows:
+        found = row.estimate
+        add_row(
+            table,
+            row.name + (" (jointly)" if row.jointly else ""),
+            str(row.runs),
+            format_count(found.trainable),
+            percent(found.trainable / found.total),
+            format_bytes(found.memory),
+            format_seconds(found.epoch.seconds or None),
+            format_seconds(found.training.seconds or None) if found.parts else NOTHING,
+            spread(found.whole),
+        )
+    console.print(table)
+    for row in estimate.rows:
+        if row.estimate.problem is not None:
+            say(console, f"{row.name}: {row.estimate.problem} Its memory is foretold.")
+    longest = max(estimate.rows, key=lambda row: row.estimate.whole.seconds)
+    if longest.estimate.problem is None:
+        say(console, _made_of(longest))
+    runs = sum(row.runs for row in estimate.rows)
+    say(
+        console,
+        f"{runs} run{'' if runs == 1 else 's'} one after another, with the frozen features that "
+        f"cheap baselines read ({format_seconds(estimate.baselines.seconds)}): "
+        f"{spread(estimate.whole)}. Memory: {format_bytes(estimate.memory)} at most.",
+    )
+    say(
+        console,
+        f"From {min(row.estimate.timed for row in estimate.rows)} timed steps of each kind of run; "
+        "in brackets, if all went as the quickest or as the slowest of them.",
+    )
+
+
+def spread(span: Span) -> str:
+    """Return "4.2 min (4.0 min to 4.6 min)", a dash for nothing."""
+    if not span.seconds:
+        return NOTHING
+    low, likely, high = map(format_seconds, (span.low, span.seconds, span.high))
+    return likely if low == high else f"{likely} ({low} to {high})"
+
+
+def _made_of(row: EstimatedRow) -> str:
+    found = row.estimate
+    parts = {
+        name: span.seconds
+        for name, span in found.parts.items()
+        if span.seconds >= _SHOWN * found.whole.seconds
+    }
+    listed = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in parts.items())
+    return f"A run of {row.name}, in {found.precision}: {listed}."
+
+
+def show_fitting(console: Console, fits: Fits) -> None:
+    """Print what keeps the limits, the best first, and what does not and why."""
+    memory, seconds = fits.limits.memory, fits.limits.seconds
+    limits = [
+        *([] if memory is None else [f"{format_bytes(memory)} of memory"]),
+        *([] if seconds is None else [format_seconds(seconds)]),
+    ]
+    if fits.fitting:
+        table = _candidates(f"Fits into {' and '.join(limits)}, the best first", "also batches")
+        for each in fits.fitting:
+            add_row(table, *_cells(each), ", ".join(map(str, each.other_batches)) or NOTHING)
+        console.print(table)
+    else:
+        say(console, f"Nothing of this fits into {' and '.join(limits)}.")
+    if fits.others:
+        table = _candidates("Does not fit", "too much")
+        for each in fits.others:
+            why = ", ".join(each.exceeded) or "not tried"
+            add_row(table, *_cells(each), why)
+        console.print(table)
+    for name, problem in fits.problems.items():
+        say(console, f"{name}: {problem}")
+    say(
+        console,
+        "Best are those that leave the texts' tokens as they are, then the methods in the order "
+        "in which they were asked for, larger ranks first; nothing here knows how well they learn. "
+        "Memory counts with a tenth more, time with its upper end.",
+    )
+
+
+def _candidates(title: str, last: str) -> Table:
+    columns = ("method", "trained", "length", "tokens kept", "batch", "memory", "time", last)
+    return table_of(title, *columns, left=("method",))
+
+
+def _cells(each: Candidate) -> tuple[str, ...]:
+    return (
+        str(each.method),
+        format_count(each.trainable),
+        str(each.max_length),
+        f"{each.kept:.0%}",
+        str(each.batch_size),
+        format_bytes(each.memory),
+        NOTHING if each.whole is None else spread(each.whole),
+    )

@@ -1,0 +1,67 @@
+"""``deltafit estimate`` and ``deltafit plan``: what they print, and what is told of wrong input."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deltafit.cli.plan import _bytes
+from tests.cli.commands import done, refused
+from tests.experiments.recipes import tiny_recipe
+from tests.training.tiny_runs import save_model, write_table
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.mark.slow
+def test_an_estimate(recipe: Path) -> None:
+    words = ("estimate", recipe, "--set", "runs=[{method: lora}]")
+    text = done(*words)
+    assert "tiny on" in text and "MB" in text and "2 runs one after another" in text
+    assert "From 10 timed steps of each kind of run" in text
+    content = json.loads(done(*words, "--json"))
+    (row,) = content["rows"]
+    assert row["runs"] == 2 and row["whole"]["low"] <= row["whole"]["seconds"]
+    wrong = recipe.with_name("wrong.yaml")
+    wrong.write_text(recipe.read_text().replace("epochs: 2", "epoch: 2"))
+    assert f"{wrong}, line 8: settings.epoch" in refused(2, "estimate", wrong)
+
+
+@pytest.mark.slow
+def test_a_plan(tmp_path: Path) -> None:
+    model, data = save_model(tmp_path / "model"), write_table(tmp_path / "data.csv")
+    words = (
+        "plan", "--model", model, "--data", data, "--method", "head", "--lengths", "4,16",
+        "--batch-size", "4", "--epochs", "1", "--ram", "64GB",
+    )  # fmt: skip
+    text = done(*words, "--minutes", "5")
+    assert "Fits into 64.0 GB of memory and 5.0 min, the best first" in text
+    assert "nothing here knows how well they learn" in " ".join(text.split())
+    assert "Does not fit" not in text
+    content = json.loads(done(*words, "--minutes", "0.001", "--json"))
+    assert [each["exceeded"] for each in content["others"]] == [["time"], ["time"]]
+    assert content["others"][0]["method"] == "head" and content["fitting"] == []
+
+
+def test_wrong_limits_are_told(tmp_path: Path) -> None:
+    words = ("plan", "--model", "minilm", "--data", write_table(tmp_path / "data.csv"))
+    for limit, said in (
+        (("--ram", "8PB"), "Its units are B, kB, MB"),
+        (("--ram", "lots"), "--ram takes a size such as 8GB"),
+        (("--ram", "8"), "--ram 8 has no unit. Write 8GB"),
+        (("--ram", "0GB"), "--ram must be above 0"),
+        (("--minutes", "0"), "--minutes must be above 0"),
+        (("--minutes", "nan"), "--minutes must be above 0"),
+        ((), "Give --ram, --minutes, or both"),
+        (("--minutes", "1", "--ranks", "4,x"), "--ranks takes whole numbers with commas"),
+        (("--minutes", "1", "--max-length", "9", "--lengths", "8"), "--max-length or --lengths"),
+    ):
+        assert said in refused(2, *words, *limit)
+
+
+def test_units() -> None:
+    assert _bytes("8GB") == _bytes("8 gb") == 8 * 10**9
+    assert _bytes("0.5GiB") == 2**29 and _bytes("500MB") == 5 * 10**8
