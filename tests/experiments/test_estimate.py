@@ -57,7 +57,7 @@ def test_every_row_and_all_together(recipe: Path, tried: list[Any]) -> None:
 
 def test_ranks_and_rates_share_what_they_share(recipe: Path, tried: list[Any]) -> None:
     overrides = ["runs.1.grid={rank: [2], alpha: [4, 8], learning_rate: [1e-3, 1e-2]}",
-                 "runs.1.name={alpha} {learning_rate}"]  # fmt: skip
+                 "runs.1.name='{alpha} {learning_rate}'"]  # fmt: skip
     found = estimate(recipe, overrides=overrides)
     assert len(found.rows) == 5 and len(tried) == 2
 
