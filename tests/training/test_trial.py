@@ -24,21 +24,19 @@ from deltafit.training.trial_steps import STEPS
 from tests.training.tiny_runs import save_model, tables
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"), dropout=True)
+Base = tuple[str, DataConfig]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return tables(tmp_path_factory.mktemp("data"))
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A model and its texts."""
+    folder = tmp_path_factory.mktemp("base")
+    return save_model(folder / "model", dropout=True), tables(folder)
 
 
-def config(
-    model: str, data: DataConfig, method: Method = LoRA(rank=2), **settings: Any
-) -> RunConfig:
+def config(base: Base, method: Method = LoRA(rank=2), **settings: Any) -> RunConfig:
     made = TrainingSettings(**{"epochs": 2, "batch_size": 4, "max_length": 12, **settings})
-    return RunConfig(model, data, method, settings=made)
+    return RunConfig(*base, method, settings=made)
 
 
 def files(*folders: Path) -> dict[Path, int]:
@@ -53,14 +51,14 @@ def files(*folders: Path) -> dict[Path, int]:
     ],
 )
 def test_parameters_are_those_of_the_run_and_nothing_is_written(
-    model: str, data: DataConfig, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base, method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = tmp_path / "temporary"
     there.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(there))
     monkeypatch.chdir(tmp_path)
+    run, (model, data) = config(base, method), base
     before = files(tmp_path, Path(model), Path(data.data).parent)
-    run = config(model, data, method)
     trial = try_run(run)
     assert files(tmp_path, Path(model), Path(data.data).parent) == before
     assert trial.timed == STEPS and trial.problem is None and trial.packed
@@ -84,15 +82,15 @@ def test_parameters_are_those_of_the_run_and_nothing_is_written(
 
 
 @pytest.mark.slow
-def test_a_trial_leaves_other_states_of_the_process_alone(model: str, data: DataConfig) -> None:
+def test_a_trial_leaves_other_states_of_the_process_alone(base: Base) -> None:
     torch.manual_seed(0)
     expected = torch.get_num_threads(), torch.is_grad_enabled()
-    try_run(config(model, data, LoRA(rank=2), gradient_checkpointing=True))
+    try_run(config(base, LoRA(rank=2), gradient_checkpointing=True))
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == expected
 
 
-def test_memory_grows_with_the_batch_and_the_length(model: str, data: DataConfig) -> None:
-    run = config(model, data, Full(), batch_size=4, max_length=8)
+def test_memory_grows_with_the_batch_and_the_length(base: Base) -> None:
+    run = config(base, Full(), batch_size=4, max_length=8)
     grid = [replace(run.settings, batch_size=b, max_length=m) for m in (4, 8) for b in (2, 4, 8)]
     trial = try_run(run, grid)
     memory = [memory_of(trial, foretold) for foretold in trial.variants]
@@ -105,8 +103,8 @@ def test_memory_grows_with_the_batch_and_the_length(model: str, data: DataConfig
     assert times[0] <= times[3] and times[1] <= times[4]
 
 
-def test_what_a_run_is_made_of(model: str, data: DataConfig) -> None:
-    run = config(model, data, epochs=3, judge_training=True, evaluate_every=4)
+def test_what_a_run_is_made_of(base: Base) -> None:
+    run = config(base, epochs=3, judge_training=True, evaluate_every=4)
     second = CostLaw((1.0, 0.0, 0.0))  # every step and every pass takes one second
     trial = replace(
         try_run(run), steps=second, evaluating=second, loading=5.0, looking=0.0, checking=2.0,
@@ -128,35 +126,35 @@ def test_what_a_run_is_made_of(model: str, data: DataConfig) -> None:
 
 
 @pytest.mark.slow
-def test_joined_runs(model: str, data: DataConfig) -> None:
-    runs = [config(model, data, LoRA(rank=rank), seed=seed) for rank in (2, 4) for seed in (0, 1)]
+def test_joined_runs(base: Base) -> None:
+    runs = [config(base, LoRA(rank=rank), seed=seed) for rank in (2, 4) for seed in (0, 1)]
     trial = try_jointly(runs)
     assert trial.timed == STEPS and trial.peak is not None
     assert trial.trainable == try_run(runs[-1]).trainable
     found = estimate_of(trial, runs)
     assert 0 < found.training.low <= found.training.high
     with pytest.raises(UsageError, match="train"):
-        try_jointly([config(model, data, Full()), config(model, data, Full(), seed=1)])
+        try_jointly([config(base, Full()), config(base, Full(), seed=1)])
 
 
 @pytest.mark.slow
-def test_fewer_rows_than_a_step_takes(model: str, data: DataConfig) -> None:
-    run = config(model, data, batch_size=64, accumulation=2)
+def test_fewer_rows_than_a_step_takes(base: Base) -> None:
+    run = config(base, batch_size=64, accumulation=2)
     assert try_run(run).timed == STEPS
 
 
 @pytest.mark.slow
-def test_a_head_that_texts_choose_is_tried_as_a_new_one(model: str, data: DataConfig) -> None:
-    run = replace(config(model, data), head=HeadConfig("auto", "probe"))
+def test_a_head_that_texts_choose_is_tried_as_a_new_one(base: Base) -> None:
+    run = replace(config(base), head=HeadConfig("auto", "probe"))
     assert estimate_of(try_run(run), [run]).training.seconds > 0
 
 
 def test_what_does_not_fit_is_not_tried(
-    model: str, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+    base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr(trials.psutil, "virtual_memory", lambda: free)
-    run = config(model, data)
+    run = config(base)
     trial = try_run(run)
     assert trial.peak is None and "0.0 GB are free here" in str(trial.problem)
     found = estimate_of(trial, [run])

@@ -46,6 +46,9 @@ def plan(
     context: typer.Context,
     *,
     model: Model,
+    data: DataConfig,
+    head: HeadConfig,
+    settings: TrainingSettings,
     ram: _Ram = None,
     minutes: _Minutes = None,
     method: _Methods = None,
@@ -53,9 +56,6 @@ def plan(
     lengths: _Lengths = None,
     batches: _Batches = None,
     as_json: AsJson = False,
-    data: DataConfig,
-    head: HeadConfig,
-    settings: TrainingSettings,
 ) -> None:
     """Say which methods, ranks, lengths and batches fit into a machine and some time.
 
