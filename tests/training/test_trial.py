@@ -23,7 +23,6 @@ from deltafit.training.trial import Trial, try_jointly, try_run
 from deltafit.training.trial_steps import STEPS
 from tests.training.tiny_runs import save_model, tables
 
-
 Base = tuple[str, DataConfig]
 
 
@@ -47,7 +46,10 @@ def files(*folders: Path) -> dict[Path, int]:
     "method",
     [
         *(Head(), LoRA(rank=2)),
-        *(pytest.param(m, marks=pytest.mark.slow) for m in (Full(), LastBlocks(1), Prompt(count=2))),
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in (Full(), LastBlocks(1), Prompt(count=2))
+        ),
     ],
 )
 def test_parameters_are_those_of_the_run_and_nothing_is_written(
@@ -149,9 +151,7 @@ def test_a_head_that_texts_choose_is_tried_as_a_new_one(base: Base) -> None:
     assert estimate_of(try_run(run), [run]).training.seconds > 0
 
 
-def test_what_does_not_fit_is_not_tried(
-    base: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_not_tried(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr(trials.psutil, "virtual_memory", lambda: free)
     run = config(base)
