@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from deltafit.data import epoch_order
-from deltafit.training.accelerator import mixed_precision_of, started_accelerator
+from deltafit.training.accelerator import make_accelerator, mixed_precision_of
 from deltafit.training.config import RunConfig
 from deltafit.training.cost_law import CostLaw, Work, added
 from deltafit.training.course import Examples
@@ -164,8 +164,7 @@ def started(config: RunConfig) -> Iterator[tuple[Accelerator, Path]]:
     folder = Path(tempfile.gettempdir()) / f"deltafit-{uuid.uuid4().hex}"
     mixed = mixed_precision_of(config.settings.precision, config.method)
     try:
-        with started_accelerator(mixed, folder, (), {}) as accelerator:
-            yield accelerator, folder
+        yield make_accelerator(mixed), folder
     finally:
         # States of frozen layers that no memory holds, or a checkpoint of very slow steps.
         shutil.rmtree(folder, ignore_errors=True)
