@@ -65,27 +65,32 @@ def run(
     configs, splits, store = made.experiment.runs(), made.splits, made.store
     check_runs(configs, jointly=jointly)
     check_place(engine, processes=processes, jointly=jointly)
-    judged = judged_part(splits)
     store.tracked.tell(made.recipe.track, reporter)
     if watch is not None:
         watch(Standing(made.experiment, store, processes))
     if not all(store.is_finished(config) for config in configs):
         heed(examine(made.recipe, made.experiment, splits, thorough=False), reporter)
     features = SharedFeatures(made.recipe.model, splits, reporter)
-    frozen, seed = features.of(configs[0]), configs[0].settings.seed
-    scored = store.baselines(
-        judged, frozen.max_length, seed,
-        lambda: score_baselines(splits, judged, frozen, seed, reporter),
-    )  # fmt: skip
+    cheap = _baselines(made, features, reporter)
     joined = run_joined(configs, splits, store, features, reporter) if jointly else {}
     if engine == "ray":
         do_on_cluster(made, reporter)
     elif processes > 1:
         do_in_processes(processes, made.recipe, store.root, reporter)
     outcomes = do_runs(configs, splits, store, features, reporter, known=joined)
-    cheap = baselines(scored, splits, judged)
     with store.locked(f"report-{made.recipe.name}"):
         return _reported(made, outcomes, cheap)
+
+
+def _baselines(made: Prepared, features: SharedFeatures, reporter: Reporter) -> list[Candidate]:
+    """Return the cheap baselines; those in the store are not scored again."""
+    splits, first = made.splits, made.experiment.runs()[0]
+    judged, frozen, seed = judged_part(splits), features.of(first), first.settings.seed
+    scored = made.store.baselines(
+        judged, frozen.max_length, seed,
+        lambda: score_baselines(splits, judged, frozen, seed, reporter),
+    )  # fmt: skip
+    return baselines(scored, splits, judged)
 
 
 def _reported(
