@@ -45,6 +45,30 @@ def test_it_plans_runs_and_runs_no_more(recipe: Path, tmp_path: Path) -> None:
         assert "canar" in done("verify", run)
 
 
+def test_it_plans_a_search_and_says_what_was_chosen(recipe: Path, tmp_path: Path) -> None:
+    space = "{learning_rate: {low: 1e-3, high: 1e-1}, rank: [2, 4]}"
+    words = (
+        *("run", recipe, "--output", tmp_path, "--set", "seeds=[0]", "--set", "settings.epochs=1"),
+        *("--set", "runs=[{method: head}, {method: lora}]", "--set"),
+        f"search={{trials: 2, minutes: 60, parameters: 5000, space: {space}}}",
+    )
+    planned = " ".join(done(*words, "--dry-run").split())
+    for said in (
+        "Search in 2 of 2 rows, each: up to 2 trials, none begun after 60 minutes of training, "
+        "sizes of at most 5,000 parameters besides the head.",
+        "head: learning_rate 0.001 to 0.1 in equal factors",
+        "lora: learning_rate 0.001 to 0.1 in equal factors; rank 2 or 4",
+        "At most 4 runs, 0 of them finished.",
+    ):
+        assert said in planned
+    text = done(*words)
+    assert "the best of 2 trials by validation accuracy" in " ".join(text.split())
+    assert f"Every trial of the search: {tmp_path / 'tiny' / 'trials.csv'}" in text
+    again = deltafit(*words)
+    assert again.exit_code == 0 and again.stderr == "" and again.stdout == text
+    assert "At most 4 runs, 4 of them finished." in done(*words, "--dry-run")
+
+
 def test_a_wrong_recipe_is_2_and_says_where(recipe: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(recipe.read_text().replace("epochs: 2", "epoch: 2"))

@@ -4,7 +4,11 @@ Import as ``from tests.experiments.recipe_runs import Listening, same_rows``.
 """
 
 import os
+import random
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,43 @@ from deltafit.training.progress import Silent
 # Times and what the process happened to hold are no two runs' the same.
 MEASURED = ("seconds", "examples_per_second", "peak_memory_bytes", "seconds_range",
             "peak_memory_range")  # fmt: skip
+
+RUN = """
+import signal
+import sys
+import deltafit.experiments.report as report
+from deltafit.experiments.recipe_run import run
+
+report.save_png = lambda figure, path: path.touch()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever began the tests may ignore it
+print("begun", flush=True)
+run(sys.argv[1], sys.argv[2], processes=int(sys.argv[3]))
+"""
+
+
+def started(recipe: Path, store: Path, processes: int = 1) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "src:."}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(recipe), str(store), str(processes)],
+        env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    return process
+
+
+def killed_at_random(recipe: Path, store: Path, seed: int) -> None:
+    """Kill the command six times, or fewer if it is faster; at least once."""
+    chosen, killed = random.Random(seed), 0
+    while killed < 6:
+        process = started(recipe, store)
+        try:
+            process.wait(timeout=chosen.uniform(1.5, 5))
+            break  # it was faster
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    assert killed > 0
 
 
 class Listening(Silent):

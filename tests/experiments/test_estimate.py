@@ -75,6 +75,14 @@ def test_jointly(recipe: Path, tried: list[Any]) -> None:
         estimate(recipe, overrides=["runs=[{method: head}]"], jointly=True)
 
 
+def test_trials_of_a_search_are_runs_too(recipe: Path, tried: list[Any]) -> None:
+    space = "{learning_rate: {low: 1e-3, high: 1e-1}}"
+    overrides = ["runs=[{method: head}]", f"search={{trials: 5, space: {space}}}"]
+    (row,) = (found := estimate(recipe, overrides=overrides)).rows
+    assert row.runs == 2 + 4 and len(tried) == 1
+    assert found.whole.seconds == pytest.approx(row.whole.seconds + 3 - (6 - 2) * 2)
+
+
 def test_in_processes_of_their_own(recipe: Path) -> None:
     found = estimate(recipe, overrides=["runs=[{method: lora}]"])
     (row,) = found.rows

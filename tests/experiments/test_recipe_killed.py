@@ -1,10 +1,8 @@
 """``run`` in processes that are killed, stopped, or share the runs: each is done once."""
 
 import os
-import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,48 +12,15 @@ import pytest
 from deltafit.errors import UsageError
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.recipe_run import run
-from tests.experiments.recipe_runs import Listening, same_rows
+from tests.experiments.recipe_runs import Listening, killed_at_random, same_rows, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
-
-
-RUN = """
-import signal
-import sys
-import deltafit.experiments.report as report
-from deltafit.experiments.recipe_run import run
-
-report.save_png = lambda figure, path: path.touch()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever began the tests may ignore it
-print("begun", flush=True)
-run(sys.argv[1], sys.argv[2], processes=int(sys.argv[3]))
-"""
-
-
-def started(recipe: Path, store: Path, processes: int = 1) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "src:."}
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(recipe), str(store), str(processes)],
-        env=environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    return process
 
 
 def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(
     recipe: Path, done: Comparison, tmp_path: Path
 ) -> None:
-    chosen, killed = random.Random(1), 0
-    while killed < 6:
-        process = started(recipe, tmp_path / "store")
-        try:
-            process.wait(timeout=chosen.uniform(1.5, 5))
-            break  # it was faster
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-    assert killed > 0
+    killed_at_random(recipe, tmp_path / "store", seed=1)
     same_rows(run(recipe, tmp_path / "store"), done)
     # Nothing half-written is left of those that were killed.
     assert not list((tmp_path / "store").glob("runs/*/.*"))

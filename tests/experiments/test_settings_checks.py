@@ -1,5 +1,6 @@
 """What the doctor finds in hyperparameters: what was planted, and else nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from deltafit.experiments.findings import Check
 from deltafit.experiments.recipe import Entry
+from deltafit.experiments.search import Search
 from deltafit.experiments.settings_checks import (
     SETTINGS_CHECKS,
     allocation,
@@ -48,6 +50,16 @@ def test_the_remedy_is_where_the_rate_comes_from(tmp_path: Path) -> None:
     assert found.remedy == "--set runs.0.settings.learning_rate=5e-4"
     found = only(list(learning_rate(case_of(tmp_path, learning_rate=1e-6))))
     assert found.remedy == "--set settings.learning_rate=5e-4"
+
+
+def test_a_rate_that_is_searched_is_no_finding(tmp_path: Path) -> None:
+    case = case_of(tmp_path, runs=["full", "lora"], learning_rate=2e-5)
+    search = Search({"learning_rate": [1e-5, 1e-3]}, 2)
+    assert [*learning_rate(replace(case, recipe=replace(case.recipe, search=search)))] == []
+    own = Entry("lora", space=search.space)
+    recipe = replace(case.recipe, search=Search({}, 2), runs=(Entry("full"), own))
+    assert [*learning_rate(replace(case, recipe=recipe))] == []
+    assert len([*learning_rate(case)]) == 1
 
 
 def test_a_rate_far_too_high(tmp_path: Path) -> None:

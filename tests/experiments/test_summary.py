@@ -111,3 +111,27 @@ def test_what_failed_or_was_not_trained_says_nothing() -> None:
     baseline = row("TF-IDF", "baseline", 0.9, None)
     assert headline([baseline, run("lora", 0.7, difference(-20, 1))]) == "Use TF-IDF"
     assert all(re.match(r".*\.$", sentence) for sentence in summary(example()))
+
+
+def rates(*known: tuple[str, str, float, int]) -> list[str]:
+    """What is said of rows of these names, methods, learning rates and trials."""
+    rows = [
+        run(name, 0.9, None, result_name=method, learning_rate=rate, trials=trials,
+            searched=["learning_rate"] if trials else [])
+        for name, method, rate, trials in known
+    ]  # fmt: skip
+    return [sentence for sentence in summary(rows) if "rate" in sentence]
+
+
+def test_it_says_whether_rates_were_tuned_shared_or_neither() -> None:
+    assert rates(("full", "all", 2e-5, 8), ("lora", "lora", 1e-3, 6)) == [
+        "Every method was trained at a learning rate of its own, the best of 6 to 8 trials on "
+        "validation rows."
+    ]
+    (shared,) = rates(("full", "all", 2e-5, 0), ("lora", "lora", 2e-5, 0))
+    assert shared.startswith("All methods were trained at the same learning rate, 2e-05. Each may")
+    (differing,) = rates(("full", "all", 2e-5, 0), ("lora", "lora", 5e-4, 0))
+    assert "rates that were not tuned on these texts" in differing
+    (some,) = rates(("full", "all", 2e-5, 0), ("lora", "lora", 5e-4, 8))
+    assert some.startswith("The learning rates of lora were tuned on validation rows; full was")
+    assert rates(("r=4", "lora", 5e-4, 0), ("r=8", "lora", 5e-4, 0)) == [], "one method"

@@ -1,7 +1,9 @@
 """The loop against plain torch, and what must not change its result."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from deltafit.errors import UsageError
 from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import collate, logits_of
 from deltafit.tasks.inference import compute_logits
-from deltafit.training.checkpoints import latest_checkpoint
+from deltafit.training.checkpoints import latest_checkpoint, latest_state
 from deltafit.training.course import Examples
+from deltafit.training.interruption import Halted
 from deltafit.training.optimisation import rate_factor
 from deltafit.training.settings import TrainingSettings
 from tests.tiny_models import PAD
@@ -215,6 +218,35 @@ def test_patience_stops_after_so_many_evaluations_without_a_better_one(
     settings = replace(EIGHT, evaluate_every=1, metric="loss", patience=2)
     course = loop_on(adapted(bert), tmp_path, settings, validation=tiny_examples(3)).run()
     assert course.step == 5 and course.best_step == 3
+
+
+def test_halted_after_an_evaluation_it_goes_on_as_if_it_had_not_been(
+    bert: str, tmp_path: Path
+) -> None:
+    settings = replace(EIGHT, evaluate_every=2)
+    undisturbed = train(bert, tmp_path / "whole", settings, validation=tiny_examples(3))
+    asked: list[int] = []
+
+    def halt(history: Sequence[Mapping[str, Any]]) -> bool:
+        asked.append(len(history))
+        return len(history) == 2
+
+    for _ in range(2):  # the second time at once
+        loop = loop_on(
+            adapted(bert), tmp_path, settings, validation=tiny_examples(3), halt=halt
+        )  # fmt: skip
+        with pytest.raises(Halted, match="after step 4 of 6"):
+            loop.run(latest_checkpoint(tmp_path / "checkpoints"))
+        state = latest_state(tmp_path / "checkpoints")
+        assert state is not None and [e["step"] for e in state["course"]["history"]] == [2, 4]
+    assert asked == [1, 2, 2]
+    classifier = adapted(bert)
+    loop = loop_on(
+        classifier, tmp_path, settings, validation=tiny_examples(3), halt=lambda h: len(h) == 3
+    )  # fmt: skip
+    course = loop.run(latest_checkpoint(tmp_path / "checkpoints"))
+    assert course.step == 6, "after the last one it is not asked"
+    assert_same(trained_values(classifier), undisturbed)
 
 
 def test_patience_without_validation_rows_is_refused(bert: str, tmp_path: Path) -> None:

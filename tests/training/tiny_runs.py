@@ -20,7 +20,7 @@ from deltafit.files import read_json, read_tensors
 from deltafit.methods import LoRA, Method
 from deltafit.tasks.classification import Classifier, HeadSettings, load_classifier
 from deltafit.training.looking import look_at_texts
-from deltafit.training.loop import Examples, TrainingLoop
+from deltafit.training.loop import Examples, Halt, TrainingLoop
 from deltafit.training.progress import Silent
 from deltafit.training.settings import DataConfig, TrainingSettings
 from tests.tiny_models import DECODERS, VOCABULARY, tiny_model
@@ -125,6 +125,7 @@ def loop_on(
     accelerator: Accelerator | None = None,
     learning_rate: float = 1e-2,
     states: StateStores | None = None,
+    halt: Halt | None = None,
 ) -> TrainingLoop:
     """A loop on tiny rows."""
     return TrainingLoop(
@@ -137,6 +138,7 @@ def loop_on(
         reporter=Silent(),
         accelerator=accelerator or Accelerator(),
         states=states,
+        halt=halt,
     )
 
 

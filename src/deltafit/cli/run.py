@@ -58,5 +58,7 @@ def run(
 
         show_comparison(console(), result)
         say(console(), f"Every run: {result.folder / 'runs.csv'}")
+        if read.search is not None:
+            say(console(), f"Every trial of the search: {result.folder / 'trials.csv'}")
         if all(row.get("failure") for row in result.rows if row["kind"] == "run"):
             raise DeltafitError("Every method failed; its row says why.")

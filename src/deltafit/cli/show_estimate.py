@@ -6,6 +6,7 @@ from rich.table import Table
 from deltafit.cli.show import add_row, percent, say, table_of
 from deltafit.experiments.estimate import Estimate, EstimatedRow
 from deltafit.experiments.plan import Candidate, Fits
+from deltafit.experiments.search import Search
 from deltafit.experiments.tables import NOTHING, format_bytes, format_count, format_seconds
 from deltafit.training.cost_law import Span
 
@@ -47,10 +48,20 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
         f"cheap baselines read ({format_seconds(estimate.baselines.seconds)}): "
         f"{spread(estimate.whole)}. Memory: {format_bytes(estimate.memory)} at most.",
     )
+    if recipe.search is not None:
+        say(console, _of_search(recipe.search))
     say(
         console,
         f"From {min(row.estimate.timed for row in estimate.rows)} timed steps of each kind of run; "
         "in brackets, if all went as the quickest or as the slowest of them.",
+    )
+
+
+def _of_search(search: Search) -> str:
+    pruned = ", and as if none were pruned" if search.pruning != "none" else ""
+    return (
+        f"With {search.trials} trials of each row that is searched for, all of the size that it has "
+        f"as it is written{pruned}."
     )
 
 

@@ -4,7 +4,23 @@ from rich.console import Console
 
 from deltafit.cli.show import add_row, say, table_of
 from deltafit.experiments.dry_run import Plan
+from deltafit.experiments.search import Search
 from deltafit.experiments.tables import NOTHING, format_bytes, format_seconds
+
+
+def _say_search(console: Console, plan: Plan, search: Search) -> None:
+    """Print how many trials there are, and what they go through."""
+    searched = [arm for arm in plan.arms if arm.space]
+    halving = " under successive halving" if search.pruning == "successive-halving" else ""
+    limits = [f"up to {search.trials} trials{halving}"]
+    if search.minutes is not None:
+        limits.append(f"none begun after {search.minutes:g} minutes of training")
+    if search.parameters is not None:
+        limits.append(f"sizes of at most {search.parameters:,} parameters besides the head")
+    say(console, f"Search in {len(searched)} of {len(plan.arms)} rows, each: {', '.join(limits)}.")
+    for space in dict.fromkeys(arm.space for arm in searched):
+        names = ", ".join(arm.arm.name for arm in searched if arm.space == space)
+        say(console, f"  {names}: {space}")
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -30,6 +46,9 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
     console.print(table)
     runs = "1 run" if plan.runs == 1 else f"{plan.runs} runs"
+    if recipe.search is not None:
+        _say_search(console, plan, recipe.search)
+        runs = f"At most {runs}"
     say(console, f"{runs}, {plan.finished} of them finished.")
     if any(each.memory is not None for each in plan.arms):
         say(

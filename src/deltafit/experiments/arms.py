@@ -21,12 +21,16 @@ class Arm:
         method: what is trained.
         settings: the hyperparameters; their seed counts for nothing.
         remark: the first of the row's notes.
+        searched: settings that a search has chosen, by name.
+        trials: of that search.
     """
 
     name: str
     method: Method
     settings: TrainingSettings
     remark: str | None = None
+    searched: tuple[str, ...] = ()
+    trials: int = 0
 
 
 @dataclass(frozen=True)

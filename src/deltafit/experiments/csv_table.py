@@ -7,7 +7,8 @@ from deltafit.experiments.forms import csv_text
 from deltafit.experiments.tables import Row, share_of
 
 _PLAIN_BEFORE_INTERVAL = (
-    *("name", "kind", "result_name", "seeds", "failed_seeds", "trainable", "total"),
+    *("name", "kind", "result_name", "seeds", "failed_seeds", "learning_rate", "trials"),
+    *("trainable", "total"),
     *("metric_name", "count", "before", "after"),
 )
 _PLAIN_AFTER_INTERVAL = (

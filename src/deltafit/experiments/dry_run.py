@@ -13,6 +13,7 @@ from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.arms import Arm
 from deltafit.experiments.recipe import Recipe
 from deltafit.experiments.recipe_start import Prepared, check_runs, prepared
+from deltafit.experiments.tuning import check_search, possible_runs, trials_done
 from deltafit.tasks.inference import BATCH_TOKENS
 from deltafit.training.config import RunConfig
 from deltafit.training.estimating import estimate_of
@@ -39,13 +40,15 @@ class PlannedArm:
 
     Attributes:
         arm: the row.
-        runs: how many it has, one a seed.
-        finished: how many of them are, those that failed among them.
+        runs: how many it has: one a seed, and the trials of its search, which are at most so many.
+        finished: how many of them are, those that failed or were pruned among them.
         memory: bytes that one of the others will need, by part; None if there is none, or that is
             not known.
         seconds: what training the others will take, as runs of the same size in the store took;
-            or from a few steps, where trying those is cheap; None if it is not known.
+            or from a few steps, where trying those is cheap; None if it is not known. With a search
+            as if all trials were trained to their end.
         tried: whether it is from a few steps.
+        space: what its search goes through, in words; empty where there is none.
     """
 
     arm: Arm
@@ -54,6 +57,7 @@ class PlannedArm:
     memory: dict[str, int] | None
     seconds: float | None
     tried: bool = False
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,10 @@ def dry_run(
     made = prepared(recipe, output, overrides)
     sizes = _Sizes(made, reporter or Silent())
     try:
-        check_runs(made.experiment.runs(), jointly=jointly)
-        return Plan(made.recipe, _with_tried(made, _planned(made, sizes, sizes.memory)))
+        check_search(made)
+        check_runs(possible_runs(made), jointly=jointly)
+        planned = _with_trials(made, _planned(made, sizes, sizes.memory), sizes)
+        return Plan(made.recipe, _with_tried(made, planned))
     except UsageError:
         raise
     except DeltafitError as error:
@@ -124,6 +130,35 @@ def _planned(
             )
         )
     return tuple(arms)
+
+
+def _with_trials(
+    made: Prepared, arms: Sequence[PlannedArm], sizes: "_Sizes"
+) -> tuple[PlannedArm, ...]:
+    """Return planned rows with the trials of their search, as far as they are in the store."""
+    rows = {row.space.row: row for row in trials_done(made)}
+    more = replace(made.experiment, seeds=made.experiment.seeds[1:])
+    planned = []
+    for each in arms:
+        row = rows.get(each.arm)
+        if row is None or made.recipe.search is None:
+            planned.append(each)
+            continue
+        last = more.runs_of(row.chosen.arm) if row.chosen is not None else []
+        finished = len(row.trials) + sum(made.store.outcome(run) is not None for run in last)
+        trials = made.recipe.search.trials if row.chosen is None else len(row.trials)
+        runs = trials + len(more.seeds)
+        seconds = sizes.seconds(made.experiment.runs_of(each.arm)[0])
+        planned.append(
+            replace(
+                each,
+                runs=runs,
+                finished=finished,
+                seconds=None if seconds is None else seconds * (runs - finished),
+                space=str(row.space),
+            )
+        )
+    return tuple(planned)
 
 
 def _with_tried(made: Prepared, arms: Sequence[PlannedArm]) -> tuple[PlannedArm, ...]:

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deltafit.experiments.arms import Arm, Experiment
 from deltafit.experiments.dry_run import size_of
 from deltafit.experiments.recipe import Recipe, experiment_of
 from deltafit.experiments.recipe_start import check_runs, recipe_of
 from deltafit.experiments.running import start_of
+from deltafit.experiments.search_space import spaces_of
 from deltafit.training.config import RunConfig
 from deltafit.training.cost_law import Span, total
 from deltafit.training.estimating import BEFORE, RunEstimate, estimate_of, features_of
@@ -24,7 +26,7 @@ class EstimatedRow:
 
     Attributes:
         name: of the row, or of all of them.
-        runs: how many there are.
+        runs: how many there are; of a row that is searched for at most, all its trials among them.
         jointly: whether they are trained at once; the estimate is then of all of them.
         estimate: of one run.
     """
@@ -110,6 +112,7 @@ def estimate(
     configs = experiment.runs()
     check_runs(configs, jointly=jointly)
     groups = groups_to_join(configs) if jointly else []
+    more = _further_trials(read, experiment)
     trials = _Trials(reporter)
     rows, joined = [], {config for group in groups for config in group}
     for group in groups:
@@ -120,16 +123,23 @@ def estimate(
         own = [config for config in experiment.runs_of(arm) if config not in joined]
         if own:
             found = estimate_of(trials.alone(own[0]), own[:1])
-            rows.append(EstimatedRow(arm.name, len(own), False, found))
+            rows.append(EstimatedRow(arm.name, len(own) + more.get(arm, 0), False, found))
     first = trials.any()
     baselines = Span() if first.problem else features_of(first)
     # The untouched model is judged once for all runs that start alike.
     alone = [config for config in configs if config not in joined]
     judged = [row.estimate.parts.get(BEFORE, Span()) for row in rows if not row.jointly]
-    spared = len(alone) - len({start_of(config) for config in alone})
+    spared = len(alone) + sum(more.values()) - len({start_of(config) for config in alone})
     mean = total(judged).times(1 / len(judged)) if judged else Span()
     whole = total(row.whole for row in rows) + baselines + mean.times(-spared)
     return Estimate(read, tuple(rows), baselines, whole)
+
+
+def _further_trials(recipe: Recipe, experiment: Experiment) -> dict[Arm, int]:
+    """Return how many runs a search adds to each row that it tunes, at most."""
+    spaces = spaces_of(recipe, experiment.arms)
+    search = recipe.search
+    return {space.row: search.trials - 1 for space in spaces if search and space.settings}
 
 
 class _Trials:

@@ -77,6 +77,12 @@ class Case:
             return "--method" if self.from_flags else key
         return f"--method {other}" if self.from_flags else f"--set {key}={other}"
 
+    def searched(self, row: int) -> set[str]:
+        """Return the names of settings that a search may choose for a row."""
+        search = self.recipe.search
+        own = self.recipe.runs[self.entries[row]].space
+        return {*own, *(search.space if search is not None else ())}
+
     def flag(self, row: int, setting: str, value: object, *, own: bool = False) -> str:
         """Return the flag that gives a row another value of a hyperparameter.
 

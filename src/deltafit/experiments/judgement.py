@@ -9,6 +9,7 @@ from typing import Any
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.arms import Arm, Experiment
+from deltafit.experiments.page_parts import Section
 from deltafit.experiments.published import published_section
 from deltafit.experiments.rank_plot import learned_ranks
 from deltafit.experiments.recipe import Published
@@ -75,6 +76,7 @@ def judge_runs(
     folder: Path,
     *,
     facts: Mapping[str, Any] = MappingProxyType({}),
+    beside: Sequence[Section] = (),
     published: Published | None = None,
 ) -> Comparison:
     """Compare what the runs of an experiment came to, and write the report.
@@ -87,7 +89,8 @@ def judge_runs(
         cheap: the baselines, judged on the same rows.
         folder: where the report goes.
         facts: what else the report is to say; must be JSON.
-        published: figures to set beside the rows.
+        beside: sections of the report that come before those of its rows.
+        published: figures to set beside the rows, in a section before these.
 
     Raises:
         DeltafitError: what a run left does not fit the texts.
@@ -101,17 +104,14 @@ def judge_runs(
             candidates.append(Failure(arm.name, arm.method.result_name, failed[0]))
             continue
         runs = [*finished.values()]
-        candidates.append(
-            candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
-        )
+        candidate = candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
+        candidate.row |= _settings_of(experiment, arm)
+        candidates.append(candidate)
         # One run stands for the arm: a mean of curves is none.
         seed, run = next(iter(finished.items()))
         shown[f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name] = run
     facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
-    if shown:
-        facts["precision"] = {name: metrics["precision"] for name, (_, metrics) in shown.items()}
-        *_, (_, last) = shown.values()
-        facts["environment"] = last["environment"] | last["versions"]
+    facts |= _machine({name: metrics for name, (_, metrics) in shown.items()})
     rows = compared(candidates)
     if processes().is_main_process:
         adapters = {name: run / "adapter" for name, (run, _) in shown.items()}
@@ -123,9 +123,30 @@ def judge_runs(
             {name: learned_ranks(adapter) for name, adapter in adapters.items()},
             facts,
             evidence=evidence_of(candidates, judged, splits, adapters),
-            published=published_section(published, rows, experiment.model) if published else None,
+            beside=[*_published(published, rows, experiment.model), *beside],
         )
     return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _settings_of(experiment: Experiment, arm: Arm) -> dict[str, Any]:
+    """Return what a row says of how its settings came about."""
+    rate = experiment.runs_of(arm)[0].learning_rate
+    return {"learning_rate": rate, "searched": list(arm.searched), "trials": arm.trials}
+
+
+def _machine(shown: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the metrics of runs say of where and how they were trained, if there are any."""
+    if not shown:
+        return {}
+    *_, last = shown.values()
+    return {
+        "precision": {name: metrics["precision"] for name, metrics in shown.items()},
+        "environment": last["environment"] | last["versions"],
+    }
+
+
+def _published(published: Published | None, rows: Sequence[Row], model: str) -> list[Section]:
+    return [published_section(published, rows, model)] if published is not None else []
 
 
 def _came_to(

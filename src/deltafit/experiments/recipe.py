@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from deltafit.errors import UsageError
 from deltafit.experiments.arms import Arm, Experiment, check_distinct, sized
+from deltafit.experiments.search import Search
 from deltafit.methods import Method, method_with
 from deltafit.methods.values import write
 from deltafit.training.settings import DataConfig, HeadConfig, Tracker, TrainingSettings
 
 Figure = Literal["accuracy", "macro_f1", "trainable", "minutes"]
-_SETTINGS = tuple(field.name for field in fields(TrainingSettings) if field.name != "seed")
+SETTINGS = tuple(field.name for field in fields(TrainingSettings) if field.name != "seed")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -48,12 +49,14 @@ class Entry:
         settings: hyperparameters in place of the recipe's.
         grid: settings of the method, or hyperparameters, with the values that each takes; every
             combination is a row. What both have (AdaLoRA's ``warmup``) is the method's.
+        space: what a search goes through for these rows in place of the same keys of its own.
     """
 
     method: str
     name: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Recipe:
         budget: about how many parameters each method is to train besides the head.
         published: figures to stand beside ours.
         track: what else gets the runs' numbers.
+        search: how each row's settings are chosen; see ``deltafit.experiments.search_space``.
 
     Raises:
         RecipeError: a value is out of its range.
@@ -103,6 +107,7 @@ class Recipe:
     budget: int | None = None
     published: Published | None = None
     track: tuple[Tracker, ...] = ()
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in RESERVED:
@@ -179,11 +184,11 @@ def experiment_of(recipe: Recipe) -> Experiment:
 def _arms(recipe: Recipe, index: int) -> Iterator[tuple[tuple[str | int, ...], Arm]]:
     """Yield the rows of one entry, each with the key that an error about it names."""
     entry, key = recipe.runs[index], ("runs", index)
-    _check_keys(entry.settings, _SETTINGS, (*key, "settings"))
-    shared = _settings(recipe.settings, entry.settings, (*key, "settings"))
-    method = _method(entry.method, {}, (*key, "method"))
+    check_keys(entry.settings, SETTINGS, (*key, "settings"))
+    shared = settings_of(recipe.settings, entry.settings, (*key, "settings"))
+    method = method_of(entry.method, {}, (*key, "method"))
     own = tuple(field.name for field in fields(method))
-    _check_keys(entry.grid, (*own, *_SETTINGS), (*key, "grid"))
+    check_keys(entry.grid, (*own, *SETTINGS), (*key, "grid"))
     for name, values in entry.grid.items():
         if not values:
             raise RecipeError((*key, "grid", name), "It has no value to try. Give a list of some.")
@@ -194,13 +199,14 @@ def _arms(recipe: Recipe, index: int) -> Iterator[tuple[tuple[str | int, ...], A
         where = (*key, "grid") if entry.grid else key
         arm = Arm(
             _name(entry, chosen, (*key, "name")),
-            _method(entry.method, of_method, where),
-            _settings(shared, of_run, where),
+            method_of(entry.method, of_method, where),
+            settings_of(shared, of_run, where),
         )
         yield key, arm
 
 
-def _method(text: str, grid: Mapping[str, Any], key: tuple[str | int, ...]) -> Method:
+def method_of(text: str, grid: Mapping[str, Any], key: tuple[str | int, ...]) -> Method:
+    """Return the method of a text with settings of a grid; an error names the key of one."""
     try:
         return method_with(text, {name: _written(value) for name, value in grid.items()})
     except UsageError as error:
@@ -215,9 +221,10 @@ def _written(value: Any) -> str:
     return write(value)
 
 
-def _settings(
+def settings_of(
     settings: TrainingSettings, changes: Mapping[str, Any], key: tuple[str | int, ...]
 ) -> TrainingSettings:
+    """Return settings with some of them changed; an error names the key of one of these."""
     try:
         return replace(settings, **changes)
     except UsageError as error:
@@ -232,7 +239,8 @@ def _narrowed(
     return (*key, first[1]) if first and first[1] in names else key
 
 
-def _check_keys(given: Mapping[str, Any], known: Sequence[str], key: tuple[str | int, ...]) -> None:
+def check_keys(given: Mapping[str, Any], known: Sequence[str], key: tuple[str | int, ...]) -> None:
+    """Raise a RecipeError about the first key that is not known."""
     for name in given:
         if name not in known:
             raise RecipeError((*key, name), unknown_key(name, known))
@@ -267,7 +275,7 @@ def _told_apart(
         others = [other for _, other in found if other.method == arm.method]
         differing = [
             name
-            for name in _SETTINGS
+            for name in SETTINGS
             if len({getattr(other.settings, name) for other in others}) > 1
         ]
         words = [f"{name}={getattr(arm.settings, name)}" for name in differing]

@@ -22,6 +22,8 @@ from deltafit.experiments.recipe import (
     dotted,
     unknown_key,
 )
+from deltafit.experiments.search import Search
+from deltafit.experiments.search_space import spaces_of
 from deltafit.experiments.yaml_tree import Key, Tree, parse_yaml, read_yaml
 from deltafit.training.settings import TrainingSettings
 
@@ -168,11 +170,11 @@ def _recipe(tree: Tree) -> Recipe:
             problems += faults
         elif field.default is MISSING and field.default_factory is MISSING:
             problems.append(((), f"The key {field.name!r} is missing."))
-    problems += _faults_of_entries(tree, values.get("runs") or ())
+    problems += _faults_of_entries(tree, values.get("runs") or (), values.get("search"))
     if not problems:
         try:
             recipe = Recipe(**values)
-            arms_of(recipe)
+            spaces_of(recipe, arms_of(recipe))
         except RecipeError as error:
             problems.append((error.key, error.sentence))
         else:
@@ -263,17 +265,25 @@ def _dataclass_in(hint: Any) -> Any:
     return next(iter(get_args(hint)), hint)
 
 
-def _faults_of_entries(tree: Tree, entries: Sequence[Entry]) -> Iterator[tuple[Key, str]]:
-    """Yield what is wrong with the types of hyperparameters that entries give."""
+def _faults_of_entries(
+    tree: Tree, entries: Sequence[Entry], search: Search | None
+) -> Iterator[tuple[Key, str]]:
+    """Yield what is wrong with the types of hyperparameters that entries and a search give."""
     hints: dict[str, Any] = get_type_hints(TrainingSettings)
+    lists: list[tuple[Key, dict[str, Any]]] = [
+        (("search", "space"), search.space if search else {})
+    ]
     for index, entry in enumerate(entries):
         run: Key = ("runs", index)
-        keys: list[Key] = [(*run, "settings", name) for name in entry.settings]
-        for name, values in entry.grid.items():
-            keys += [(*run, "grid", name, number) for number in range(len(values))]
-        for key in keys:
-            if key[3] in hints:
-                yield from _checked(hints[str(key[3])], tree, key)[1]
+        lists += [((*run, "grid"), entry.grid), ((*run, "space"), entry.space)]
+        for name in entry.settings:
+            if name in hints:
+                yield from _checked(hints[name], tree, (*run, "settings", name))[1]
+    for key, settings in lists:
+        for name, values in settings.items():
+            for number in range(len(values) if isinstance(values, list) else 0):
+                if name in hints:
+                    yield from _checked(hints[name], tree, (*key, name, number))[1]
 
 
 def _check_rows(recipe: Recipe, tree: Tree) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from deltafit.experiments.baselines import score_baselines
 from deltafit.experiments.cluster import do_on_cluster
@@ -14,6 +15,15 @@ from deltafit.experiments.rows import Candidate, baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.experiments.runs_table import runs_csv
 from deltafit.experiments.standing import Standing
+from deltafit.experiments.trials_report import search_facts, search_section, trials_csv
+from deltafit.experiments.tuning import (
+    Tuned,
+    check_search,
+    is_anything_left,
+    possible_runs,
+    trial_run,
+    tuned,
+)
 from deltafit.experiments.workers import Engine, check_place, do_in_processes
 from deltafit.files import write_text_atomically
 from deltafit.training.accelerator import processes as launched
@@ -46,10 +56,12 @@ def run(
             share of the threads. They import the calling script, so that its own work has to stand
             under ``if __name__ == "__main__":``.
         reporter: told how the work goes; silent by default.
-        watch: given the runs before they begin, to look at where they stand.
+        watch: given the runs before they begin, to look at where they stand; and again once a
+            search has chosen their settings.
 
     Returns:
-        The comparison, whose folder, of the recipe's name in the store, also holds ``runs.csv``.
+        The comparison, whose folder, of the recipe's name in the store, also holds ``runs.csv``,
+        and ``trials.csv`` if the recipe has a search.
 
     A run whose training fails by itself (it diverges) is left out of its row, which says so, and
     is not tried again while its folder stands.
@@ -62,24 +74,29 @@ def run(
     """
     reporter = reporter or Silent()
     made = prepared(recipe, output, overrides)
-    configs, splits, store = made.experiment.runs(), made.splits, made.store
-    check_runs(configs, jointly=jointly)
+    splits, store = made.splits, made.store
+    check_search(made, engine)
+    check_runs(possible_runs(made), jointly=jointly)
     check_place(engine, processes=processes, jointly=jointly)
     store.tracked.tell(made.recipe.track, reporter)
     if watch is not None:
         watch(Standing(made.experiment, store, processes))
-    if not all(store.is_finished(config) for config in configs):
+    if is_anything_left(made):
         heed(examine(made.recipe, made.experiment, splits, thorough=False), reporter)
     features = SharedFeatures(made.recipe.model, splits, reporter)
     cheap = _baselines(made, features, reporter)
+    if processes > 1:
+        do_in_processes(processes, made.recipe, store.root, reporter)
+    found = tuned(made, features, reporter)
+    configs = found.experiment.runs()
+    if watch is not None and found.rows:
+        watch(Standing(found.experiment, store, processes))
     joined = run_joined(configs, splits, store, features, reporter) if jointly else {}
     if engine == "ray":
         do_on_cluster(made, reporter)
-    elif processes > 1:
-        do_in_processes(processes, made.recipe, store.root, reporter)
     outcomes = do_runs(configs, splits, store, features, reporter, known=joined)
     with store.locked(f"report-{made.recipe.name}"):
-        return _reported(made, outcomes, cheap)
+        return _reported(made, found, outcomes, cheap)
 
 
 def _baselines(made: Prepared, features: SharedFeatures, reporter: Reporter) -> list[Candidate]:
@@ -94,21 +111,32 @@ def _baselines(made: Prepared, features: SharedFeatures, reporter: Reporter) -> 
 
 
 def _reported(
-    made: Prepared, outcomes: dict[RunConfig, Outcome], cheap: Sequence[Candidate]
+    made: Prepared, found: Tuned, outcomes: dict[RunConfig, Outcome], cheap: Sequence[Candidate]
 ) -> Comparison:
     """Tell trackers of finished runs, and write the report on them into the recipe's folder."""
     made.store.tracked.complete(outcomes)
-    recipe, store = made.recipe, made.store
+    recipe, store, metric = made.recipe, made.store, made.recipe.settings.metric
     folder = store.root / recipe.name
-    told = {"recipe": recipe.name, "about": recipe.about, "changes": recipe.changes}
+    texts = {"recipe": recipe.name, "about": recipe.about, "changes": recipe.changes}
+    facts: dict[str, Any] = {key: text.strip() for key, text in texts.items() if text}
+    beside = []
+    if recipe.search is not None:
+        facts["search"] = search_facts(found.rows, recipe.search)
+        tested, seed = made.splits.test is not None, recipe.seeds[0]
+        beside = [search_section(found.rows, recipe.search, metric, seed, tested=tested)]
     result = judge_runs(
-        made.experiment, outcomes, store, made.splits, cheap, folder,
-        facts={key: text.strip() for key, text in told.items() if text},
-        published=recipe.published,
+        found.experiment, outcomes, store, made.splits, cheap, folder,
+        facts=facts, beside=beside, published=recipe.published,
     )  # fmt: skip
     if not launched().is_main_process:
         return result
     folders = {config: store.folder(config).relative_to(store.root) for config in outcomes}
-    table = runs_csv(made.experiment, outcomes, folders)
+    table = runs_csv(found.experiment, outcomes, folders)
     write_text_atomically(folder / "runs.csv", table)
+    if recipe.search is not None:
+        trials = trials_csv(
+            found.rows, metric,
+            lambda trial: store.folder(trial_run(made, trial.arm)).relative_to(store.root),
+        )  # fmt: skip
+        write_text_atomically(folder / "trials.csv", trials)
     return result

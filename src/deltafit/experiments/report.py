@@ -35,7 +35,7 @@ def write_report(
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
     evidence: Evidence | None = None,
-    published: Section | None = None,
+    beside: Sequence[Section] = (),
 ) -> None:
     """Write a comparison's report into ``folder``, for people and for programs.
 
@@ -53,11 +53,11 @@ def write_report(
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
         evidence: what methods said of each judged row, for what the page alone shows.
-        published: figures of others beside these.
+        beside: sections that come before those of the rows.
     """
     with plain_text():
         plots = _write_plots(folder / "plots", rows, histories, metrics, ranks)
-        sections = [*filter(None, [published]), *sections_of(rows, histories, ranks, evidence)]
+        sections = [*beside, *sections_of(rows, histories, ranks, evidence)]
         page = report_page(rows, sections, _how_to_read(rows).replace("*", ""), facts)
     write_text_atomically(folder / "report.html", page)
     conclusion = verdict(rows)
@@ -72,7 +72,7 @@ def write_report(
         },
     )
     write_text_atomically(
-        folder / "report.md", _markdown_report(rows, conclusion, plots, facts, published)
+        folder / "report.md", _markdown_report(rows, conclusion, plots, facts, beside)
     )
 
 
@@ -112,7 +112,7 @@ def _markdown_report(
     conclusion: str,
     plots: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
-    published: Section | None,
+    beside: Sequence[Section],
 ) -> str:
     sections = [
         "# Comparison",
@@ -122,9 +122,9 @@ def _markdown_report(
         _how_to_read(rows),
         "\n".join(f"- {remark}" for remark in remarks(rows)),
     ]
-    if published is not None:
-        sections += [f"## {published.title}", published.text]
-        sections += [_markdown_table(part.table) for part in published.parts if part.table]
+    for section in beside:
+        sections += [f"## {section.title}", section.text]
+        sections += [_markdown_table(part.table) for part in section.parts if part.table]
     for caption, file_name in plots:
         sections += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:

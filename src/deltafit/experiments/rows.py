@@ -27,7 +27,7 @@ _COSTS = (
     *("before", "trainable", "total", "seconds", "examples_per_second"),
     *("peak_memory_bytes", "saved_bytes"),
     *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings"),
-    *("against_full", "against_advised"),
+    *("against_full", "against_advised", "learning_rate", "searched", "trials"),
 )
 MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities
 

@@ -10,6 +10,7 @@ from deltafit.data import Splits
 from deltafit.errors import TrainingError
 from deltafit.training.config import RunConfig
 from deltafit.training.features import FrozenFeatures
+from deltafit.training.loop import Halt
 from deltafit.training.noting import Noting
 from deltafit.training.progress import Reporter
 from deltafit.training.run import execute
@@ -134,6 +135,7 @@ def do_run(
     *,
     wait: bool,
     counted: str,
+    halt: Halt | None = None,
 ) -> Outcome | None:
     """Return what a run came to, finished already or executed now; None if others are at it.
 
@@ -149,6 +151,10 @@ def do_run(
         before: metrics of the untouched model as far as earlier runs had them measured; added to.
         wait: for another process that is at it.
         counted: which run it is, in words.
+        halt: asked after each evaluation but the last whether to leave the run unfinished.
+
+    Raises:
+        Halted: ``halt`` said so.
     """
     with folders.begun(config, wait=wait) as ours:
         if not ours:
@@ -162,7 +168,7 @@ def do_run(
                     config, splits, folder,
                     reporter=Noting(reporter, folder), resume=folders.resume,
                     features=features.of(config), before=before.get(start_of(config)),
-                    tracking=folders.tracking(config),
+                    tracking=folders.tracking(config), halt=halt,
                 ).metrics  # fmt: skip
             except TrainingError as error:
                 folders.failed(config, error)

@@ -22,6 +22,8 @@ def learning_rate(case: Case) -> Iterator[Finding]:
     """
     seen: dict[str, tuple[int, list[str]]] = {}
     for row, config in enumerate(case.configs):
+        if "learning_rate" in case.searched(row):
+            continue  # it is where a search begins
         rate, usual = config.learning_rate, config.method.default_learning_rate
         name = config.method.command_line_name
         # Rounded: 5e-5 is a tenth of 5e-4, whatever its last bit says.

@@ -36,7 +36,9 @@ from deltafit.files import (
     write_tensors_atomically,
 )
 from deltafit.training.accelerator import agreed, processes
+from deltafit.training.checkpoints import latest_state
 from deltafit.training.config import RunConfig
+from deltafit.training.course import Course
 from deltafit.training.folders import RUN_FILE, begun, finished_metrics
 from deltafit.training.identity import address, model_hash, run_content
 from deltafit.training.tracking import Tracking
@@ -94,6 +96,11 @@ class Store:
             if metrics is None and (folder / FAILURE_FILE).is_file():
                 return TrainingError(str(read_json(folder / FAILURE_FILE)["failure"]))
             return metrics
+
+    def course(self, config: RunConfig) -> Course | None:
+        """Return where a run that is not finished stands; None before its first checkpoint."""
+        state = latest_state(self.folder(config) / "checkpoints")
+        return None if state is None else Course(**state["course"])
 
     def is_finished(self, config: RunConfig) -> bool:
         """Return whether a run is; processes launched together have to ask together.

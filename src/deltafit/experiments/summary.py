@@ -26,7 +26,7 @@ def headline(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row]) -> list[str]:
     """Return the sentences that stand beside the verdict; each says how sure it is."""
     runs = [row for row in rows if row["kind"] == "run" and not row.get("failure")]
-    return [*_against_full(runs), *_against_advised(runs), *_seeds(runs)]
+    return [*_against_full(runs), *_against_advised(runs), *_rates(runs), *_seeds(runs)]
 
 
 def _against_full(runs: Sequence[Row]) -> list[str]:
@@ -106,6 +106,36 @@ def _against_advised(runs: Sequence[Row]) -> list[str]:
             verb = took if names is nothing else "took"
             sentences.append(f"{_named(names)} {verb} more time than {name} {what}.")
     return sentences
+
+
+def _rates(runs: Sequence[Row]) -> list[str]:
+    """Say of a comparison of methods whether each had a learning rate of its own."""
+    known = [row for row in runs if row.get("learning_rate")]
+    if len({row["result_name"] for row in known}) < 2:
+        return []
+    tuned = [row for row in known if "learning_rate" in (row.get("searched") or ())]
+    others = [row["name"] for row in known if row not in tuned]
+    rates = {row["learning_rate"] for row in known}
+    if tuned and others:
+        were = "was" if len(others) == 1 else "were"
+        return [
+            f"The learning rates of {_named([row['name'] for row in tuned])} were tuned on "
+            f"validation rows; {_named(others)} {were} not tuned, and may do better at others."
+        ]
+    if tuned:
+        counts = sorted({row["trials"] for row in tuned})
+        span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        return [
+            f"Every method was trained at a learning rate of its own, the best of {span} trials on "
+            "validation rows."
+        ]
+    what = "rates that were not tuned on these texts (their defaults, or the ones asked for)"
+    if len(rates) == 1:
+        what = f"the same learning rate, {rates.pop():g}"
+    return [
+        f"All methods were trained at {what}. Each may do better at another: a recipe's search "
+        "tunes it for each within the same budget."
+    ]
 
 
 def _seeds(runs: Sequence[Row]) -> list[str]:

@@ -8,7 +8,8 @@ A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``res
 best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), likewise
 ``against_full`` (with full fine-tuning) and ``against_advised`` (with what the verdict advises),
 ``seeds`` (of which the figures are), ``failed_seeds`` (how many are left out), ``settings`` (the
-method's, as ``Method.to_dict`` gives them), ``notes`` and ``failure``; and of its figures over
+method's, as ``Method.to_dict`` gives them), ``learning_rate``, ``searched`` (the names of settings
+that a search has chosen) and its ``trials``, ``notes`` and ``failure``; and of its figures over
 seeds ``macro_f1_interval`` (95 %), ``seconds_range`` and ``peak_memory_range`` (smallest and
 largest). Whatever a row lacks is shown as a dash.
 

@@ -17,6 +17,7 @@ from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.recipe import Recipe
 from deltafit.experiments.recipe_start import prepared
 from deltafit.experiments.running import SharedFeatures, do_runs
+from deltafit.experiments.tuning import tuned
 from deltafit.training.accelerator import processes as launched
 from deltafit.training.progress import Reporter, Silent
 
@@ -117,8 +118,9 @@ def _work(recipe: Recipe, root: Path, threads: int, connection: Connection) -> N
     try:
         made = prepared(recipe, root, ())
         features = SharedFeatures(recipe.model, made.splits, reporter)
+        found = tuned(made, features, reporter, wait=False)
         do_runs(
-            made.experiment.runs(), made.splits, made.store, features, reporter, wait=False
+            found.experiment.runs(), made.splits, made.store, features, reporter, wait=False
         )  # fmt: skip
     except DeltafitError as error:
         reporter.say(str(error))

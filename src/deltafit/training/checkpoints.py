@@ -6,6 +6,7 @@ same parameters, bit for bit, as never having stopped (on a CPU with the same th
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             f"No checkpoint in {folder} can be read. {problems[0]} Delete {folder} and resume to "
             "train from the beginning."
         ) from problems[0]
+    return None
+
+
+def latest_state(folder: Path) -> dict[str, Any] | None:
+    """Return the state of the newest checkpoint that has one, without its tensors."""
+    for path in reversed(_steps(folder)):
+        with suppress(DeltafitError):
+            state: dict[str, Any] = read_json(path / "state.json")
+            return state
     return None
 
 

@@ -13,6 +13,10 @@ class Interrupted(DeltafitError):  # noqa: N818  # it is no error that the perso
     """The person asked to stop; the run can be resumed."""
 
 
+class Halted(DeltafitError):  # noqa: N818  # it is no error that a run has shown enough
+    """Whoever began the run has seen enough of it; a checkpoint was written."""
+
+
 class StopRequest:
     """Set by a signal; asked for between steps, when parameters and optimiser agree."""
 

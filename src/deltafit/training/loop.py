@@ -1,7 +1,9 @@
 """The training loop: one for every method, on Accelerate."""
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,13 +21,16 @@ from deltafit.training.gradients import (
     StepGradients,
     enable_gradient_checkpointing,
 )
-from deltafit.training.interruption import Interrupted, StopRequest, stop_requested
+from deltafit.training.interruption import Halted, Interrupted, StopRequest, stop_requested
 from deltafit.training.learner import Learner
 from deltafit.training.modes import TrainingModes
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+Halt = Callable[[Sequence[Mapping[str, Any]]], bool]
+"""Says from a run's evaluations so far, which grow from call to call, whether it is to halt."""
 
 
 class TrainingLoop(Learner):
@@ -41,6 +46,7 @@ class TrainingLoop(Learner):
         reporter: told how the work goes.
         accelerator: devices, precision and trackers.
         states: of frozen layers, shared with other runs; see `ConstantStates`.
+        halt: asked after each evaluation but the last.
 
     Raises:
         UsageError: the settings need validation rows, or what the model does not offer.
@@ -58,7 +64,9 @@ class TrainingLoop(Learner):
         reporter: Reporter,
         accelerator: Accelerator,
         states: StateStores | None = None,
+        halt: Halt | None = None,
     ) -> None:
+        self._halt = halt
         model = classifier.model.to(accelerator.device)
         super().__init__(
             classifier, train, validation, settings,
@@ -83,11 +91,13 @@ class TrainingLoop(Learner):
         Raises:
             TrainingError: the loss diverged, or a tensor is not being trained.
             Interrupted: the person asked to stop; a checkpoint was written.
+            Halted: ``halt`` said so; a checkpoint was written.
         """
         if checkpoint is not None:
             self.resume(checkpoint)
             if self.course.failure is not None:
                 raise TrainingError(self.course.failure)
+            self._halt_if_asked()
         if self._is_keeping_of_use():
             self.constant.keep(self.course)
         fast = fast_execution(
@@ -107,6 +117,8 @@ class TrainingLoop(Learner):
                 if stop or due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.monotonic()
+                if due:
+                    self._halt_if_asked()
                 if stop:
                     raise Interrupted(
                         f"Stopped after step {self.course.step} of {self.total_steps}; a "
@@ -115,6 +127,10 @@ class TrainingLoop(Learner):
         self.put_best_back()
         release(self.classifier, self.settings, self.constant)
         return self.course
+
+    def _halt_if_asked(self) -> None:
+        if self._halt is not None and not self.finished and self._halt(self.course.history):
+            raise Halted(f"Halted after step {self.course.step} of {self.total_steps}.")
 
     def _is_keeping_of_use(self) -> bool:
         # In one epoch nothing is computed twice, and each of several processes sees other rows.

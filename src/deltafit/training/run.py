@@ -22,7 +22,7 @@ from deltafit.training.course import Course
 from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE, finished_metrics
 from deltafit.training.looking import look_at_texts
-from deltafit.training.loop import TrainingLoop
+from deltafit.training.loop import Halt, TrainingLoop
 from deltafit.training.memory import PeakMemory, measured_memory
 from deltafit.training.preparation import Prepared, prepare
 from deltafit.training.progress import Reporter
@@ -55,6 +55,7 @@ def execute(
     tracking: Tracking | None = None,
     features: FrozenFeatures | None = None,
     before: dict[str, Any] | None = None,
+    halt: Halt | None = None,
 ) -> RunResult:
     """Train, evaluate and save one run.
 
@@ -67,11 +68,13 @@ def execute(
         tracking: what else gets its numbers.
         features: frozen features of the same splits, if some are there already.
         before: the untouched model's metrics, if a run with the same seed and head has them.
+        halt: asked after each evaluation but the last whether to leave the run unfinished.
 
     Raises:
         DeltafitError: the input cannot be used, training failed, or the saved adapter does not
             come back as it was trained; nothing half-made is left beside the checkpoints.
         Interrupted: the person asked to stop; the run can be resumed.
+        Halted: ``halt`` said so; the run can be resumed.
     """
     # A run that has finished lives on in reference cycles, and would count as memory of this one.
     gc.collect()
@@ -85,7 +88,7 @@ def execute(
         accelerator = make_accelerator(mixed)
         accelerator.trackers = [*trackers.started]
         metrics = _run(
-            config, splits, folder, reporter, accelerator, features, states, resume, before
+            config, splits, folder, reporter, accelerator, features, states, resume, before, halt
         )
         accelerator.free_memory()  # of the trained model: the proof loads its base once more
         if accelerator.is_main_process:
@@ -135,6 +138,7 @@ def _run(
     states: StateStores | None,
     resume: bool,
     before: dict[str, Any] | None,
+    halt: Halt | None,
 ) -> dict[str, Any]:
     """Do what ``execute`` says; return the content of ``metrics.json``."""
     run = prepare(config, splits, features, reporter)
@@ -149,7 +153,7 @@ def _run(
     foretold = expected_memory(run.classifier, config, run.examples["train"].rows, decided)
     if states is not None:  # what earlier runs left is none of this one's
         foretold["process_before"] -= states.bytes_held(in_memory=True)
-    course, peak = _train(config, run, folder, reporter, accelerator, checkpoint, states)
+    course, peak = _train(config, run, folder, reporter, accelerator, checkpoint, states, halt)
     course.seconds += seconds
     metrics = write_results(
         config, run, splits, folder, reporter, accelerator,
@@ -190,6 +194,7 @@ def _train(
     accelerator: Accelerator,
     checkpoint: Checkpoint | None,
     states: StateStores | None,
+    halt: Halt | None,
 ) -> tuple[Course, PeakMemory]:
     with measured_memory() as peak:
         loop = TrainingLoop(
@@ -202,6 +207,7 @@ def _train(
             reporter=reporter,
             accelerator=accelerator,
             states=states,
+            halt=halt,
         )
         course = loop.run(checkpoint)
     return course, peak.without(loop.constant.others_bytes)
