@@ -138,11 +138,11 @@ def test_a_second_time_does_nothing_and_a_plan_knows_it(
 
 def test_more_trials_begin_with_those_that_were_done(searching: Path, tmp_path: Path) -> None:
     overrides = ["runs=[{method: head}]", "seeds=[0]", "search.pruning=none", RATES]
-    few = run(searching, tmp_path, overrides=[*overrides, "search.trials=2"])
+    few = trials_of(run(searching, tmp_path, overrides=[*overrides, "search.trials=2"]))
     listening = Listening()
     more = run(searching, tmp_path, overrides=[*overrides, "search.trials=3"], reporter=listening)
     without = [{k: v for k, v in line.items() if k != "chosen"} for line in trials_of(more)]
-    for line, other in zip(trials_of(few), without[:2], strict=True):
+    for line, other in zip(few, without[:2], strict=True):
         assert {k: v for k, v in line.items() if k != "chosen"} == other
     assert sum("trial " in sentence for sentence in listening.said) == 1
 

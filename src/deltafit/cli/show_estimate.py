@@ -60,8 +60,8 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
 def _of_search(search: Search) -> str:
     pruned = ", and as if none were pruned" if search.pruning != "none" else ""
     return (
-        f"With {search.trials} trials of each row that is searched for, all of the size that it has "
-        f"as it is written{pruned}."
+        f"With {search.trials} trials of each row that is searched for, all of the size that it "
+        f"has as it is written{pruned}."
     )
 
 

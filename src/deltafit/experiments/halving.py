@@ -1,7 +1,7 @@
 """Successive halving: Jamieson and Talwalkar, 2016 (arXiv:1502.07943), trial by trial.
 
-So Li et al., 2020 (arXiv:1810.05934), do it, and Optuna's pruner. That one cannot forget a trial that
-failed, so its good beginning might prune all others.
+So Li et al., 2020 (arXiv:1810.05934), do it, and Optuna's pruner. That one cannot forget a trial
+that failed, so its good beginning might prune all others.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Halving:
         """Say whether a trial ends with an evaluation, 1 the first; the greater value is better."""
         if number.bit_count() > 1:
             return False
-        came = sorted([*self._rungs.get(number, ()), value], reverse=True)
+        came = sorted([*self._rungs.get(number, []), value], reverse=True)
         return value < came[max(len(came) // 2, 1) - 1]
 
     def enter(self, values: Sequence[float]) -> None:

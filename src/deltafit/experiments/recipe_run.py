@@ -56,8 +56,7 @@ def run(
             share of the threads. They import the calling script, so that its own work has to stand
             under ``if __name__ == "__main__":``.
         reporter: told how the work goes; silent by default.
-        watch: given the runs before they begin, to look at where they stand; and again once a
-            search has chosen their settings.
+        watch: given the runs to look at, before they begin, and when a search has chosen settings.
 
     Returns:
         The comparison, whose folder, of the recipe's name in the store, also holds ``runs.csv``,
@@ -74,29 +73,40 @@ def run(
     """
     reporter = reporter or Silent()
     made = prepared(recipe, output, overrides)
-    splits, store = made.splits, made.store
+    _check(made, engine, processes=processes, jointly=jointly)
+    made.store.tracked.tell(made.recipe.track, reporter)
+    if watch is not None:
+        watch(Standing(made.experiment, made.store, processes))
+    if is_anything_left(made):
+        heed(examine(made.recipe, made.experiment, made.splits, thorough=False), reporter)
+    features = SharedFeatures(made.recipe.model, made.splits, reporter)
+    cheap = _baselines(made, features, reporter)
+    if processes > 1:
+        do_in_processes(processes, made.recipe, made.store.root, reporter)
+    found = tuned(made, features, reporter)
+    if watch is not None and found.rows:
+        watch(Standing(found.experiment, made.store, processes))
+    if engine == "ray":
+        do_on_cluster(made, reporter)
+    outcomes = _outcomes(made, found, features, reporter, jointly=jointly)
+    with made.store.locked(f"report-{made.recipe.name}"):
+        return _reported(made, found, outcomes, cheap)
+
+
+def _check(made: Prepared, engine: Engine, *, processes: int, jointly: bool) -> None:
+    """Raise a DeltafitError if the runs cannot be done so, before anything is computed."""
     check_search(made, engine)
     check_runs(possible_runs(made), jointly=jointly)
     check_place(engine, processes=processes, jointly=jointly)
-    store.tracked.tell(made.recipe.track, reporter)
-    if watch is not None:
-        watch(Standing(made.experiment, store, processes))
-    if is_anything_left(made):
-        heed(examine(made.recipe, made.experiment, splits, thorough=False), reporter)
-    features = SharedFeatures(made.recipe.model, splits, reporter)
-    cheap = _baselines(made, features, reporter)
-    if processes > 1:
-        do_in_processes(processes, made.recipe, store.root, reporter)
-    found = tuned(made, features, reporter)
-    configs = found.experiment.runs()
-    if watch is not None and found.rows:
-        watch(Standing(found.experiment, store, processes))
-    joined = run_joined(configs, splits, store, features, reporter) if jointly else {}
-    if engine == "ray":
-        do_on_cluster(made, reporter)
-    outcomes = do_runs(configs, splits, store, features, reporter, known=joined)
-    with store.locked(f"report-{made.recipe.name}"):
-        return _reported(made, found, outcomes, cheap)
+
+
+def _outcomes(
+    made: Prepared, found: Tuned, features: SharedFeatures, reporter: Reporter, *, jointly: bool
+) -> dict[RunConfig, Outcome]:
+    """Do the runs that are left, and wait for others'; return what each came to."""
+    configs, what = found.experiment.runs(), (made.splits, made.store, features, reporter)
+    joined = run_joined(configs, *what) if jointly else {}
+    return do_runs(configs, *what, known=joined)
 
 
 def _baselines(made: Prepared, features: SharedFeatures, reporter: Reporter) -> list[Candidate]:
