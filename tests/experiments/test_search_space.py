@@ -133,24 +133,21 @@ def test_a_file_says_it(tmp_path: Path) -> None:
     assert changed.search is not None and changed.search.space["alpha"] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right", "told"),
-    [
-        ("high: 1e-2", "high: x", "line 31: search.space.learning_rate.high: It takes a number"),
-        ("alpha: [8, 16]", "alfa: [8, 16]", "line 33: search.space.alfa: There is no such key"),
-        ("warmup: [0, 0.1]", "warmup: [0, much]", "line 34: search.space.warmup.1: It takes a num"),
-        ("trials: 3", "trials: 0", "line 29: search.trials: trials must be a whole number"),
-        ("trials: 3", "trails: 3", "line 29: search.trails: There is no such key here. Did you"),
-        ("trials: 3", "pruning: halving", "It takes one of none, successive-halving"),
-    ],
-)
-def test_what_is_wrong_in_a_file_is_told_with_its_line(
-    wrong: str, right: str, told: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TEXT + SEARCH.replace(wrong, right))
+WRONG = {  # what is told → what is written in place of what
+    "line 31: search.space.learning_rate.high: It takes a number": ("high: 1e-2", "high: x"),
+    "line 33: search.space.alfa: There is no such key": ("alpha: [8, 16]", "alfa: [8, 16]"),
+    "line 34: search.space.warmup.1: It takes a number": ("[0, 0.1]", "[0, much]"),
+    "line 29: search.trials: trials must be a whole number": ("trials: 3", "trials: 0"),
+    "line 29: search.trails: There is no such key here. Did you": ("trials: 3", "trails: 3"),
+    "It takes one of none, successive-halving": ("trials: 3", "pruning: halving"),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_what_is_wrong_in_a_file_is_told_with_its_line(told: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TEXT + SEARCH.replace(*WRONG[told]))
     with pytest.raises(UsageError, match=re.escape(told)):
-        read_recipe(path)
+        read_recipe(tmp_path / "tiny.yaml")
 
 
 def test_the_example_of_the_document_is_a_search(tmp_path: Path) -> None:

@@ -224,3 +224,18 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_written(
         with pytest.raises(DeltafitError, match=sentence):
             do(searching, tmp_path / "store", overrides=overrides)  # type: ignore[operator]
     assert not (tmp_path / "store").exists()
+
+
+def test_a_search_is_made_on_this_machine_by_processes_of_their_own(
+    searching: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="done by processes of this machine"):
+        run(searching, tmp_path / "store", engine="ray")
+
+    class Two:
+        num_processes = 2
+
+    monkeypatch.setattr("deltafit.experiments.tuning.launched", Two)
+    with pytest.raises(UsageError, match="Start one process, and give --processes"):
+        run(searching, tmp_path / "store")
+    assert not (tmp_path / "store").exists()

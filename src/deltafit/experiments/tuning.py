@@ -57,8 +57,8 @@ def check_search(made: Prepared, engine: str = "here") -> None:
     check_optuna()
     if engine != "here" or launched().num_processes > 1:
         raise UsageError(
-            "A search is done by processes of this machine, each with rows of its own: the trials of "
-            "a row follow from each other. Start one process, and give --processes for more."
+            "A search is done by processes of this machine, each with rows of its own: the trials "
+            "of a row follow from each other. Start one process, and give --processes for more."
         )
     if made.splits.validation is None:
         raise UsageError(
