@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from deltafit.experiments.drawing import BLUE, GREY, ORANGE, clean, wrapped
 from deltafit.experiments.tables import PERCENT_METRICS, metric_title
@@ -47,6 +48,9 @@ def rate_plot(rows: Sequence[TunedRow], metric: str) -> Figure:
                     zorder=3 if name == "chosen" else 2,
                 )  # fmt: skip
         axes.set_xscale("log")
+        # Not as powers of ten, which would be mathematics, and a page has none.
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(wrapped(row.space.row.name, 40), fontsize=9)
         clean(axes, "both")
     for axes in [*panels]:
