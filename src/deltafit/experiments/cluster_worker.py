@@ -14,7 +14,7 @@ from deltafit.experiments.recipe import Recipe
 from deltafit.experiments.recipe_start import Prepared, prepared
 from deltafit.experiments.running import Before, SharedFeatures, do_run
 from deltafit.training.interruption import Interrupted
-from deltafit.training.progress import Reporter, Silent
+from deltafit.training.progress import Reporter, Telling
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,17 @@ class Refused(NamedTuple):
     sentence: str
 
 
-class _Telling(Silent):
-    """Tells sentences to the command."""
-
-    def __init__(self, said: Any) -> None:
-        self._said, self._who = said, f"{socket.gethostname()} {os.getpid()}"
-
-    def say(self, sentence: str) -> None:
-        from ray.exceptions import RayError
-
-        with suppress(RayError):
-            self._said.put((self._who, sentence))
-
-
 _opened: dict[str, _Opened] = {}
 """What this worker has read, by the job's lock; of one job at a time."""
 
 
 def do_task(job: Job, number: int, said: Any, *, wait: bool) -> bool | Refused:
     """Do a run in a worker; return whether it has ended, which it has not if others are at it."""
+    from ray.exceptions import RayError
+
     torch.set_num_threads(job.threads)
-    reporter = _Telling(said)
+    who = f"{socket.gethostname()} {os.getpid()}"
+    reporter = Telling(lambda sentence: said.put((who, sentence)), RayError)
     try:
         if job.lock not in _opened:
             _opened.clear()

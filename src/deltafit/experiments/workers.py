@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,7 +18,7 @@ from deltafit.experiments.recipe_start import prepared
 from deltafit.experiments.running import SharedFeatures, do_runs
 from deltafit.experiments.tuning import tuned
 from deltafit.training.accelerator import processes as launched
-from deltafit.training.progress import Reporter, Silent
+from deltafit.training.progress import Reporter, Telling
 
 Engine = Literal["here", "ray"]
 """Where runs are done: on this machine, or on a Ray cluster."""
@@ -97,24 +96,13 @@ def do_in_processes(count: int, recipe: Recipe, root: Path, reporter: Reporter) 
             worker.join()
 
 
-class _Telling(Silent):
-    """Tells sentences to the process that began this one."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def say(self, sentence: str) -> None:
-        with suppress(OSError):  # it may have gone
-            self._connection.send(sentence)
-
-
 def _work(recipe: Recipe, root: Path, threads: int, connection: Connection) -> None:
     """Do one run after another that is not finished and that no other process is at."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the first process alone, which passes it on once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    reporter = _Telling(connection)
+    reporter = Telling(connection.send, OSError)
     try:
         made = prepared(recipe, root, ())
         features = SharedFeatures(recipe.model, made.splits, reporter)

@@ -1,8 +1,8 @@
 """Showing how long work goes: a bar in a terminal or notebook, lines in a log file."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,6 +54,23 @@ class Silent:
 
     def say(self, sentence: str) -> None:
         """Do nothing."""
+
+
+class Telling(Silent):
+    """Tells sentences alone, to another process.
+
+    Args:
+        send: sends one.
+        gone: what it raises where nobody takes it any more.
+    """
+
+    def __init__(self, send: Callable[[str], object], gone: type[Exception]) -> None:
+        self._send, self._gone = send, gone
+
+    def say(self, sentence: str) -> None:
+        """Send a sentence, if there is somebody."""
+        with suppress(self._gone):
+            self._send(sentence)
 
 
 class Labelled(Silent):
