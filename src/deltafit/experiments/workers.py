@@ -2,9 +2,7 @@
 
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,6 +16,7 @@ from deltafit.experiments.recipe_start import prepared
 from deltafit.experiments.running import SharedFeatures, do_runs
 from deltafit.experiments.tuning import tuned
 from deltafit.training.accelerator import processes as launched
+from deltafit.training.own_process import end_with_parent
 from deltafit.training.progress import Reporter, Telling
 
 Engine = Literal["here", "ray"]
@@ -100,7 +99,7 @@ def _work(recipe: Recipe, root: Path, threads: int, connection: Connection) -> N
     """Do one run after another that is not finished and that no other process is at."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the first process alone, which passes it on once
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # at the end of a step, with a checkpoint
     torch.set_num_threads(threads)
     reporter = Telling(connection.send, OSError)
     try:
@@ -113,11 +112,3 @@ def _work(recipe: Recipe, root: Path, threads: int, connection: Connection) -> N
     except DeltafitError as error:
         reporter.say(str(error))
         sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    """Stop as if asked to, with a checkpoint, when the process that began this one has gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)

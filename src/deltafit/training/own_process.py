@@ -1,7 +1,11 @@
 """Calling a function where its memory is not this process's."""
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -20,7 +24,8 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
         arguments: such as can be sent.
 
     Raises:
-        DeltafitError: as the function, or the system ended the process.
+        DeltafitError: as the function; or it raised something else, which the sentence tells; or
+            the process was ended.
     """
     # Not forked: threads of torch's would be held for ever by nobody.
     context = multiprocessing.get_context("spawn")
@@ -33,10 +38,8 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     try:
         outcome: Result | BaseException = here.recv()
     except EOFError as error:
-        raise DeltafitError(
-            "The system ended the process that tried the run, most likely for want of memory. A "
-            "smaller batch_size or max_length needs less."
-        ) from error
+        process.join()
+        raise DeltafitError(_unanswered(process.exitcode)) from error
     finally:
         process.kill()
         process.join()
@@ -45,13 +48,44 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     return outcome
 
 
+def end_with_parent() -> None:
+    """Have this process asked to stop when the one that began it has gone."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _unanswered(exit_code: int | None) -> str:
+    """Return why a process ended without an answer, as far as its exit code tells."""
+    if exit_code is not None and exit_code < 0:
+        return (
+            "The system ended the process that tried the run, most likely for want of memory. A "
+            "smaller batch_size or max_length needs less."
+        )
+    return f"The process that tried the run ended with exit code {exit_code} and no answer."
+
+
 def _answer(
     connection: Connection, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     try:
         connection.send(function(*arguments))
-    except DeltafitError as error:
-        # Under its first words alone: some kinds of errors cannot be sent as they are.
-        kind = type(error) if type(error).__init__ is Exception.__init__ else DeltafitError
-        connection.send(kind(str(error)))
+    except Exception as error:
+        with suppress(OSError):  # nobody may be there any more
+            connection.send(_sendable(error))
+
+
+def _sendable(error: Exception) -> DeltafitError:
+    """Return an error under its first words alone: some kinds cannot be sent as they are."""
+    if not isinstance(error, DeltafitError):
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        return DeltafitError(f"The process that tried the run failed with {what}")
+    kind = type(error) if type(error).__init__ is Exception.__init__ else DeltafitError
+    return kind(str(error))
