@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deltafit.training.folders import begun
 from deltafit.training.noting import PROGRESS_FILE, Noting, noted
 from deltafit.training.progress import Silent
 
@@ -71,3 +72,26 @@ def test_who_is_at_it_no_more_is_not_believed(tmp_path: Path) -> None:
     for damaged in ("", "[]", "{}", '{"what": "training"}'):
         file.write_text(damaged)
         assert noted(tmp_path) is None
+
+
+def test_a_note_that_somebody_reads_keeps_no_folder_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def held(path: Path, *_: object) -> None:
+        raise PermissionError(path)  # as Windows does
+
+    with pytest.raises(ZeroDivisionError), begun(folder, {"config": 1}, resume=False):
+        noting = Noting(Silent(), folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", held)
+            noting.start("training", 4, 0)
+        assert (folder / f".{PROGRESS_FILE}.part").is_file()
+        raise ZeroDivisionError
+    assert not folder.exists(), "nothing in it was worth keeping"
+
+    with begun(folder, {"config": 1}, resume=False):
+        Noting(Silent(), folder).start("training", 4, 0)
+        monkeypatch.setattr(Path, "unlink", held)
+    assert (folder / PROGRESS_FILE).is_file()

@@ -73,17 +73,19 @@ def do_on_cluster(made: Prepared, reporter: Reporter) -> None:
     if not left:
         return
     lock = f"ray-{secrets.token_hex(4)}"
-    with _connected() as ray, store.locked(lock):
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = share_of_run(nodes, len(left))
-        places = tuple(store.folder(config).name for config in configs)
-        job = Job(made.recipe, store.root.resolve(), Path.cwd(), lock, places, share.cpus)
-        cpus = int(sum(node.get("CPU", 0) for node in nodes))
-        reporter.say(f"On a Ray cluster of {cpus} CPUs, {share.cpus} to a run.")
-        try:
+    try:
+        with _connected() as ray, store.locked(lock):
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            share = share_of_run(nodes, len(left))
+            places = tuple(store.folder(config).name for config in configs)
+            job = Job(made.recipe, store.root.resolve(), Path.cwd(), lock, places, share.cpus)
+            cpus = int(sum(node.get("CPU", 0) for node in nodes))
+            reporter.say(f"On a Ray cluster of {cpus} CPUs, {share.cpus} to a run.")
             _Tasks(ray, job, share, made, reporter).do(left)
-        finally:
-            (store.root / "locks" / f"{lock}.lock").unlink(missing_ok=True)
+    finally:
+        # Windows removes no file that is held: not before the lock is free, nor under a worker.
+        with suppress(OSError):
+            (store.root / "locks" / f"{lock}.lock").unlink()
 
 
 @contextmanager

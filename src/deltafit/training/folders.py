@@ -10,7 +10,7 @@ from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import check_run_folder, read_json, write_json_atomically
 from deltafit.training.accelerator import processes
 from deltafit.training.identity import deciding
-from deltafit.training.noting import PROGRESS_FILE
+from deltafit.training.noting import NOTE_FILES, forget_notes
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -51,16 +51,16 @@ def begun(
         yield
     except BaseException:
         if process.is_main_process and not occupied and _holds_no_result(folder):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # why it failed is what to tell
         raise
     finally:
         if process.is_main_process:
-            (folder / PROGRESS_FILE).unlink(missing_ok=True)
+            forget_notes(folder)
 
 
 def _holds_no_result(folder: Path) -> bool:
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return all(file.parts[0] in (_LOGS, RUN_FILE, PROGRESS_FILE) for file in files)
+    return all(file.parts[0] in (_LOGS, RUN_FILE, *NOTE_FILES) for file in files)
 
 
 def _check_same_run(folder: Path, content: dict[str, Any], may_change: Collection[str]) -> None:

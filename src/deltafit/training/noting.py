@@ -15,6 +15,8 @@ from deltafit.training.accelerator import processes
 from deltafit.training.progress import Reporter
 
 PROGRESS_FILE = "progress.json"
+_HALF_WRITTEN = f".{PROGRESS_FILE}.part"
+NOTE_FILES = (PROGRESS_FILE, _HALF_WRITTEN)
 _SECONDS_BETWEEN_NOTES = 0.5
 
 
@@ -94,11 +96,19 @@ class Noting:
             left = (self._noted - self._began) / (done - self._first) * (self._total - done)
         host, process = socket.gethostname(), os.getpid()
         note = Note(self._what, done, self._total, loss, left, host, process)
-        path = self._folder / f".{PROGRESS_FILE}.part"
+        path = self._folder / _HALF_WRITTEN
         with suppress(OSError):
             # Unlike what a run leaves it is not flushed: a machine that goes down takes it along.
+            # On Windows it cannot take the place of a note that somebody is reading.
             path.write_text(json.dumps(asdict(note)), encoding="utf-8")
             path.replace(self._folder / PROGRESS_FILE)
+
+
+def forget_notes(folder: Path) -> None:
+    """Remove what was noted in a run's folder, as far as nobody is reading it at the moment."""
+    for name in NOTE_FILES:
+        with suppress(OSError):
+            (folder / name).unlink()
 
 
 def noted(folder: Path) -> Note | None:
