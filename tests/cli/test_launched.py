@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deltafit.cli.speaking import launched_together, telling
@@ -133,10 +134,32 @@ def test_what_fails_in_one_process_ends_all_with_one_sentence(
 def test_a_launch_of_one_process_where_several_were_asked_for_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}.items():
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29511"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="--multi_gpu in place of --cpu"):
         processes()
+    # A job's own port, which the launcher hands on.
+    monkeypatch.setattr(psutil.Process, "environ", lambda self: dict(os.environ))
+    assert processes().num_processes == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "refused"), [(1, False), (2, True)])
+def test_a_launch_within_a_job_that_has_a_port(tmp_path: Path, count: int, refused: bool) -> None:
+    words = ["--cpu", "--num_processes", str(count), "--num_machines", "1"]
+    program = "from deltafit.training.accelerator import processes; processes()"
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    path = os.pathsep.join([str(Path("src").resolve()), os.environ.get("PYTHONPATH", "")])
+    of_job = {"MASTER_PORT": "29511", "MASTER_ADDR": "127.0.0.1", "SLURM_JOB_ID": "7"}
+    environment = os.environ | of_job | {"PYTHONPATH": path, "HF_HOME": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words, str(script)],
+        env=environment, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert (said.returncode != 0, "started one process" in said.stderr) == (refused, refused), (
+        said.stderr[-2000:]
+    )
 
 
 @pytest.mark.parametrize(("rank", "tells"), [("0", True), ("1", False)])

@@ -4,6 +4,7 @@ import os
 from datetime import timedelta
 from typing import Literal
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
@@ -25,15 +26,28 @@ def processes() -> PartialState:
         UsageError: several were asked for, and one was started.
     """
     state = PartialState(cpu=_on_cpu(), timeout=_LONGEST_WAIT)
-    # What Accelerate's launcher sets, the port where it was asked for several processes.
-    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if asked and state.num_processes == 1:
+    if state.num_processes == 1 and _launched_for_several():
         raise UsageError(
             "accelerate launch started one process, whatever --num_processes says: without GPUs it "
             "leaves the others to mpirun. Give it --multi_gpu in place of --cpu, which starts "
             "processes on CPUs too."
         )
     return state
+
+
+def _launched_for_several() -> bool:
+    """Return whether Accelerate's launcher began this process and was asked for several.
+
+    Then it gave the process a port to meet at. One that the launcher has itself says nothing: jobs
+    of clusters have it in their environment.
+    """
+    port = os.environ.get("MASTER_PORT")
+    if port is None or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return False
+    try:
+        return psutil.Process(os.getppid()).environ().get("MASTER_PORT") != port
+    except (psutil.Error, OSError):
+        return False
 
 
 def agreed(answer: bool) -> bool:
