@@ -95,6 +95,23 @@ def test_time_left_is_shared_by_processes(model: str, data: DataConfig, store: S
         # Two go on at once in one process (jointly), or in two; the fourth waits.
         assert Standing(experiment, store).look().seconds_left == 12.0 + 10.0
         assert Standing(experiment, store, 2).look().seconds_left == (4.0 + 12.0 + 10.0) / 2
+        # On a cluster nobody was told how many there are.
+        file.write_text(json.dumps(read_json(file) | {"host": "elsewhere"}))
+        assert Standing(experiment, store).look().seconds_left == (4.0 + 12.0 + 10.0) / 2
+
+
+def test_time_left_goes_by_the_row_and_not_by_its_method(
+    model: str, data: DataConfig, store: Store
+) -> None:
+    short, long = TrainingSettings(epochs=1), TrainingSettings(epochs=8)
+    arms = (Arm("short", Head(), short), Arm("long", Head(), long))
+    experiment = Experiment(model, data, HeadConfig(), arms, (0, 1))
+    for config, seconds in zip(experiment.runs()[::2], (10.0, 80.0), strict=True):
+        with store.begun(config, wait=False):
+            finish(store, config, seconds, accuracy=0.5)
+    assert Standing(experiment, store).look().seconds_left == 10.0 + 80.0
+    (store.folder(experiment.runs()[2]) / "metrics.json").unlink()
+    assert Standing(experiment, store).look().seconds_left == 3 * 10.0, "of a row that has none"
 
 
 @pytest.mark.slow

@@ -65,12 +65,16 @@ class Standing:
     Args:
         experiment: its runs.
         folders: where they are.
-        processes: how many do one run at a time each.
+        processes: how many do one run at a time each, at least; on a cluster it is seen from the
+            runs that go on.
     """
 
     def __init__(self, experiment: Experiment, folders: RunFolders, processes: int = 1) -> None:
         self._folders, self._processes, self._names = folders, processes, experiment.names()
         self._places = {config: folders.folder(config) for config in self._names}
+        self._rows = {
+            config: arm.name for arm in experiment.arms for config in experiment.runs_of(arm)
+        }
         self._outcomes: dict[RunConfig, Outcome] = {}
         asked = {config.settings.metric for config in self._names}
         self.metric = asked.pop() if len(asked) == 1 else "accuracy"
@@ -117,12 +121,14 @@ class Standing:
             if left is not None:
                 going.append(left)
             elif run.state in ("running", "waiting") and not (run.note and run.note.trained):
-                alike = [taken[other] for other in taken if other.method == config.method]
+                row = self._rows[config]
+                alike = [taken[other] for other in taken if self._rows[other] == row]
                 known = alike or [*taken.values()]
                 if not known:
                     return None
                 waiting.append(fmean(known))
-        return _shared_out(going, waiting, self._processes)
+        at_work = {(run.note.host, run.note.process) for run in runs.values() if run.note}
+        return _shared_out(going, waiting, max(self._processes, len(at_work)))
 
 
 def _shared_out(going: Sequence[float], waiting: Sequence[float], processes: int) -> float:
