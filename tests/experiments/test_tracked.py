@@ -72,6 +72,54 @@ def test_every_run_of_a_recipe_is_tracked(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_images")
+def test_two_processes_begin_mlflow_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    overrides, listening = [*ONE, "track=[mlflow]"], Listening()
+    run(recipe, tmp_path, overrides=overrides, processes=2, reporter=listening)
+    assert not [sentence for sentence in listening.said if "tracker" in sentence]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'tiny' / 'logs' / 'mlflow.db'}")
+    (group,) = (each for each in client.search_experiments() if each.name == "tiny")
+    found = client.search_runs([group.experiment_id])
+    names = prepared(recipe, tmp_path, overrides).experiment.names().values()
+    assert sorted(str(each.info.run_name) for each in found) == sorted(names)
+    for each in found:
+        assert each.info.status == "FINISHED" and "test/accuracy" in each.data.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_images")
+def test_a_tracker_that_fails_ends_no_run_and_is_told_at_the_end(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+
+    overrides, listening = [*ONE, "track=[tensorboard]"], Listening()
+
+    def failing(self: TensorBoardTracker, values: object, step: int) -> None:
+        raise ConnectionError("no server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorBoardTracker, "log", failing)
+        result = run(recipe, tmp_path, overrides=overrides, reporter=listening)
+    assert not any("failure" in row for row in result.rows)
+    told = [sentence for sentence in listening.said if "no server" in sentence]
+    assert len(told) == 3 + 1, "in each run, and once at the end"
+    missed = "What tensorboard missed it is told when the same runs are asked for again."
+    assert listening.said.count(missed) == 1
+    run(recipe, tmp_path, overrides=overrides)
+    logs = [*(tmp_path / "tiny" / "logs").glob("*/trackers.json")]
+    assert len(logs) == 3
+    assert all(read_json(path)["finished"] == ["tensorboard"] for path in logs)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_images")
 def test_runs_that_were_finished_before_are_told_then(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run(recipe, tmp_path, overrides=ONE)

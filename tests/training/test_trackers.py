@@ -11,6 +11,7 @@ from deltafit.errors import UsageError
 from deltafit.files import read_json
 from deltafit.methods import Head
 from deltafit.training.accelerator import make_accelerator
+from deltafit.training.progress import Silent
 from deltafit.training.run import RunResult
 from deltafit.training.settings import DataConfig, TrainingSettings
 from deltafit.training.tracking import (
@@ -72,7 +73,7 @@ def test_wandb_writes_into_the_runs_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    with started_trackers(Tracking(("wandb",), tmp_path / "run" / "logs"), {}):
+    with started_trackers(Tracking(("wandb",), tmp_path / "run" / "logs"), {}, Silent()):
         pass
     assert list((tmp_path / "run" / "logs" / "wandb").glob("offline-run-*"))
     assert not (tmp_path / "wandb").exists()
@@ -109,7 +110,7 @@ def test_trackers_are_finished_when_training_fails(
     )
     with (
         pytest.raises(ZeroDivisionError),
-        started_trackers(Tracking(("tensorboard",), tmp_path), {"a": {"b": None}}),
+        started_trackers(Tracking(("tensorboard",), tmp_path), {"a": {"b": None}}, Silent()),
     ):
         raise ZeroDivisionError
     assert finished == ["tensorboard"]
@@ -168,10 +169,10 @@ def test_mlflow_gets_settings_curves_and_final_figures_in_one_run(
     logs = tmp_path / "logs"
     tracking = Tracking(("mlflow",), logs, "r=8, seed 0", "my recipe")
     facts = {"settings": {"epochs": 2}, "model": "here"}
-    with pytest.raises(KeyboardInterrupt), started_trackers(tracking, facts) as trackers:
+    with pytest.raises(KeyboardInterrupt), started_trackers(tracking, facts, Silent()) as trackers:
         trackers.log(METRICS["history"][0])
         raise KeyboardInterrupt
-    with started_trackers(tracking, facts | {"model": "moved"}) as trackers:  # gone on with
+    with started_trackers(tracking, facts | {"model": "moved"}, Silent()) as trackers:  # gone on with
         trackers.log(METRICS["history"][1])
         trackers.conclude(METRICS)
     (run,) = logged_to_mlflow(logs)
@@ -181,7 +182,7 @@ def test_mlflow_gets_settings_curves_and_final_figures_in_one_run(
     assert {name: run["curves"][name] for name in FINAL} == {
         name: [(6, value)] for name, value in FINAL.items()
     }
-    track_finished(tracking, facts, METRICS)  # it followed the run to its end
+    track_finished(tracking, facts, METRICS, Silent())  # it followed the run to its end
     assert logged_to_mlflow(logs) == [run]
     assert [path.name for path in tmp_path.iterdir()] == ["logs"], "nothing lies about"
 
@@ -192,7 +193,7 @@ def test_a_finished_run_is_told_at_once_and_only_once(tmp_path: Path) -> None:
 
     tracking = Tracking(("tensorboard",), tmp_path, "r=8", "my recipe")
     for _ in range(2):
-        track_finished(tracking, {}, METRICS)
+        track_finished(tracking, {}, METRICS, Silent())
     (events,) = (tmp_path / "r=8").glob("events.out.*")
     read = EventAccumulator(str(events))
     read.Reload()

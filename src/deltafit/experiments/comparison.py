@@ -167,7 +167,7 @@ def _compared(
     frozen, seed = features.of(configs[0]), configs[0].settings.seed
     cheap = baselines(score_baselines(splits, judged, frozen, seed, reporter), splits, judged)
     outcomes = do_runs(configs, splits, folders, features, reporter, known=joined)
-    folders.tracked.complete(outcomes)
+    folders.tracked.complete(outcomes, reporter)
     return judge_runs(experiment, outcomes, folders, splits, cheap, folders.root)
 
 

@@ -90,7 +90,7 @@ def run(
         do_on_cluster(made, reporter)
     outcomes = _outcomes(made, found, features, reporter, jointly=jointly)
     with made.store.locked(f"report-{made.recipe.name}"):
-        return _reported(made, found, outcomes, cheap)
+        return _reported(made, found, outcomes, cheap, reporter)
 
 
 def _check(made: Prepared, engine: Engine, *, processes: int, jointly: bool) -> None:
@@ -121,10 +121,14 @@ def _baselines(made: Prepared, features: SharedFeatures, reporter: Reporter) -> 
 
 
 def _reported(
-    made: Prepared, found: Tuned, outcomes: dict[RunConfig, Outcome], cheap: Sequence[Candidate]
+    made: Prepared,
+    found: Tuned,
+    outcomes: dict[RunConfig, Outcome],
+    cheap: Sequence[Candidate],
+    reporter: Reporter,
 ) -> Comparison:
     """Tell trackers of finished runs, and write the report on them into the recipe's folder."""
-    made.store.tracked.complete(outcomes)
+    made.store.tracked.complete(outcomes, reporter)
     recipe, store, metric = made.recipe, made.store, made.recipe.settings.metric
     folder = store.root / recipe.name
     texts = {"recipe": recipe.name, "about": recipe.about, "changes": recipe.changes}

@@ -1,7 +1,7 @@
 """The runs of an experiment in TensorBoard, W&B and MLflow: one group, one run a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltafit.errors import TrainingError
@@ -33,17 +33,21 @@ class TrackedRuns:
         name = self.names.get(config, config.label)
         return Tracking(self.trackers, self.folder, name, self.group)
 
-    def complete(self, outcomes: Mapping[RunConfig, Outcome]) -> None:
+    def complete(self, outcomes: Mapping[RunConfig, Outcome], reporter: Reporter) -> None:
         """Tell the trackers of finished runs that they did not follow to their end.
 
-        Those were trained jointly, or finished before somebody asked for trackers.
-
-        Raises:
-            UsageError: a tracker cannot be used here.
+        Those were trained jointly, or finished before somebody asked for trackers, or the tracker
+        failed. One that fails now is not tried for the runs that follow.
         """
+        left = self.trackers
         for config, outcome in outcomes.items():
             if not isinstance(outcome, TrainingError):
-                track_finished(self.of(config), config.to_dict(), outcome)
+                tracking = replace(self.of(config), trackers=left)
+                failed = track_finished(tracking, config.to_dict(), outcome, reporter)
+                left = tuple(name for name in left if name not in failed)
+        missed = ", ".join(name for name in self.trackers if name not in left)
+        if missed:
+            reporter.say(f"What {missed} missed it is told when the same runs are asked for again.")
 
     def tell(self, asked: Sequence[str], reporter: Reporter) -> None:
         """Tell what of the trackers that were asked for is not as it is meant."""

@@ -84,7 +84,7 @@ def execute(
         config.model, splits, config.settings.max_length, reporter
     )
     mixed = mixed_precision_of(config.settings.precision, config.method)
-    with started_trackers(tracking, config.to_dict()) as trackers:
+    with started_trackers(tracking, config.to_dict(), reporter) as trackers:
         accelerator = make_accelerator(mixed)
         accelerator.trackers = [*trackers.started]
         metrics = _run(

@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from filelock import FileLock
 
-from deltafit.errors import UsageError
+from deltafit.errors import DeltafitError, UsageError
 from deltafit.files import read_json, safe_name, write_json_atomically
 from deltafit.training.accelerator import processes
+from deltafit.training.guarded import GuardedTracker
+from deltafit.training.progress import Reporter
 
 _PROJECT = "deltafit"
 _RECORD_FILE = "trackers.json"
@@ -44,18 +47,21 @@ class Tracking:
         """The folder of this run's own logs."""
         return self.folder / safe_name(self.name or _PROJECT)
 
+    @property
+    def record(self) -> Path:
+        """The file that says of each tracker under which identity it has the run."""
+        return self.place / _RECORD_FILE
+
 
 @dataclass(frozen=True)
 class RunTrackers:
     """A run's trackers at work; none in all processes but the main one.
 
     Attributes:
-        started: those of Accelerate's.
-        record: the file that says which there are.
+        started: those that were asked for.
     """
 
-    started: Sequence[GeneralTracker] = ()
-    record: Path = field(default_factory=Path)
+    started: Sequence[GuardedTracker] = ()
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Log the numbers of an evaluation at its step."""
@@ -63,15 +69,10 @@ class RunTrackers:
             tracker.log(numbers_in(entry), step=entry["step"])
 
     def conclude(self, metrics: Mapping[str, Any]) -> None:
-        """Log what a run came to, given as its ``metrics.json``, and note that it is finished."""
-        if not self.started:
-            return
+        """Log what a run came to, given as its ``metrics.json``."""
         last = max((entry["step"] for entry in metrics["history"]), default=0)
         for tracker in self.started:
-            tracker.log(final_figures(metrics), step=last)
-        known = read_json(self.record)
-        finished = {*known["finished"], *(str(tracker.name) for tracker in self.started)}
-        write_json_atomically(self.record, {**known, "finished": sorted(finished)})
+            tracker.conclude(final_figures(metrics), last)
 
 
 def final_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -127,79 +128,83 @@ def offline_sentence(names: Sequence[str], folder: Path) -> str | None:
 
 
 @contextmanager
-def started_trackers(tracking: Tracking | None, facts: Mapping[str, Any]) -> Iterator[RunTrackers]:
+def started_trackers(
+    tracking: Tracking | None, facts: Mapping[str, Any], reporter: Reporter
+) -> Iterator[RunTrackers]:
     """Give a run's trackers; they are finished when the block ends, however it ends.
 
-    A run that is gone on with goes on in TensorBoard, W&B and MLflow too.
+    A run that is gone on with goes on in TensorBoard, W&B and MLflow too. One that fails is told in
+    a sentence, and the block goes on without it.
 
     Args:
-        tracking: which; None for none.
+        tracking: which, all of them installed; None for none.
         facts: nested settings of the run.
-
-    Raises:
-        UsageError: a tracker cannot be used here.
+        reporter: told what they fail with.
     """
-    names = check_trackers(tracking.trackers) if tracking is not None else ()
-    if tracking is None or not names or not processes().is_main_process:
+    if tracking is None or not processes().is_main_process:
         yield RunTrackers()
         return
-    started: list[GeneralTracker] = []
+    run = tracking.name or "the run"
+    started = [GuardedTracker(name, run, reporter) for name in tracking.trackers]
     try:
-        try:
-            record = _start(tracking, names, facts, started)
-        # Not logged in, no connection, no room: each tracker raises its own kinds.
-        except Exception as error:
-            raise UsageError(f"The tracker {', '.join(names)} cannot be used: {error}") from error
-        yield RunTrackers(started, record)
+        for tracker in started:
+            with tracker.guarded():
+                _start(tracker, tracking, facts)
+        yield RunTrackers(started)
     finally:
         for tracker in started:
             tracker.finish()
+            if tracker.concluded and tracker.works:
+                with tracker.guarded():
+                    _note_finished(tracker.name, tracking.record)
 
 
 def track_finished(
-    tracking: Tracking, facts: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> None:
+    tracking: Tracking, facts: Mapping[str, Any], metrics: Mapping[str, Any], reporter: Reporter
+) -> tuple[str, ...]:
     """Tell the trackers of a finished run that have not followed it to its end, all at once.
 
     Args:
         tracking: which there are.
         facts: nested settings of the run.
         metrics: the content of its ``metrics.json``.
+        reporter: told what they fail with.
 
-    Raises:
-        UsageError: a tracker cannot be used here.
+    Returns:
+        Those that failed.
     """
-    finished = _known(tracking.place / _RECORD_FILE)["finished"]
+    finished = _known(tracking.record)["finished"]
     left = tuple(name for name in tracking.trackers if name not in finished)
-    if not left:
-        return
-    again = Tracking(left, tracking.folder, tracking.name, tracking.group)
-    with started_trackers(again, facts) as trackers:
+    with started_trackers(replace(tracking, trackers=left), facts, reporter) as trackers:
         for entry in metrics["history"]:
             trackers.log(entry)
         trackers.conclude(metrics)
+    return tuple(tracker.name for tracker in trackers.started if not tracker.works)
 
 
-def _start(
-    tracking: Tracking,
-    names: Sequence[str],
-    facts: Mapping[str, Any],
-    started: list[GeneralTracker],
-) -> Path:
-    """Start trackers, into a list that tells which are; return the record of them."""
-    record = tracking.place / _RECORD_FILE
-    record.parent.mkdir(parents=True, exist_ok=True)
+def _start(guarded: GuardedTracker, tracking: Tracking, facts: Mapping[str, Any]) -> None:
+    """Start a tracker, and record under which identity the run stands in it."""
+    name = guarded.name
+    tracking.place.mkdir(parents=True, exist_ok=True)
+    known = _known(tracking.record)
+    with _alone(name, tracking.folder):
+        tracker = guarded.start(lambda: _made(name, tracking, known["runs"].get(name)))
+    if name not in known["runs"]:  # MLflow refuses settings twice
+        tracker.store_init_configuration(flat(facts))
+    identity = _IDENTITIES.get(name)
+    known["runs"][name] = identity(tracker.tracker) if identity else None
+    write_json_atomically(tracking.record, known)
+
+
+def _alone(name: str, folder: Path) -> AbstractContextManager[object]:
+    """Keep other processes from starting MLflow, of which each would make database and group."""
+    return FileLock(folder / "mlflow.lock") if name == "mlflow" else nullcontext()
+
+
+def _note_finished(name: str, record: Path) -> None:
     known = _known(record)
-    for name in names:
-        tracker = _made(name, tracking, known["runs"].get(name))
-        tracker.start()
-        started.append(tracker)
-        if name not in known["runs"]:  # MLflow refuses settings twice
-            tracker.store_init_configuration(flat(facts))
-        identity = _IDENTITIES.get(name)
-        known["runs"][name] = identity(tracker.tracker) if identity else None
-        write_json_atomically(record, known)
-    return record
+    finished = sorted({*known["finished"], name})
+    write_json_atomically(record, {**known, "finished": finished})
 
 
 def _made(name: str, tracking: Tracking, run: str | None) -> GeneralTracker:
@@ -236,7 +241,10 @@ def _is_logged_in() -> bool:
 
 
 def _known(record: Path) -> dict[str, Any]:
-    return read_json(record) if record.is_file() else {"runs": {}, "finished": []}
+    """Return what is recorded of a run's trackers; as of a new one where that is damaged."""
+    with suppress(DeltafitError):
+        return dict(read_json(record))
+    return {"runs": {}, "finished": []}
 
 
 def numbers_in(content: Mapping[str, Any]) -> dict[str, int | float]:

@@ -60,7 +60,8 @@ def train(
         finished = finished_metrics(folder)
         if finished is not None:
             return RunResult(folder, finished)
-        sentence = offline_sentence(check_trackers(trackers), folder / "logs")
+        trackers = check_trackers(trackers)
+        sentence = offline_sentence(trackers, folder / "logs")
         if sentence is not None:
             reporter.say(sentence)
         if consult is not None:
