@@ -45,9 +45,10 @@ def _launched_for_several() -> bool:
     if port is None or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return False
     try:
-        return psutil.Process(os.getppid()).environ().get("MASTER_PORT") != port
+        of_launcher = psutil.Process(os.getppid()).environ().get("MASTER_PORT")
     except (psutil.Error, OSError):
         return False
+    return bool(of_launcher != port)
 
 
 def agreed(answer: bool) -> bool:
