@@ -1,6 +1,7 @@
 """A trial and what it says of the whole run, on tiny models; and that it leaves nothing."""
 
 import os
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from deltafit.training import trial as trials
 from deltafit.training.config import RunConfig
 from deltafit.training.cost_law import CostLaw
 from deltafit.training.estimating import estimate_of, features_of, memory_of
+from deltafit.training.interruption import Interrupted
 from deltafit.training.own_process import in_own_process
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
 from deltafit.training.trial import Trial, try_jointly, try_run
-from deltafit.training.trial_steps import STEPS
+from deltafit.training.trial_steps import STEPS, Clock
 from tests.training.tiny_runs import save_model, tables
 
 Base = tuple[str, DataConfig]
@@ -89,6 +91,20 @@ def test_a_trial_leaves_other_states_of_the_process_alone(base: Base) -> None:
     expected = torch.get_num_threads(), torch.is_grad_enabled()
     try_run(config(base, LoRA(rank=2), gradient_checkpointing=True))
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == expected
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_ctrl_c_stops_a_trial(base: Base, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Clock.step
+
+    def pressing(clock: Clock, done: int, *told: float | None) -> None:
+        if done == (clock.wanted if last else 2):
+            os.kill(os.getpid(), signal.SIGINT)
+        step(clock, done, *told)
+
+    monkeypatch.setattr(Clock, "step", pressing)
+    with pytest.raises(Interrupted):
+        try_run(config(base))
 
 
 def test_memory_grows_with_the_batch_and_the_length(base: Base) -> None:

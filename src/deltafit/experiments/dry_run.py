@@ -17,6 +17,7 @@ from deltafit.experiments.tuning import check_search, possible_runs, trials_done
 from deltafit.tasks.inference import BATCH_TOKENS
 from deltafit.training.config import RunConfig
 from deltafit.training.estimating import estimate_of
+from deltafit.training.interruption import Interrupted
 from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import foretell_memory
@@ -98,6 +99,7 @@ def dry_run(
     Raises:
         DeltafitError: as ``run``, as far as it shows before training; not that the model cannot be
             loaded here, which the plan says.
+        Interrupted: the person asked to stop.
     """
     made = prepared(recipe, output, overrides)
     sizes = _Sizes(made, reporter or Silent())
@@ -106,7 +108,7 @@ def dry_run(
         check_runs(possible_runs(made), jointly=jointly)
         planned = _with_trials(made, _planned(made, sizes, sizes.memory), sizes)
         return Plan(made.recipe, _with_tried(made, planned))
-    except UsageError:
+    except (UsageError, Interrupted):
         raise
     except DeltafitError as error:
         return Plan(made.recipe, _planned(made, sizes, lambda _: None), str(error))
@@ -194,6 +196,8 @@ def _tokens_of_trial(config: RunConfig, splits: Splits) -> float:
 def _seconds_tried(config: RunConfig) -> float | None:
     try:
         trial = try_run(config)
+    except Interrupted:
+        raise
     except DeltafitError:  # which ``run`` will tell
         return None
     return None if trial.problem else estimate_of(trial, [config]).training.seconds

@@ -36,7 +36,11 @@ class StopRequest:
 
 @contextmanager
 def stop_requested() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request within the block."""
+    """Turn Ctrl-C and SIGTERM into a request within the block.
+
+    Raises:
+        Interrupted: something else ended the block before the request was heeded.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # signals reach the main thread alone
@@ -45,6 +49,12 @@ def stop_requested() -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, request.ask) for number in numbers}
     try:
         yield request
+    except Interrupted:
+        raise
+    except Exception as error:
+        if request():  # or whoever expects that error would go on
+            raise Interrupted("Stopped.") from error
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
