@@ -1,11 +1,16 @@
 """``deltafit estimate`` and ``deltafit plan``: what they print, and what is told of wrong input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deltafit.cli.plan import _bytes
+from deltafit.methods import Head
+from deltafit.training.config import RunConfig
+from deltafit.training.cost_law import CostLaw
+from deltafit.training.trial import Trial
 from tests.cli.commands import done, refused
 from tests.experiments.recipes import tiny_recipe
 from tests.training.tiny_runs import save_model, write_table
@@ -44,6 +49,34 @@ def test_a_plan(tmp_path: Path) -> None:
     content = json.loads(done(*words, "--minutes", "0.001", "--json"))
     assert [each["exceeded"] for each in content["others"]] == [["time"], ["time"]]
     assert content["others"][0]["method"] == "head" and content["fitting"] == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_that_could_not_be_tried_counts_as_unknown(
+    recipe: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = CostLaw((1.0, 0.0, 0.0))
+    tried = Trial(
+        {"train": [5] * 36, "validation": [5] * 9}, 99, 999, {},
+        peak=10**8, steps=second, timed=10, evaluating=second,
+    )  # fmt: skip
+
+    def call(_: object, config: RunConfig) -> Trial:
+        if known and not isinstance(config.method, Head):
+            return tried
+        return replace(tried, peak=None, timed=0, problem="It is too large.")
+
+    monkeypatch.setattr("deltafit.experiments.estimate.in_own_process", call)
+    text = " ".join(done("estimate", recipe).split())
+    untried = 1 if known else 3
+    assert f"one after another: not known, since {untried} of 3 rows could not be tried." in text
+    assert "head: It is too large. Its memory is foretold." in text
+    assert ("From 10 timed steps of each kind of run that could be tried" in text) == known
+    assert ("timed steps" in text) == ("A run of r=2" in text) == known
+    content = json.loads(done("estimate", recipe, "--json"))
+    head, other, _ = content["rows"]
+    assert (head["whole"], head["training"], content["whole"]) == (None, None, None)
+    assert (content["baselines"] is not None) == (other["whole"] is not None) == known
 
 
 def test_wrong_limits_are_told(tmp_path: Path) -> None:

@@ -31,29 +31,37 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
             percent(found.trainable / found.total),
             format_bytes(found.memory),
             format_seconds(found.epoch.seconds or None),
-            format_seconds(found.training.seconds or None) if found.parts else NOTHING,
+            NOTHING if row.training is None else format_seconds(row.training.seconds or None),
             spread(found.whole),
         )
     console.print(table)
     for row in estimate.rows:
         if row.estimate.problem is not None:
             say(console, f"{row.name}: {row.estimate.problem} Its memory is foretold.")
-    longest = max(estimate.rows, key=lambda row: row.estimate.whole.seconds)
-    if longest.estimate.problem is None:
-        say(console, _made_of(longest))
-    runs = sum(row.runs for row in estimate.rows)
-    say(
-        console,
-        f"{runs} run{'' if runs == 1 else 's'} one after another, with the frozen features that "
-        f"cheap baselines read ({format_seconds(estimate.baselines.seconds)}): "
-        f"{spread(estimate.whole)}. Memory: {format_bytes(estimate.memory)} at most.",
-    )
+    tried = [row for row in estimate.rows if row.estimate.problem is None]
+    if tried:
+        say(console, _made_of(max(tried, key=lambda row: row.estimate.whole.seconds)))
+    say(console, f"{_together(estimate)} Memory: {format_bytes(estimate.memory)} at most.")
     if recipe.search is not None:
         say(console, _of_search(recipe.search))
-    say(
-        console,
-        f"From {min(row.estimate.timed for row in estimate.rows)} timed steps of each kind of run; "
-        "in brackets, if all went as the quickest or as the slowest of them.",
+    if tried:
+        say(
+            console,
+            f"From {min(row.estimate.timed for row in tried)} timed steps of each kind of run"
+            f"{'' if len(tried) == len(estimate.rows) else ' that could be tried'}; "
+            "in brackets, if all went as the quickest or as the slowest of them.",
+        )
+
+
+def _together(estimate: Estimate) -> str:
+    count = sum(row.runs for row in estimate.rows)
+    runs = f"{count} run{'' if count == 1 else 's'} one after another"
+    if estimate.whole is None or estimate.baselines is None:
+        untried = sum(row.estimate.problem is not None for row in estimate.rows)
+        return f"{runs}: not known, since {untried} of {len(estimate.rows)} rows could not be tried."
+    return (
+        f"{runs}, with the frozen features that cheap baselines read "
+        f"({format_seconds(estimate.baselines.seconds)}): {spread(estimate.whole)}."
     )
 
 

@@ -37,8 +37,15 @@ class EstimatedRow:
     estimate: RunEstimate
 
     @property
-    def whole(self) -> Span:
-        """What all its runs take."""
+    def training(self) -> Span | None:
+        """What training one run takes; None where it could not be tried."""
+        return None if self.estimate.problem else self.estimate.training
+
+    @property
+    def whole(self) -> Span | None:
+        """What all its runs take; None where they could not be tried."""
+        if self.estimate.problem:
+            return None
         return self.estimate.whole.times(1 if self.jointly else self.runs)
 
 
@@ -50,15 +57,15 @@ class Estimate:
         recipe: what is asked for.
         rows: of the table.
         baselines: the frozen model's features of all texts, which the cheap baselines of ``run``
-            read; the rest of those is not foretold.
+            read; the rest of those is not foretold. None where no row could be tried.
         whole: all runs one after another and the baselines, without what runs have in common
-            and is done once.
+            and is done once; None where a row could not be tried.
     """
 
     recipe: Recipe
     rows: tuple[EstimatedRow, ...]
-    baselines: Span
-    whole: Span
+    baselines: Span | None
+    whole: Span | None
 
     @property
     def memory(self) -> int:
@@ -66,20 +73,20 @@ class Estimate:
         return max(row.estimate.memory for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values; times are in seconds."""
+        """Return it as JSON values; times are in seconds, None where they are not known."""
         rows = [
             {
                 **asdict(row),
-                "training": asdict(row.estimate.training),
-                "whole": asdict(row.whole),
+                "training": _values(row.training),
+                "whole": _values(row.whole),
             }
             for row in self.rows
         ]
         return {
             "recipe": self.recipe.name,
             "rows": rows,
-            "baselines": asdict(self.baselines),
-            "whole": asdict(self.whole),
+            "baselines": _values(self.baselines),
+            "whole": _values(self.whole),
             "memory": self.memory,
         }
 
@@ -124,15 +131,20 @@ def estimate(
         if own:
             found = estimate_of(trials.alone(own[0]), own[:1])
             rows.append(EstimatedRow(arm.name, len(own) + more.get(arm, 0), False, found))
-    first = trials.any()
-    baselines = Span() if first.problem else features_of(first)
+    baselines = trials.features()
+    known = [each for each in (baselines, *(row.whole for row in rows)) if each is not None]
+    if len(known) <= len(rows):
+        return Estimate(read, tuple(rows), baselines, None)
     # The untouched model is judged once for all runs that start alike.
     alone = [config for config in configs if config not in joined]
-    judged = [row.estimate.parts.get(BEFORE, Span()) for row in rows if not row.jointly]
+    judged = [row.estimate.parts[BEFORE] for row in rows if not row.jointly]
     spared = len(alone) + sum(more.values()) - len({start_of(config) for config in alone})
     mean = total(judged).times(1 / len(judged)) if judged else Span()
-    whole = total(row.whole for row in rows) + baselines + mean.times(-spared)
-    return Estimate(read, tuple(rows), baselines, whole)
+    return Estimate(read, tuple(rows), baselines, total(known) + mean.times(-spared))
+
+
+def _values(span: Span | None) -> dict[str, float] | None:
+    return None if span is None else asdict(span)
 
 
 def _further_trials(recipe: Recipe, experiment: Experiment) -> dict[Arm, int]:
@@ -161,5 +173,7 @@ class _Trials:
         found = in_own_process(try_jointly, configs)
         return self._done.setdefault(str(configs), found)
 
-    def any(self) -> Trial:
-        return next(iter(self._done.values()))
+    def features(self) -> Span | None:
+        """Return what the frozen model's features take, by whichever trial knows."""
+        known = (features_of(trial) for trial in self._done.values() if trial.problem is None)
+        return next(known, None)
