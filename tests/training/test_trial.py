@@ -178,6 +178,26 @@ def test_what_does_not_fit_is_not_tried(base: Base, monkeypatch: pytest.MonkeyPa
     assert found.memory == sum(found.foretold.values())
 
 
+def test_joined_runs_that_do_not_fit_are_not_tried(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [config(base, LoRA(rank=rank)) for rank in (4, 2)]
+    seen: list[int] = []
+
+    def too_large(foretold: dict[str, int]) -> str:
+        seen.append(foretold["gradients"] + foretold["optimiser"])
+        return "It is too large."
+
+    monkeypatch.setattr(trials, "too_large", too_large)
+    trial = try_jointly(runs)
+    alone = [try_run(run) for run in runs]
+    assert trial.problem == "It is too large." and trial.peak is None and trial.timed == 0
+    assert seen[0] == seen[1] + seen[2], "each run has gradients and moments of its own"
+    assert trial.trainable == alone[0].trainable
+    found = estimate_of(trial, runs)
+    assert found.parts == {} and found.memory == sum(trial.foretold.values())
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own() -> None:
     assert in_own_process(parse_method, "lora:rank=2") == LoRA(rank=2)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deltafit.adapters.activations import VALUE_BYTES
 from deltafit.adapters.inspection import MOMENTS
 from deltafit.training.config import RunConfig
 from deltafit.training.constant import constant_batches
@@ -134,7 +135,7 @@ def _parts(
     steps = trial.steps.of(_steps(trial, configs, lengths["train"]))
     saves = sum(validations) + runs * int(steps.seconds / SECONDS_BETWEEN_CHECKPOINTS)
     tensors = (1 + MOMENTS) * saves + sum(validations) + runs
-    written = tensors * trial.foretold["gradients"] / WRITTEN_PER_SECOND
+    written = tensors * VALUE_BYTES * trial.trainable / WRITTEN_PER_SECOND
     return {
         "loading": exactly(trial.loading),
         BEFORE: evaluation.times(len({config.settings.seed for config in configs})),

@@ -55,7 +55,8 @@ class Trial:
         lengths: tokens of each text by part, cut as the run cuts them.
         trainable: parameters that each run trains, most of all.
         total: parameters that there are, those of the adapter included.
-        foretold: bytes by part, of one run; see ``expected_memory``.
+        foretold: bytes by part; see ``expected_memory``. Of joined runs, gradients and what the
+            optimiser keeps are those of all.
         variants: the same with other settings that were asked for.
         peak: bytes that the process held at most in the trial, and would in the whole training;
             None where nothing was tried.
@@ -154,11 +155,12 @@ def try_jointly(configs: Sequence[RunConfig]) -> Trial:
     for name in names:
         activate(run.classifier.model, name)
         counts.append(parameter_counts(run.classifier.model))
-    rows = run.examples["train"].rows
-    trial = Trial(
-        _lengths(run), *max(counts), expected_memory(run.classifier, first, rows),
-        loading=loading, looking=looking,
-    )  # fmt: skip
+    foretold = expected_memory(run.classifier, first, run.examples["train"].rows)
+    for part in ("gradients", "optimiser"):  # so far those of the last run
+        foretold[part] = foretold[part] * sum(own for own, _ in counts) // counts[-1][0]
+    trial = Trial(_lengths(run), *max(counts), foretold, loading=loading, looking=looking)
+    if (problem := too_large(foretold)) is not None:
+        return replace(trial, problem=problem)
     plan = _arranged(first, run, [first.settings.max_length])
 
     def begin(clock: Clock, accelerator: Accelerator, folder: Path) -> JoinedLoop:
