@@ -102,7 +102,7 @@ class Fits:
         limits: of a run.
         fitting: what keeps them, one a method and length with the quickest batch size; the best
             first: those that lose no more than a hundredth of the texts' tokens before others,
-            then by the order of the methods, with the larger rank first.
+            then by the order of the methods, with the larger rank and length first.
         others: what does not, with the batch size that comes nearest.
         problems: why some could not be tried, by method.
     """
@@ -194,7 +194,7 @@ def _planned(
                 fitting.append(replace(fit[0], other_batches=sizes))
             else:
                 others.append(min(candidates, key=lambda c: (len(c.exceeded), c.memory)))
-    fitting.sort(key=lambda candidate: -round(candidate.kept, 2))  # the rest is in order
+    fitting.sort(key=lambda candidate: candidate.kept < 0.99)  # the rest is in order
     return Fits(model, limits, tuple(fitting), tuple(others), problems)
 
 
