@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from rich.console import Console
 
+from deltafit.cli.show_plan import show_plan
 from deltafit.errors import TrainingError
 from deltafit.experiments import dry_run as planning
 from deltafit.experiments.dry_run import dry_run
@@ -28,3 +30,19 @@ def test_ctrl_c_in_a_trial_stops_it_and_a_failure_does_not(
     error = Interrupted("Stopped.")
     with pytest.raises(Interrupted):
         dry_run(recipe, tmp_path, overrides=ONE)
+
+
+@pytest.mark.parametrize("model", [[], ["model=nobody/has-this"]])
+def test_times_of_runs_one_by_one_are_not_told_of_joined_ones(
+    recipe: Path, tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning._Sizes, "seconds", lambda _, config: 1.0)
+    overrides = [*model, "runs=[{method: lora}]"]
+    (arm,) = dry_run(recipe, tmp_path, overrides=overrides).arms
+    assert arm.seconds == 2
+    plan = dry_run(recipe, tmp_path, overrides=overrides, jointly=True)
+    assert plan.jointly and [arm.seconds for arm in plan.arms] == [None]
+    assert (plan.arms[0].memory is None) == bool(model)
+    console = Console(record=True, quiet=True, width=200)
+    show_plan(console, plan)
+    assert "`deltafit estimate --jointly` finds it out" in console.export_text()

@@ -63,7 +63,15 @@ def show_plan(console: Console, plan: Plan) -> None:
             "Times are of training alone, from ten steps of each kind of run where none of the "
             "same size is finished in this store. `deltafit estimate` says more.",
         )
-    if any(each.seconds is None for each in plan.arms):
+    if not any(each.seconds is None for each in plan.arms):
+        return
+    if plan.jointly:
+        say(
+            console,
+            "What runs take that are trained jointly is not told here; `deltafit estimate "
+            "--jointly` finds it out from ten steps.",
+        )
+    else:
         say(
             console,
             "A time that is missing is known once a run of the same size is finished in this "

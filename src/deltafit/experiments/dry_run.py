@@ -69,11 +69,13 @@ class Plan:
         recipe: what is asked for.
         arms: its rows.
         problem: why it is not known what memory the runs will need, if it is not.
+        jointly: whether runs are to be trained at once; what that takes is not known then.
     """
 
     recipe: Recipe
     arms: tuple[PlannedArm, ...]
     problem: str | None = None
+    jointly: bool = False
 
     @property
     def runs(self) -> int:
@@ -103,25 +105,33 @@ def dry_run(
     """
     made = prepared(recipe, output, overrides)
     sizes = _Sizes(made, reporter or Silent())
+    # What runs took one by one, or do in a trial, is not what they take together.
+    seconds = _unknown if jointly else sizes.seconds
     try:
         check_search(made)
         check_runs(possible_runs(made), jointly=jointly)
-        planned = _with_trials(made, _planned(made, sizes, sizes.memory), sizes)
-        return Plan(made.recipe, _with_tried(made, planned))
+        arms = _with_trials(made, _planned(made, seconds, sizes.memory), sizes)
+        return Plan(made.recipe, arms if jointly else _with_tried(made, arms), jointly=jointly)
     except (UsageError, Interrupted):
         raise
     except DeltafitError as error:
-        return Plan(made.recipe, _planned(made, sizes, lambda _: None), str(error))
+        return Plan(made.recipe, _planned(made, seconds, _unknown), str(error), jointly)
+
+
+def _unknown(_: RunConfig) -> None:
+    return None
 
 
 def _planned(
-    made: Prepared, sizes: "_Sizes", memory: Callable[[RunConfig], dict[str, int] | None]
+    made: Prepared,
+    seconds_of: Callable[[RunConfig], float | None],
+    memory: Callable[[RunConfig], dict[str, int] | None],
 ) -> tuple[PlannedArm, ...]:
     arms = []
     for arm in made.experiment.arms:
         configs = made.experiment.runs_of(arm)
         left = [config for config in configs if made.store.outcome(config) is None]
-        seconds = sizes.seconds(left[0]) if left else 0.0
+        seconds = seconds_of(left[0]) if left else 0.0
         arms.append(
             PlannedArm(
                 arm,
