@@ -3,7 +3,9 @@
 import os
 import signal
 import tempfile
+import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from deltafit.training.config import RunConfig
 from deltafit.training.cost_law import CostLaw
 from deltafit.training.estimating import estimate_of, features_of, memory_of
 from deltafit.training.interruption import Interrupted
+from deltafit.training.learner import Learner
 from deltafit.training.own_process import in_own_process
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
@@ -105,6 +108,20 @@ def test_ctrl_c_stops_a_trial(base: Base, last: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Clock, "step", pressing)
     with pytest.raises(Interrupted):
         try_run(config(base))
+
+
+@pytest.mark.parametrize("jointly", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_steps_as_slow_as_can_be_make_no_checkpoint(
+    base: Base, jointly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Learner] = []
+    minutes = count(step=100.0)
+    slow = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: next(minutes))
+    monkeypatch.setattr(f"deltafit.training.{'joined' if jointly else 'loop'}.time", slow)
+    monkeypatch.setattr(Learner, "save", saved.append)
+    runs = [config(base), config(base, seed=1)]
+    assert (try_jointly(runs) if jointly else try_run(runs[0])).timed == STEPS
+    assert next(minutes) > 0 and not saved
 
 
 def test_memory_grows_with_the_batch_and_the_length(base: Base) -> None:

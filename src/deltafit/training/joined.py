@@ -70,6 +70,7 @@ class JoinedLoop:
         reporter: told how the work goes.
         accelerator: devices and precision; of one process.
         states: of frozen layers, shared with other runs; see `ConstantStates`.
+        checkpoint_every: seconds after which one is written, besides those of evaluations.
 
     Attributes:
         learners: of the runs, by name. Checkpoints name tensors as `TrainingLoop` does, so that
@@ -89,6 +90,7 @@ class JoinedLoop:
         reporter: Reporter,
         accelerator: Accelerator,
         states: StateStores | None = None,
+        checkpoint_every: float = SECONDS_BETWEEN_CHECKPOINTS,
     ) -> None:
         check_shared([run.settings for run in runs.values()])
         if accelerator.num_processes > 1:
@@ -117,6 +119,7 @@ class JoinedLoop:
         self.gradients = JoinedGradients(
             self.model, classifier, self.learners, accelerator, self.constant
         )
+        self.checkpoint_every = checkpoint_every
         self._failures: dict[str, TrainingError] = {}
 
     def _constant(
@@ -199,7 +202,7 @@ class JoinedLoop:
             while live:
                 self._step(live)
                 due, stop = self._evaluate(live), asked()
-                if stop or due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                if stop or due or time.monotonic() - saved > self.checkpoint_every:
                     for name in live.keys() - self._failures.keys():
                         live[name].save()
                     saved = time.monotonic()

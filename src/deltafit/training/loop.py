@@ -47,6 +47,7 @@ class TrainingLoop(Learner):
         accelerator: devices, precision and trackers.
         states: of frozen layers, shared with other runs; see `ConstantStates`.
         halt: asked after each evaluation but the last.
+        checkpoint_every: seconds after which one is written, besides those of evaluations.
 
     Raises:
         UsageError: the settings need validation rows, or what the model does not offer.
@@ -65,6 +66,7 @@ class TrainingLoop(Learner):
         accelerator: Accelerator,
         states: StateStores | None = None,
         halt: Halt | None = None,
+        checkpoint_every: float = SECONDS_BETWEEN_CHECKPOINTS,
     ) -> None:
         self._halt = halt
         model = classifier.model.to(accelerator.device)
@@ -75,7 +77,7 @@ class TrainingLoop(Learner):
         )  # fmt: skip
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
-        self.model = accelerator.prepare(model)
+        self.model, self.checkpoint_every = accelerator.prepare(model), checkpoint_every
         self.modes = TrainingModes(classifier, settings, train)
         trained = tuple(self.trainable)
         self.constant = ConstantStates(
@@ -114,7 +116,7 @@ class TrainingLoop(Learner):
                 due, stop = self.evaluation_due, self._is_stop_due(asked)
                 if due:
                     self.evaluate()
-                if stop or due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                if stop or due or time.monotonic() - saved > self.checkpoint_every:
                     self.save()
                     saved = time.monotonic()
                 if due:

@@ -6,6 +6,7 @@ be memory of others.
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,6 +131,7 @@ def try_run(config: RunConfig, variants: Sequence[TrainingSettings] = ()) -> Tri
         return TrainingLoop(
             run.classifier, plan.examples, None, plan.settings,
             learning_rate=STILL, folder=folder, reporter=clock, accelerator=accelerator,
+            checkpoint_every=math.inf,
         )  # fmt: skip
 
     found = _timed(trial, [config], run, plan, begin)
@@ -172,8 +174,9 @@ def try_jointly(configs: Sequence[RunConfig]) -> Trial:
             for name, config in zip(names, configs, strict=True)
         }  # fmt: skip
         return JoinedLoop(
-            run.classifier, plan.examples, None, runs, reporter=clock, accelerator=accelerator
-        )
+            run.classifier, plan.examples, None, runs, reporter=clock, accelerator=accelerator,
+            checkpoint_every=math.inf,
+        )  # fmt: skip
 
     found = _timed(trial, configs, run, plan, begin)
     return replace(found, proving=_proving(first, run, splits, features))

@@ -166,5 +166,5 @@ def started(config: RunConfig) -> Iterator[tuple[Accelerator, Path]]:
     try:
         yield make_accelerator(mixed), folder
     finally:
-        # States of frozen layers that no memory holds, or a checkpoint of very slow steps.
+        # States of frozen layers that no memory holds, or a checkpoint after Ctrl-C.
         shutil.rmtree(folder, ignore_errors=True)
