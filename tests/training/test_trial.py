@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from deltafit.training.estimating import estimate_of, features_of, memory_of
 from deltafit.training.interruption import Interrupted
 from deltafit.training.learner import Learner
 from deltafit.training.own_process import in_own_process
+from deltafit.training.preparation import Prepared
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
 from deltafit.training.trial import Trial, try_jointly, try_run
@@ -122,6 +123,24 @@ def test_steps_as_slow_as_can_be_make_no_checkpoint(
     runs = [config(base), config(base, seed=1)]
     assert (try_jointly(runs) if jointly else try_run(runs[0])).timed == STEPS
     assert next(minutes) > 0 and not saved
+
+
+def test_the_model_is_where_it_is_trained_before_it_is_evaluated(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SeenError(Exception):
+        pass
+
+    def evaluate(run: Prepared) -> NoReturn:
+        raise SeenError({parameter.device.type for parameter in run.classifier.model.parameters()})
+
+    # A device that every machine has beside its CPU.
+    elsewhere = SimpleNamespace(device=torch.device("meta"))
+    monkeypatch.setattr(trials, "processes", lambda: elsewhere)
+    monkeypatch.setattr(trials, "_evaluate", evaluate)
+    for tried in (try_run, lambda run: try_jointly([run, run])):
+        with pytest.raises(SeenError, match="{'meta'}"):
+            tried(config(base))
 
 
 def test_memory_grows_with_the_batch_and_the_length(base: Base) -> None:

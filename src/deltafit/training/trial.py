@@ -22,6 +22,7 @@ from deltafit.prediction.canaries import canary_logits, readable_sentences
 from deltafit.prediction.fingerprint import fingerprint
 from deltafit.tasks.execution import unpadded
 from deltafit.tasks.inference import compute_logits
+from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.constant import FROZEN_LAYERS, constant_batches
 from deltafit.training.cost_law import CostLaw
@@ -203,6 +204,7 @@ def _prepared(
     config, splits = with_new_head(config), load_data(config.data)
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
     run = prepare(config, splits, features, reporter, others=others)
+    run.classifier.model.to(processes().device)  # where a run evaluates it first
     return config, run, splits, features, time.perf_counter() - began
 
 
