@@ -71,12 +71,12 @@ def plan(
         if size is None and minutes is None:
             raise UsageError("There is no limit to plan for. Give --ram, --minutes, or both.")
         check_readable(model, data)
-        from deltafit.experiments.plan import METHODS
+        from deltafit.experiments.plan import PREFERRED
         from deltafit.experiments.plan import plan as find
 
         with reporting(silent=as_json) as reporter:
             found = find(
-                model, data, ram=size, minutes=minutes, methods=tuple(method or METHODS),
+                model, data, ram=size, minutes=minutes, methods=tuple(method or PREFERRED),
                 head=head, settings=settings, reporter=reporter, **chosen,
             )  # fmt: skip
         if as_json:

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from deltafit.cli.show import add_row, percent, say, table_of
 from deltafit.experiments.estimate import Estimate, EstimatedRow
-from deltafit.experiments.plan import Candidate, Fits
+from deltafit.experiments.plan import Fits, PlannedRun
 from deltafit.experiments.search import Search
 from deltafit.experiments.tables import NOTHING, format_bytes, format_count, format_seconds
 from deltafit.training.cost_law import Span
@@ -127,7 +127,7 @@ def _candidates(title: str, last: str) -> Table:
     return table_of(title, *columns, left=("method",))
 
 
-def _cells(each: Candidate) -> tuple[str, ...]:
+def _cells(each: PlannedRun) -> tuple[str, ...]:
     return (
         str(each.method),
         format_count(each.trainable),

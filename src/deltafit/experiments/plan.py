@@ -19,7 +19,7 @@ from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import check_methods
 from deltafit.training.trial import Trial, try_run
 
-METHODS: tuple[Method, ...] = (LoRA("all-linear"), LoRA(), Full(), LastBlocks(), Head())
+PREFERRED: tuple[Method, ...] = (LoRA("all-linear"), LoRA(), Full(), LastBlocks(), Head())
 """What is looked at unless something is asked for, in the order in which it is preferred."""
 
 RANKS, LENGTHS, BATCHES = (4, 8, 16, 32), (64, 128, 256, 512), (8, 16, 32)
@@ -61,7 +61,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PlannedRun:
     """A method with a length and a batch size, and what a run of it would take.
 
     Attributes:
@@ -109,8 +109,8 @@ class Fits:
 
     model: str
     limits: Limits
-    fitting: tuple[Candidate, ...]
-    others: tuple[Candidate, ...]
+    fitting: tuple[PlannedRun, ...]
+    others: tuple[PlannedRun, ...]
     problems: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def plan(
     *,
     ram: int | None = None,
     minutes: float | None = None,
-    methods: Sequence[str | Method] = METHODS,
+    methods: Sequence[str | Method] = PREFERRED,
     ranks: Sequence[int] = RANKS,
     lengths: Sequence[int] = LENGTHS,
     batches: Sequence[int] = BATCHES,
@@ -211,7 +211,7 @@ def _family(
     limits: Limits,
     problems: dict[str, str],
     reporter: Reporter,
-) -> Iterator[list[Candidate]]:
+) -> Iterator[list[PlannedRun]]:
     """Yield the candidates of each rank of a method and each length, of all batch sizes."""
     sizes = _parameters(family)
     largest = _tried(family[0], grid, reporter)
@@ -268,7 +268,7 @@ def _candidate(
     share: float,
     trainable: int,
     limits: Limits,
-) -> Candidate:
+) -> PlannedRun:
     """Return what a run would take, from trials of the smallest and the largest rank.
 
     Args:
@@ -290,11 +290,11 @@ def _candidate(
         whole = total(each.times(part) for part, each in zip(shares, estimates, strict=True))
     tokens, settings = ends[0].lengths["train"], config.settings
     kept = sum(min(length, settings.max_length) for length in tokens) / sum(tokens)
-    return Candidate(
+    return PlannedRun(
         config.method, settings.max_length, settings.batch_size, trainable, kept, round(memory),
         whole, limits.exceeded(round(memory), whole),
     )  # fmt: skip
 
 
-def _seconds(candidate: Candidate) -> float:
+def _seconds(candidate: PlannedRun) -> float:
     return candidate.whole.seconds if candidate.whole is not None else 0.0
