@@ -1,5 +1,6 @@
 """A dry run of a recipe: what stops it, and what does not."""
 
+from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,6 +44,6 @@ def test_times_of_runs_one_by_one_are_not_told_of_joined_ones(
     plan = dry_run(recipe, tmp_path, overrides=overrides, jointly=True)
     assert plan.jointly and [arm.seconds for arm in plan.arms] == [None]
     assert (plan.arms[0].memory is None) == bool(model)
-    console = Console(record=True, quiet=True, width=200)
+    console = Console(file=StringIO(), record=True, width=200)
     show_plan(console, plan)
     assert "`deltafit estimate --jointly` finds it out" in console.export_text()

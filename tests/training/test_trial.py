@@ -96,7 +96,7 @@ def test_a_trial_leaves_threads_and_gradients_as_they_were(base: Base) -> None:
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == expected
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ctrl_c_stops_a_trial(base: Base, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Clock.step
 
@@ -110,7 +110,8 @@ def test_ctrl_c_stops_a_trial(base: Base, last: bool, monkeypatch: pytest.Monkey
         try_run(config(base))
 
 
-@pytest.mark.parametrize("jointly", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jointly", [False, True])
 def test_steps_as_slow_as_can_be_make_no_checkpoint(
     base: Base, jointly: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +139,7 @@ def test_the_model_is_where_it_is_trained_before_it_is_evaluated(
     monkeypatch.setattr(trials, "processes", lambda: elsewhere)
     monkeypatch.setattr(trials, "_evaluate", evaluate)
     for tried in (try_run, lambda run: try_jointly([run, run])):
-        with pytest.raises(SeenError, match="{'meta'}"):
+        with pytest.raises(SeenError, match=r"'meta'"):
             tried(config(base))
 
 

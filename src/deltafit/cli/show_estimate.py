@@ -58,7 +58,8 @@ def _together(estimate: Estimate) -> str:
     runs = f"{count} run{'' if count == 1 else 's'} one after another"
     if estimate.whole is None or estimate.baselines is None:
         untried = sum(row.estimate.problem is not None for row in estimate.rows)
-        return f"{runs}: not known, since {untried} of {len(estimate.rows)} rows could not be tried."
+        rows = f"{untried} of {len(estimate.rows)} rows"
+        return f"{runs}: not known, since {rows} could not be tried."
     return (
         f"{runs}, with the frozen features that cheap baselines read "
         f"({format_seconds(estimate.baselines.seconds)}): {spread(estimate.whole)}."
