@@ -172,7 +172,8 @@ def test_mlflow_gets_settings_curves_and_final_figures_in_one_run(
     with pytest.raises(KeyboardInterrupt), started_trackers(tracking, facts, Silent()) as trackers:
         trackers.log(METRICS["history"][0])
         raise KeyboardInterrupt
-    with started_trackers(tracking, facts | {"model": "moved"}, Silent()) as trackers:  # gone on with
+    moved = facts | {"model": "moved"}  # gone on with
+    with started_trackers(tracking, moved, Silent()) as trackers:
         trackers.log(METRICS["history"][1])
         trackers.conclude(METRICS)
     (run,) = logged_to_mlflow(logs)
