@@ -51,6 +51,7 @@ def rate_plot(rows: Sequence[TunedRow], metric: str) -> Figure:
         # Not as powers of ten, which would be mathematics, and a page has none.
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(labelbottom=True)  # below an odd number of rows one has nothing
         axes.set_title(wrapped(row.space.row.name, 40), fontsize=9)
         clean(axes, "both")
     for axes in [*panels]:
