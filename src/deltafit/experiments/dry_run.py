@@ -110,7 +110,7 @@ def dry_run(
     try:
         check_search(made)
         check_runs(possible_runs(made), jointly=jointly)
-        arms = _with_trials(made, _planned(made, seconds, sizes.memory), sizes)
+        arms = _with_trials(made, _planned(made, seconds, sizes.memory), seconds)
         return Plan(made.recipe, arms if jointly else _with_tried(made, arms), jointly=jointly)
     except (UsageError, Interrupted):
         raise
@@ -145,7 +145,9 @@ def _planned(
 
 
 def _with_trials(
-    made: Prepared, arms: Sequence[PlannedArm], sizes: "_Sizes"
+    made: Prepared,
+    arms: Sequence[PlannedArm],
+    seconds_of: Callable[[RunConfig], float | None],
 ) -> tuple[PlannedArm, ...]:
     """Return planned rows with the trials of their search, as far as they are in the store."""
     rows = {row.space.row: row for row in trials_done(made)}
@@ -160,7 +162,7 @@ def _with_trials(
         finished = len(row.trials) + sum(made.store.outcome(run) is not None for run in last)
         trials = made.recipe.search.trials if row.chosen is None else len(row.trials)
         runs = trials + len(more.seeds)
-        seconds = sizes.seconds(made.experiment.runs_of(each.arm)[0])
+        seconds = seconds_of(made.experiment.runs_of(each.arm)[0])
         planned.append(
             replace(
                 each,
