@@ -23,7 +23,6 @@ from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import foretell_memory
 from deltafit.training.trial import try_run
 from deltafit.training.trial_steps import STEPS
-from deltafit.training.workload import rows_per_step
 
 # Multiplications of all trials together that are soon done: some ten seconds on one slow core.
 _CHEAP = 5e11
@@ -202,7 +201,7 @@ def _tokens_of_trial(config: RunConfig, splits: Splits) -> float:
     """Return about how many tokens a trial takes forward, or as costly ways backward."""
     characters = fmean(map(len, splits.train.texts[:1000]))
     tokens = min(config.settings.max_length, characters / _CHARACTERS)
-    return tokens * 3 * rows_per_step(config.settings) * (STEPS + 3) + 12 * BATCH_TOKENS
+    return tokens * 3 * config.settings.rows_per_step * (STEPS + 3) + 12 * BATCH_TOKENS
 
 
 def _seconds_tried(config: RunConfig) -> float | None:

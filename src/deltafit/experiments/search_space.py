@@ -15,7 +15,7 @@ from deltafit.experiments.recipe import (
     method_of,
     settings_of,
 )
-from deltafit.methods.values import write
+from deltafit.methods.values import changed, write
 from deltafit.training.settings import TrainingSettings
 
 Key = tuple[str | int, ...]
@@ -89,18 +89,14 @@ class Space:
         Raises:
             RecipeError: its method or its run cannot have them.
         """
-        changed = {k: v for k, v in chosen.items() if present(self.row, k) != v}
+        others = {k: v for k, v in chosen.items() if present(self.row, k) != v}
         own = _own(self.row)
-        of_method = {name: value for name, value in changed.items() if name in own}
-        of_run = {name: value for name, value in changed.items() if name not in own}
+        of_method = {name: value for name, value in others.items() if name in own}
+        of_run = {name: value for name, value in others.items() if name not in own}
         method = self.row.method
         if of_method:
-            kept = {
-                field.name: getattr(method, field.name)
-                for field in fields(method)
-                if getattr(method, field.name) != field.default
-            }
-            method = method_of(method.command_line_name, kept | of_method, self.key)
+            asked = changed(method) | of_method
+            method = method_of(method.command_line_name, asked, self.key)
         return replace(
             self.row, method=method, settings=settings_of(self.row.settings, of_run, self.key)
         )

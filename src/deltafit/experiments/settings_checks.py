@@ -65,7 +65,7 @@ def large_step(case: Case) -> Iterator[Finding]:
     """Steps that take more rows than there are."""
     rows = len(case.splits.train)
     for row, _, settings in _lengths(case):
-        wanted = settings.batch_size * settings.accumulation
+        wanted = settings.rows_per_step
         if wanted > rows:
             yield Finding(
                 "note",
@@ -160,8 +160,7 @@ def _schedule(config: RunConfig) -> tuple[object, ...]:
 def _steps(config: RunConfig, case: Case) -> int:
     """Return the optimiser steps of a run."""
     settings = config.settings
-    rows = settings.batch_size * settings.accumulation
-    return settings.epochs * math.ceil(len(case.splits.train) / rows)
+    return settings.epochs * math.ceil(len(case.splits.train) / settings.rows_per_step)
 
 
 def _whose(case: Case, row: int) -> str:

@@ -34,7 +34,6 @@ from deltafit.adapters.structure import (
     repeated_blocks,
     within,
 )
-from deltafit.data import epoch_order
 from deltafit.engine import MEMORY_LIMIT, frozen_products
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_stack
@@ -45,7 +44,7 @@ from deltafit.training.config import RunConfig
 from deltafit.training.course import Course
 from deltafit.training.execution import wants_packing
 from deltafit.training.memory import PeakMemory
-from deltafit.training.passes import cut_passes
+from deltafit.training.passes import cut_passes, steps_of
 from deltafit.training.precision import planned_precision
 from deltafit.training.settings import TrainingSettings
 
@@ -241,14 +240,10 @@ def _pass_shapes(
     Passes are cut by the tokens of ``rows``; ``added`` ones run with each.
     """
     lengths = [len(row) for row in rows]
-    order = epoch_order(len(lengths), settings.seed, 0)
-    step = settings.batch_size * settings.accumulation
     passes = [
         [lengths[row] + added for row in part]
-        for start in range(0, len(order), step)
-        for part in cut_passes(
-            order[start : start + step], lengths, settings.batch_size, packed=packed
-        )
+        for step in steps_of(len(lengths), settings, 0)
+        for part in cut_passes(step, lengths, settings.batch_size, packed=packed)
     ]
     return {(sum(part) if packed else len(part) * max(part), max(part)) for part in passes}
 

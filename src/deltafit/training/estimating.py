@@ -14,7 +14,6 @@ from deltafit.training.trial import Trial
 from deltafit.training.workload import (
     evaluation_passes,
     passes_work,
-    rows_per_step,
     work_of_epochs,
 )
 
@@ -172,5 +171,5 @@ def _steps(trial: Trial, configs: Sequence[RunConfig], lengths: Sequence[int]) -
 def _validations(config: RunConfig, rows: int) -> int:
     """Return how many evaluations there are in a run that no patience ends."""
     settings = config.settings
-    steps = math.ceil(rows / rows_per_step(settings))
+    steps = math.ceil(rows / settings.rows_per_step)
     return math.ceil(settings.epochs * steps / (settings.evaluate_every or steps))

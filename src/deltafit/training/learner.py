@@ -89,7 +89,7 @@ class Learner:
         self.optimiser = accelerator.prepare(optimiser)
         weights = loss_weights(train, settings, len(classifier.label_names))
         self.class_weights = weights.to(accelerator.device)
-        self.rows_per_step = settings.batch_size * settings.accumulation
+        self.rows_per_step = settings.rows_per_step
         self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
         self.total_steps = settings.epochs * self.steps_per_epoch
         active = model_adapters(classifier.model).active

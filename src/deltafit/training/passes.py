@@ -1,6 +1,9 @@
-"""How the rows of one optimiser step are cut into forward passes."""
+"""Which rows each optimiser step takes, and how they are cut into forward passes."""
 
 from collections.abc import Sequence
+
+from deltafit.data import epoch_order
+from deltafit.training.settings import TrainingSettings
 
 # A cut must save this share of a pass's tokens, and this many: every pass has a cost of its own.
 _LEAST_SHARE = 0.2
@@ -10,6 +13,18 @@ _LEAST_TOKENS = 32
 _MOST_PACKED_TOKENS = 2048
 
 Part = tuple[str, list[int]]
+
+
+def steps_of(count: int, settings: TrainingSettings, epoch: int) -> list[list[int]]:
+    """Return the rows of each optimiser step of an epoch, as `Learner` takes them.
+
+    Args:
+        count: training rows.
+        settings: batch size, accumulation and seed.
+        epoch: 0 for the first.
+    """
+    order, size = epoch_order(count, settings.seed, epoch), settings.rows_per_step
+    return [order[start : start + size] for start in range(0, count, size)]
 
 
 def cut_passes(

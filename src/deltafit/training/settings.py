@@ -118,6 +118,11 @@ class TrainingSettings:
 
         find_metric(self.metric)
 
+    @property
+    def rows_per_step(self) -> int:
+        """How many rows an optimiser step takes."""
+        return self.batch_size * self.accumulation
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -16,9 +16,10 @@ from deltafit.training.accelerator import make_accelerator, mixed_precision_of
 from deltafit.training.config import RunConfig
 from deltafit.training.cost_law import CostLaw, Work, added
 from deltafit.training.course import Examples
+from deltafit.training.passes import steps_of
 from deltafit.training.progress import Silent
 from deltafit.training.settings import TrainingSettings
-from deltafit.training.workload import chosen_steps, rows_per_step, step_work, steps_of
+from deltafit.training.workload import chosen_steps, step_work
 
 STEPS = 10
 """How many optimiser steps are timed."""
@@ -139,7 +140,7 @@ def arranged(
     limits = [max(lengths)] * len(warm_up) + cut * (2 if twice else 1)
     steps = [*warm_up, *(timed if twice else []), *timed]
     size = len(steps[0])
-    if size < rows_per_step(settings):  # there are fewer rows than a step takes
+    if size < settings.rows_per_step:  # there are fewer rows than a step takes
         settings = replace(settings, batch_size=size, accumulation=1)
     order = epoch_order(len(steps) * size, settings.seed, 0)
     rows: list[Sequence[int]] = [()] * len(order)

@@ -2,30 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from deltafit.data import epoch_order, length_grouped
+from deltafit.data import length_grouped
 from deltafit.tasks.inference import BATCH_TOKENS
 from deltafit.training.cost_law import Work, added, work_of
-from deltafit.training.passes import cut_passes
+from deltafit.training.passes import cut_passes, steps_of
 from deltafit.training.settings import TrainingSettings
 
 _LOOKED_AT = 20_000  # steps, for the largest one
-
-
-def steps_of(count: int, settings: TrainingSettings, epoch: int) -> list[list[int]]:
-    """Return the rows of each optimiser step of an epoch, as `Learner` takes them.
-
-    Args:
-        count: training rows.
-        settings: batch size, accumulation and seed.
-        epoch: 0 for the first.
-    """
-    order, size = epoch_order(count, settings.seed, epoch), rows_per_step(settings)
-    return [order[start : start + size] for start in range(0, count, size)]
-
-
-def rows_per_step(settings: TrainingSettings) -> int:
-    """Return how many rows an optimiser step takes."""
-    return settings.batch_size * settings.accumulation
 
 
 def step_work(
@@ -91,7 +74,7 @@ def chosen_steps(
         The rows of each step to warm up on, and to time; all of as many rows. Where the run has
         fewer steps, some are there several times.
     """
-    size = min(rows_per_step(settings), len(lengths))
+    size = min(settings.rows_per_step, len(lengths))
     first = [rows for rows in steps_of(len(lengths), settings, 0) if len(rows) == size]
 
     def tokens(rows: list[int]) -> float:
