@@ -23,7 +23,7 @@ from typing import Any
 
 from deltafit.files import write_json_atomically
 from measuring import in_another_process, machine
-from records import Pair, missing, path_of, read_pairs
+from records import Pair, described, missing, path_of, read_pairs
 from table import markdown_table
 from worker import location_of
 
@@ -95,8 +95,8 @@ def main() -> None:
             parser.error("--data is needed to run anything")
         facts = machine(options.threads)
         os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-        names = [name for name in RUNS if options.only in name]
-        for name, number in missing(options.output, names, options.rounds):
+        runs = {name: run for name, run in RUNS.items() if options.only in name}
+        for name, number in missing(options.output, runs, options.rounds, facts):
             pair = one_pair(RUNS[name], options.data, facts)
             write_json_atomically(path_of(options.output, name, number), pair)
             print(name, json.dumps({key: error(pair, key) for key in FIGURES}))
@@ -112,7 +112,12 @@ def one_pair(run: Run, data: Path, facts: dict[str, Any]) -> Pair:
             side: in_another_process(of, run, model, data, facts["threads"])
             for side, of in (("estimate", estimated), ("run", done))
         }
-    return {"machine": facts, **pair, "wall_seconds": time.monotonic() - began}
+    return {
+        "machine": facts,
+        "work": described(run),
+        **pair,
+        "wall_seconds": time.monotonic() - began,
+    }
 
 
 def estimated(run: Run, model: str, data: Path, threads: int) -> dict[str, Any]:

@@ -68,8 +68,9 @@ def run(
     tokens = [sum(map(len, batch)) for batch in batches[1:]]
     if side == OURS:
         products = products_of(network, {"input_ids": torch.tensor(rows[:1])})
-        roofline = forward_seconds(products, tokens, "float32")
-    return inference_record(timed.seconds, sum(tokens), peak - floor, roofline=roofline)
+        texts = list(map(len, batches[1:]))
+        roofline = forward_seconds(products, tokens, texts, "float32")
+    return inference_record(timed.seconds, sum(tokens), peak, floor, roofline=roofline)
 
 
 def _name(number: int) -> str:

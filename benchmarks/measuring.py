@@ -59,6 +59,7 @@ class Training:
             "accuracy": self.accuracy,
             "precision": self.precision,
             "memory_above_floor": self.peak - floor,
+            "peak_memory": self.peak,
             "roofline_seconds": self.roofline,
         }
 
@@ -84,7 +85,8 @@ class Stopwatch:
 def inference_record(
     seconds: float,
     tokens: int,
-    memory_above_floor: int,
+    peak: int,
+    floor: int,
     *,
     accuracy: float | None = None,
     roofline: float | None = None,
@@ -95,7 +97,8 @@ def inference_record(
     Args:
         seconds: of the timed texts.
         tokens: what a ratio is taken by: real tokens, or texts.
-        memory_above_floor: in bytes.
+        peak: the process's largest memory, in bytes.
+        floor: its memory before.
         accuracy: None where the adapters were never trained.
         roofline: seconds of the base's matrix products alone.
         precision: of the matrix products.
@@ -106,7 +109,8 @@ def inference_record(
         "losses": [],
         "accuracy": accuracy,
         "precision": precision,
-        "memory_above_floor": memory_above_floor,
+        "memory_above_floor": peak - floor,
+        "peak_memory": peak,
         "roofline_seconds": roofline,
     }
 

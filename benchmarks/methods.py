@@ -30,7 +30,7 @@ import ours
 from deltafit.files import write_json_atomically
 from deltafit.methods import METHODS, parse_method
 from measuring import in_another_process, machine, memory
-from records import Pair, missing, path_of, read_pairs
+from records import Pair, described, missing, path_of, read_pairs
 from table import markdown_table, spread
 from worker import location_of, splits_of
 from works import OURS, WARM_UP, WORKS, Work
@@ -89,14 +89,15 @@ def run(works: Mapping[str, tuple[Work, Work]], options: argparse.Namespace) -> 
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     console = Console(stderr=True, markup=False, highlight=False)
     facts = machine(options.threads)
-    for name, number in missing(options.output, works, options.pairs):
+    for name, number in missing(options.output, works, options.pairs, facts):
         console.print(f"{name}, pair {number + 1} of {options.pairs}")
         began, sides = time.monotonic(), dict(zip((BASE, OURS), works[name], strict=True))
         runs = {
             side: in_another_process(steps_of, sides[side], options.data, options.threads)
             for side in list(sides)[:: 1 if number % 2 else -1]
         }
-        record = {"machine": facts, **runs, "wall_seconds": time.monotonic() - began}
+        kept = {"machine": facts, "work": described(works[name])}
+        record = {**kept, **runs, "wall_seconds": time.monotonic() - began}
         write_json_atomically(path_of(options.output, name, number), record)
 
 

@@ -9,16 +9,17 @@ from accelerate import Accelerator
 
 from deltafit.adapters import adapt
 from deltafit.data import epoch_order, resolve_model
+from deltafit.engine import find_keys_and_values
 from deltafit.methods import Full, parse_method
 from deltafit.tasks.classification import Classifier, HeadSettings, batch_of, load_classifier
 from deltafit.tasks.inference import compute_logits, tokenise_for
 from deltafit.training.constant import constant_batches
-from deltafit.training.course import Examples
+from deltafit.training.course import Course, Examples
 from deltafit.training.loop import TrainingLoop
 from deltafit.training.progress import Silent
 from deltafit.training.settings import TrainingSettings
 from measuring import Training, memory
-from roofline import products_of, training_seconds
+from roofline import Product, products_of, training_seconds
 from works import FLOAT32, HELD_OUT, OURS, WARM_UP, WITHOUT_DROPOUT, Work
 
 
@@ -56,9 +57,8 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
     tokens = tokens_of_steps(rows, settings)[: work.steps]
     # Right after the run and in its process, so that the machine is in the same mood.
     roofline = training_seconds(
-        products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
-        tokens[WARM_UP:], precision,
-        kept=_tokens_of_kept(rows, settings) if loop.course.kept else None,
+        products_of_run(classifier, rows, loop.course), tokens[WARM_UP:], precision,
+        texts=work.batch_size, kept=_tokens_of_kept(rows, settings) if loop.course.kept else None,
     )  # fmt: skip
     logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
     if (attention := loop.course.attention_precision) is not None:
@@ -69,6 +69,13 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
         peak=peak, ahead=clock.began - clock.made, replaces_work=bool(loop.course.kept),
         roofline=roofline,
     )  # fmt: skip
+
+
+def products_of_run(classifier: Classifier, rows: Examples, course: Course) -> list[Product]:
+    """Return the products that the steps of a run need."""
+    batch = batch_of(classifier, rows.rows[:2])
+    reads = find_keys_and_values(classifier.model, batch) if course.first_tokens else None
+    return products_of(classifier.model, batch, reads)
 
 
 def loop_of(

@@ -7,7 +7,8 @@ import numpy as np
 from transformers import pipeline
 
 import deltafit
-from deltafit.data import length_grouped
+from deltafit.data import across_lengths, length_grouped
+from deltafit.engine import find_reading
 from deltafit.prediction.folder import SavedClassifier, load_saved
 from deltafit.tasks.classification import batch_of
 from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, tokenise_for
@@ -30,9 +31,9 @@ def predict(
     said, peak, roofline = measure(work, texts, folder, watch, precision)
     right = [part.label_names[y] == one for y, one in zip(part.labels, said, strict=False)]
     return inference_record(
-        watch.seconds, len(texts), peak - floor, accuracy=float(np.mean(right)), roofline=roofline,
+        watch.seconds, len(texts), peak, floor, accuracy=float(np.mean(right)), roofline=roofline,
         precision=precision,
-    )  # fmt: skip
+    ) | {"held_out": len(texts)}  # fmt: skip
 
 
 def _prepare(model: str, data: str, work: Work, folder: Path) -> None:
@@ -61,9 +62,14 @@ def _ours(
 def _roofline(saved: SavedClassifier, texts: list[str], precision: InferencePrecision) -> float:
     rows = tokenise_for(saved.classifier, texts, saved.max_length).input_ids
     lengths = [len(row) for row in rows]
-    passes = [sum(lengths[i] for i in batch) for batch in length_grouped(lengths, BATCH_TOKENS)]
-    products = products_of(saved.classifier.model, batch_of(saved.classifier, rows[:1]))
-    return forward_seconds(products, passes, precision)
+    batches = length_grouped(lengths, BATCH_TOKENS)
+    classifier = saved.classifier
+    batch = batch_of(classifier, across_lengths(rows, 2))
+    reads = find_reading(classifier.model, batch, gradients=False)
+    return forward_seconds(
+        products_of(classifier.model, batch, reads),
+        [sum(lengths[i] for i in each) for each in batches], list(map(len, batches)), precision,
+    )  # fmt: skip
 
 
 def _pipeline(

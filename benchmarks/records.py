@@ -1,6 +1,9 @@
 """The pairs that were run, as they are kept, and the figures of the table taken from them."""
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -12,7 +15,8 @@ from works import OURS
 LAST = 5  # steps whose mean loss is shown
 
 Pair = dict[str, Any]
-"""What every side of a work gave in one round, by side; and ``machine`` and ``wall_seconds``."""
+"""What every side of a work gave in one round, by side; and ``machine``, ``work`` and
+``wall_seconds``."""
 
 
 def path_of(output: Path, name: str, pair: int) -> Path:
@@ -22,8 +26,12 @@ def path_of(output: Path, name: str, pair: int) -> Path:
 
 def read_pairs(output: Path, name: str) -> list[Pair]:
     """Return the pairs of a work that are kept."""
-    paths = sorted(output.glob(path_of(output, name, 0).name.replace("--0", "--*")))
-    return [read_json(path) for path in paths]
+    return [read_json(path) for path in paths_of(output, name)]
+
+
+def paths_of(output: Path, name: str) -> list[Path]:
+    """Return where the pairs of a work are kept."""
+    return sorted(output.glob(path_of(output, name, 0).name.replace("--0", "--*")))
 
 
 def ratios(pairs: Iterable[Pair], side: str, ours: str = OURS) -> list[float]:
@@ -63,13 +71,39 @@ def typical(pairs: Iterable[Pair], side: str, figure: Callable[[dict[str, Any]],
     return median(figure(pair[side]) for pair in pairs if side in pair)
 
 
-def missing(output: Path, names: Iterable[str], count: int) -> list[tuple[str, int]]:
-    """Return the pairs that are not kept yet, the first of every work before any second one."""
-    names = list(names)
+def described(work: Any) -> Any:
+    """Return what a work is as it is kept with its pairs: dataclasses as JSON values."""
+    return json.loads(json.dumps(work, default=asdict))
+
+
+def missing(
+    output: Path, works: Mapping[str, Any], count: int, facts: Mapping[str, Any]
+) -> list[tuple[str, int]]:
+    """Return the pairs that are not kept yet, the first of every work before any second one.
+
+    Args:
+        output: where pairs are kept.
+        works: by name.
+        count: pairs of each that are to be there.
+        facts: of the machine.
+
+    Raises:
+        SystemExit: what is kept is of another machine, or of a work that was another then; no
+            median is taken of both.
+    """
+    for name, work in works.items():
+        for path in paths_of(output, name):
+            pair = read_json(path)
+            for key, now in (("machine", dict(facts)), ("work", described(work))):
+                if pair[key] != now:
+                    sys.exit(
+                        f"{path} was measured with another {key}: {pair[key]}, and now it is "
+                        f"{now}. Delete it, or keep the new pairs elsewhere with --output."
+                    )
     return [
         (name, pair)
         for pair in range(count)
-        for name in names
+        for name in works
         if not path_of(output, name, pair).is_file()
     ]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.adapters.structure import main_stack, within
+from deltafit.engine import KeysAndValues
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,20 +23,26 @@ class Product:
         to_weight: whether its weight is trained whole.
         constant: whether it lies in blocks below the lowest trained layer, so that a text needs
             it once for all epochs.
+        of_texts: whether it is needed of one token of each text alone.
     """
 
     weight: Tensor
     to_input: bool = False
     to_weight: bool = False
     constant: bool = False
+    of_texts: bool = False
 
 
-def products_of(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Product]:
+def products_of(
+    model: nn.Module, batch: Mapping[str, Tensor], reads: KeysAndValues | None = None
+) -> list[Product]:
     """Return the products of a model's blocks, as torch's graph of one batch has them.
 
     Args:
         model: adapted, with its trainable parameters requiring gradients.
         batch: its keywords.
+        reads: where the last block's keys and values come from, if the head reads first tokens
+            alone: nothing else there is needed of the other tokens.
     """
     stack = main_stack(model)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -48,7 +55,10 @@ def products_of(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Product]:
         if not isinstance(module, nn.Linear) or not within(name, stack.name):
             continue
         product = Product(module.weight.detach(), to_weight=module.weight.requires_grad)
-        product.constant = (stack.index_of(name) or 0) < lowest
+        index = stack.index_of(name) or 0
+        product.constant = index < lowest
+        last = index == stack.length - 1 and not product.constant
+        product.of_texts = reads is not None and last and name not in (reads.key, reads.value)
         products.append(product)
 
         def note(module: nn.Module, args: tuple[Tensor, ...], product: Product = product) -> None:
@@ -69,6 +79,7 @@ def training_seconds(
     steps: Sequence[int],
     precision: str,
     *,
+    texts: int,
     kept: Sequence[int] | None = None,
 ) -> float:
     """Return the seconds of the products of training steps, on random inputs.
@@ -77,30 +88,39 @@ def training_seconds(
         products: of the blocks.
         steps: real tokens of each step.
         precision: of the products.
+        texts: of each step.
         kept: real tokens of each pass that computed the constant blocks once for all epochs; None
             where every step computes them.
     """
     each = [p for p in products if kept is None or not p.constant]
     once = [Product(p.weight) for p in products if p.constant]
-    return _seconds(each, steps, precision) + _seconds(once, kept or (), precision)
+    counts = [texts] * len(steps)
+    return _seconds(each, steps, counts, precision) + _seconds(once, kept or (), (), precision)
 
 
-def forward_seconds(products: Sequence[Product], passes: Sequence[int], precision: str) -> float:
-    """Return the seconds of the forward products of passes of so many real tokens."""
-    return _seconds([Product(p.weight) for p in products], passes, precision)
+def forward_seconds(
+    products: Sequence[Product], passes: Sequence[int], texts: Sequence[int], precision: str
+) -> float:
+    """Return the seconds of the forward products of passes of so many real tokens and texts."""
+    forward = [Product(p.weight, of_texts=p.of_texts) for p in products]
+    return _seconds(forward, passes, texts, precision)
 
 
 @torch.no_grad()
-def _seconds(products: Sequence[Product], tokens: Sequence[int], precision: str) -> float:
+def _seconds(
+    products: Sequence[Product], tokens: Sequence[int], texts: Sequence[int], precision: str
+) -> float:
     if not products or not tokens:
         return 0.0
+    both = list(zip(tokens, texts or tokens, strict=True))
     dtype = DTYPES[precision]
     weights = [product.weight.to(dtype) for product in products]
     widths = {width for weight in weights for width in weight.shape}
     random = {width: torch.randn(max(tokens), width).to(dtype) for width in widths}
 
-    def multiply(count: int) -> None:
+    def multiply(tokens: int, texts: int) -> None:
         for product, weight in zip(products, weights, strict=True):
+            count = texts if product.of_texts else tokens
             outputs, inputs = (random[width][:count] for width in weight.shape)
             inputs @ weight.T
             if product.to_input:
@@ -108,8 +128,8 @@ def _seconds(products: Sequence[Product], tokens: Sequence[int], precision: str)
             if product.to_weight:
                 outputs.T @ inputs
 
-    multiply(tokens[0])  # warm-up
+    multiply(*both[0])  # warm-up
     began = time.perf_counter()
-    for count in tokens:
-        multiply(count)
+    for sizes in both:
+        multiply(*sizes)
     return time.perf_counter() - began

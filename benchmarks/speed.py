@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deltafit.files import write_json_atomically
-from records import Pair, expected_seconds, missing, path_of, read_pairs
-from table import COLUMNS, curves, markdown, notes_on, rows_of
+from records import Pair, described, expected_seconds, missing, path_of, read_pairs
+from table import BESIDE, SPEED, curves, markdown, notes_on, others, speeds
 from works import REDUCED, WORKS
 
 
@@ -49,11 +49,10 @@ def main() -> None:
         run(options)
     kept = {name: read_pairs(options.output, name) for name in WORKS}
     kept = {name: pairs for name, pairs in kept.items() if pairs}
-    rows, notes, lines = rows_of(WORKS, kept), notes_on(kept), curves(kept)
     if options.table:
-        print(markdown(rows, notes, lines))
+        print(markdown(WORKS, kept))
     else:
-        show(rows, [*notes, *lines])
+        show(kept)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -64,8 +63,9 @@ def run(options: argparse.Namespace) -> None:
     facts = machine(options.threads)
     if not facts["bf16_units"]:
         console.print(f"{REDUCED!r} is left out: this machine has no bf16 units.")
-    names = [name for name in WORKS if options.only in name]
-    began, jobs = time.monotonic(), missing(options.output, names, options.pairs)
+    works = {name: work for name, work in WORKS.items() if options.only in name}
+    names = list(works)
+    began, jobs = time.monotonic(), missing(options.output, works, options.pairs, facts)
     left_out = 0
     for number, (name, pair) in enumerate(jobs):
         expected = expected_seconds(options.output, names)
@@ -90,7 +90,8 @@ def one_pair(name: str, pair: int, data: Path, facts: dict[str, Any]) -> Pair:
     runs = {
         side: one_side(name, side, data, facts["threads"]) for side in sides[start:] + sides[:start]
     }
-    return {"machine": facts, **runs, "wall_seconds": time.monotonic() - began}
+    kept = {"machine": facts, "work": described(WORKS[name])}
+    return {**kept, **runs, "wall_seconds": time.monotonic() - began}
 
 
 def one_side(name: str, side: str, data: Path, threads: int) -> dict[str, Any]:
@@ -107,16 +108,20 @@ def one_side(name: str, side: str, data: Path, threads: int) -> dict[str, Any]:
     return result
 
 
-def show(rows: list[list[str]], lines: list[str]) -> None:
-    """Print the table for a terminal, and what is to be known of it."""
-    table = Table(title="Times the rival's speed: median of paired ratios (smallest to largest)")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "work" else "right")
-    for cells in rows:
-        table.add_row(*cells)
+def show(kept: dict[str, list[Pair]]) -> None:
+    """Print the tables for a terminal, and what is to be known of them."""
     console = Console(width=240, markup=False, highlight=False)
-    console.print(table)
-    for line in lines:
+    for title, columns, rows in (
+        ("Times the rival's speed: median of paired ratios (spread)", SPEED, speeds(WORKS, kept)),
+        ("Beside it", BESIDE, others(WORKS, kept)),
+    ):
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column, justify="left" if column == "work" else "right")
+        for cells in rows:
+            table.add_row(*cells)
+        console.print(table)
+    for line in [*notes_on(kept), *curves(kept)]:
         console.print(line)
 
 

@@ -14,12 +14,11 @@ import ours
 import rivals
 from deltafit.adapters import activate, adapt
 from deltafit.methods import LoRA
-from deltafit.tasks.classification import batch_of
 from deltafit.tasks.inference import compute_logits
 from deltafit.training.course import Examples
 from deltafit.training.joined import JoinedLoop, JoinedRun
 from measuring import Training, memory
-from roofline import products_of, training_seconds
+from roofline import training_seconds
 from works import FLOAT32, HELD_OUT, OURS, TRAINER, WARM_UP, Work
 
 METHODS = tuple(
@@ -73,9 +72,10 @@ def _joined(work: Work, side: str, model: str, splits: Any, folder: Path) -> Tra
     # Every run has the same seed, and so the same rows in every step.
     each = ours.tokens_of_steps(rows, first.settings)[: work.steps]
     tokens = [len(METHODS) * count for count in each]
+    course = next(iter(loop.learners.values())).course
     roofline = training_seconds(
-        products_of(classifier.model, batch_of(classifier, rows.rows[:1])),
-        tokens[WARM_UP:], precision,
+        ours.products_of_run(classifier, rows, course), tokens[WARM_UP:], precision,
+        texts=len(METHODS) * work.batch_size,
     )  # fmt: skip
     labels, right = np.array(held_out.labels[:HELD_OUT]), []
     for name in loop.learners:

@@ -27,33 +27,39 @@ from works import (
     Work,
 )
 
-COLUMNS = (
-    *("work", "pairs", "deltafit s", "rival s", "against the rival", "bar"),
-    *("in float32", "predicting in bf16"),
-    *("without base dropout", "against grouped", "against bf16, grouped", "against loralib"),
-    *("in turn", "ahead s", "memory", "roofline"),
-    *("precision", "last loss", "accuracy"),
+SPEED = (
+    *("work", "pairs", "deltafit s", "rival s", "against the rival", "bar", "stretch"),
+    *("against grouped", "against bf16, grouped", "against loralib"),
+    *("in float32", "in float32 against grouped", "predicting in bf16"),
+    *("without base dropout", "in turn"),
+)
+BESIDE = (
+    *("work", "precision", "last loss", "accuracy", "held out"),
+    *("roofline", "ahead s", "peak MB", "memory above imports"),
 )
 NOTES = (
     "Ratios are times for a real token (in prediction, for a text): the rival's divided by "
-    "deltafit's in the same pair; median (smallest to largest). The rival is transformers' Trainer "
-    "with its defaults in float32, with PEFT where the method is LoRA; in prediction transformers' "
-    "pipeline on the merged model; with many adapters PEFT's adapter_names, both sides giving each "
-    "row the logits it has alone under its adapter. Grouped: the same Trainer with batches of like "
-    "length. loralib: in a plain loop. Without base dropout: deltafit with --base-dropout off, "
-    "against the rival with it. In float32: with --precision float32, where bf16 units make it "
-    "train in bf16. Predicting in bf16: with --precision bf16, the rival still in float32. "
-    "In turn: deltafit's own runs of the sweep, one after another; a sweep's loss and accuracy are "
-    "those of its runs in the mean. The bars are for a machine with bf16 units. The steps are too "
-    "few to learn much: losses that agree show that the same work was done, and "
-    "`benchmarks/learning.py` compares what is learned.",
-    "Ahead: what deltafit does before its first step, once a run: looking for frozen layers, "
-    "running a batch packed and padded. It is part of the time only where it computes states "
-    "that spare the steps their frozen layers.",
-    "Memory is deltafit's peak above the imports as a share of the rival's (bar: at most "
-    f"{MEMORY_BAR}). Roofline is the time of the base's matrix products alone, at the precision of "
-    "the run and without padding, as a share of deltafit's time. Precision, loss (the mean of the "
-    f"last {LAST} steps) and accuracy (of held-out rows): deltafit / rival.",
+    "deltafit's in the same pair; the median, and of more than one pair the smallest and the "
+    "largest. The rival is transformers' Trainer with its defaults in float32 (but for "
+    "`logging_steps=1`), with PEFT where the method is LoRA; in prediction transformers' "
+    "pipeline on the merged model; with many adapters PEFT's adapter_names, both sides giving "
+    "each row the logits it has alone under its adapter. Grouped: the same Trainer with "
+    "batches of like length. loralib: in a plain loop. In float32: deltafit with --precision "
+    "float32, where bf16 units make it train in bf16. Predicting in bf16: with --precision "
+    "bf16, the rival still in float32. Without base dropout: deltafit with --base-dropout "
+    "off, against the rival with it. In turn: deltafit's own runs of the sweep, one after "
+    "another; a sweep's loss and accuracy are those of its runs in the mean. The bars are for "
+    "a machine with bf16 units.",
+    f"Precision, loss (the mean of the last {LAST} steps) and accuracy on held-out rows: "
+    "deltafit / rival. The steps are too few to learn much: losses that agree show that the "
+    "same work was done, and `benchmarks/learning.py` compares what is learned. Roofline is "
+    "the time of the base's matrix products alone, at the precision of the run and without "
+    "padding, as a share of deltafit's time; taken right after the run, and as noisy. Ahead: "
+    "what deltafit does before its first step, once a run: looking for frozen layers, running "
+    "a batch packed and padded. It is part of the time only where it computes states that "
+    "spare the steps their frozen layers. Peak: of the whole process, deltafit / rival. "
+    "Memory above imports: deltafit's peak without what the imports take, as a share of the "
+    f"rival's (the bar in the first two rows: {MEMORY_BAR}).",
 )
 WITHOUT_BF16 = (
     f"{REDUCED!r} was left out where the machine has no bf16 units: there bf16 is emulated, and "
@@ -61,39 +67,61 @@ WITHOUT_BF16 = (
 )
 
 
-def rows_of(works: Mapping[str, Work], pairs: Mapping[str, list[Pair]]) -> list[list[str]]:
-    """Return the cells of every work that has pairs, as ``COLUMNS`` names them."""
-    return [_row(name, work, pairs[name]) for name, work in works.items() if name in pairs]
+def speeds(works: Mapping[str, Work], pairs: Mapping[str, list[Pair]]) -> list[list[str]]:
+    """Return the cells of every work that has pairs, as ``SPEED`` names them."""
+    return [_speed(name, work, pairs[name]) for name, work in works.items() if name in pairs]
 
 
-def _row(name: str, work: Work, pairs: list[Pair]) -> list[str]:
+def others(works: Mapping[str, Work], pairs: Mapping[str, list[Pair]]) -> list[list[str]]:
+    """Return the cells of every work that has pairs, as ``BESIDE`` names them."""
+    return [_beside(name, work, pairs[name]) for name, work in works.items() if name in pairs]
+
+
+def _speed(name: str, work: Work, pairs: list[Pair]) -> list[str]:
     rival = work.sides(bf16=False)[1]
-    both = (OURS, rival)
     return [
         name,
         str(len(pairs)),
-        *(f"{typical(pairs, side, _seconds):.1f}" for side in both),
+        *(f"{typical(pairs, side, _seconds):.1f}" for side in (OURS, rival)),
         spread(ratios(pairs, rival)),
-        f"{work.bar:g}×",
-        *(spread(ratios(pairs, rival, ours)) for ours in (FLOAT32, BF16, WITHOUT_DROPOUT)),
-        *(spread(ratios(pairs, side)) for side in (GROUPED, REDUCED, LORALIB, IN_TURN)),
-        f"{typical(pairs, OURS, _ahead):.1f}" if "ahead" in pairs[0][OURS] else "–",
-        f"{median(memory_shares(pairs, rival)):.2f}",
-        f"{median(roofline_shares(pairs)):.0%}",
-        " / ".join(pairs[0][side]["precision"] for side in both),
+        *(f"{goal:g}×" for goal in (work.bar, work.stretch)),
+        *(spread(ratios(pairs, side)) for side in (GROUPED, REDUCED, LORALIB)),
+        spread(ratios(pairs, rival, FLOAT32)),
+        spread(ratios(pairs, GROUPED, FLOAT32)),
+        *(spread(ratios(pairs, rival, ours)) for ours in (BF16, WITHOUT_DROPOUT)),
+        spread(ratios(pairs, IN_TURN)),
+    ]
+
+
+def _beside(name: str, work: Work, pairs: list[Pair]) -> list[str]:
+    rival = work.sides(bf16=False)[1]
+    both, first = (OURS, rival), pairs[0][OURS]
+
+    def figures(figure: str, digits: int, scale: float = 1.0) -> str:
+        found = (typical(pairs, side, lambda run: run[figure] / scale) for side in both)
+        return " / ".join(f"{value:.{digits}f}" for value in found)
+
+    shares = roofline_shares(pairs)
+    ends = f" ({min(shares):.0%} to {max(shares):.0%})" if len(shares) > 1 else ""
+    return [
+        name,
+        " / ".join("; ".join(dict.fromkeys(p[side]["precision"] for p in pairs)) for side in both),
         " / ".join(f"{typical(pairs, side, last_loss):.3f}" for side in both)
-        if pairs[0][OURS]["losses"]
+        if first["losses"]
         else "–",
-        " / ".join(f"{typical(pairs, side, _accuracy):.3f}" for side in both)
-        if pairs[0][OURS]["accuracy"] is not None
-        else "–",
+        figures("accuracy", 3) if first["accuracy"] is not None else "–",
+        str(first.get("held_out", "–")),
+        f"{median(shares):.0%}{ends}",
+        f"{typical(pairs, OURS, _ahead):.1f}" if "ahead" in first else "–",
+        figures("peak_memory", 0, 1e6),
+        f"{median(memory_shares(pairs, rival)):.2f}",
     ]
 
 
 def spread(values: Sequence[float], *, digits: int = 1) -> str:
-    """Return "2.1× (2.0 to 2.3)": median, smallest and largest; a dash without values."""
-    if not values:
-        return "–"
+    """Return "2.1× (2.0 to 2.3)": median, smallest and largest; "2.1×" of one, a dash of none."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}×" if values else "–"
     middle, least, most = (f"{of(values):.{digits}f}" for of in (median, min, max))
     return f"{middle}× ({least} to {most})"
 
@@ -116,7 +144,7 @@ def curves(pairs: Mapping[str, list[Pair]]) -> list[str]:
     """Return a line a work: the mean losses of the five fifths of every side's first run."""
     lines = []
     for name, group in pairs.items():
-        runs = {k: v for k, v in group[0].items() if k not in ("machine", "wall_seconds")}
+        runs = {k: v for k, v in group[0].items() if isinstance(v, dict) and "losses" in v}
         if runs[OURS]["losses"]:
             each = (
                 f"{side} {' '.join(f'{loss:.3f}' for loss in fifths(run['losses']))}"
@@ -126,10 +154,12 @@ def curves(pairs: Mapping[str, list[Pair]]) -> list[str]:
     return lines
 
 
-def markdown(rows: list[list[str]], notes: Sequence[str], lines: Sequence[str]) -> str:
-    """Return the table, its notes and the curves as Markdown."""
-    table = markdown_table(COLUMNS, rows, words=1)
-    return "\n".join([*table, "", *notes, "", *(f"- {line}" for line in lines)])
+def markdown(works: Mapping[str, Work], pairs: Mapping[str, list[Pair]]) -> str:
+    """Return the two tables, their notes and the curves as Markdown."""
+    of_speed = markdown_table(SPEED, speeds(works, pairs), words=1)
+    beside = markdown_table(BESIDE, others(works, pairs), words=2)
+    notes, lines = notes_on(pairs), (f"- {line}" for line in curves(pairs))
+    return "\n".join([*of_speed, "", *beside, "", *notes, "", *lines])
 
 
 def markdown_table(
@@ -146,7 +176,3 @@ def _seconds(run: dict[str, Any]) -> float:
 
 def _ahead(run: dict[str, Any]) -> float:
     return float(run["ahead"])
-
-
-def _accuracy(run: dict[str, Any]) -> float:
-    return float(run["accuracy"])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from measuring import in_another_process, memory
-from works import FLOAT32, LORALIB, OURS, WITHOUT_DROPOUT, WORKS, Work
+from works import FLOAT32, HELD_OUT, LORALIB, OURS, WITHOUT_DROPOUT, WORKS, Work
 
 
 def main() -> None:
@@ -54,7 +54,8 @@ def run(work: Work, side: str, data: Path) -> dict[str, Any]:
         own = dict.fromkeys((OURS, WITHOUT_DROPOUT, FLOAT32), ours.train)
         own[LORALIB] = plain_loop.train
         train = sweep.train if work.method == "sweep" else own.get(side, rivals.train)
-        return train(*arguments).record(floor)
+        judged = min(HELD_OUT, len(splits.parts()["validation"].labels))
+        return train(*arguments).record(floor) | {"held_out": judged}
 
 
 def splits_of(work: Work, data: Path, *, judged: bool = False) -> Any:

@@ -22,7 +22,7 @@ from works import (
     Work,
 )
 
-WORK = Work("minilm", "sms_spam", "lora:target_modules=query,value", 8, 128, 50, 6)
+WORK = Work("minilm", "sms_spam", "lora:target_modules=query,value", 8, 128, 50, 6, 10)
 MACHINE = {
     "threads": 2,
     "processor": "Some CPU",
@@ -39,6 +39,8 @@ def run_of(seconds: float, **changed: Any) -> dict[str, Any]:
         "accuracy": 0.5,
         "precision": "float32",
         "memory_above_floor": 300,
+        "peak_memory": 700 * 10**6,
+        "held_out": 60,
         "roofline_seconds": None,
     } | changed
 
@@ -46,6 +48,7 @@ def run_of(seconds: float, **changed: Any) -> dict[str, Any]:
 def pair_of(ours: float, rival: float, **sides: dict[str, Any]) -> dict[str, Any]:
     return {
         "machine": MACHINE,
+        "work": records.described(WORK),
         OURS: run_of(ours, roofline_seconds=ours / 4, memory_above_floor=150, accuracy=0.75),
         TRAINER: run_of(rival),
         **sides,
@@ -61,53 +64,82 @@ def test_ratios_are_taken_a_token_and_within_each_pair() -> None:
     assert table.spread(records.ratios(pairs, LORALIB)) == "–"  # which did not run
 
 
-def test_a_row_of_the_table() -> None:
+def test_the_rows_of_the_tables() -> None:
     grouped = {GROUPED: run_of(3.0), FLOAT32: run_of(2.0)}
     pairs = {"a work": [pair_of(1, 4, **grouped), pair_of(1, 6, **grouped)]}
+    pairs["a work"][1][OURS] |= {"roofline_seconds": 0.35, "precision": "bf16"}
     works = {"a work": WORK, "never run": WORK}
-    ((*cells,),) = table.rows_of(works, pairs)
-    row = dict(zip(table.COLUMNS, cells, strict=True))
-    assert row == {
+    (speed,), (beside,) = table.speeds(works, pairs), table.others(works, pairs)
+    assert dict(zip(table.SPEED, speed, strict=True)) == {
         "work": "a work",
         "pairs": "2",
         "deltafit s": "1.0",
         "rival s": "5.0",
         "against the rival": "5.0× (4.0 to 6.0)",
         "bar": "6×",
-        "in float32": "2.5× (2.0 to 3.0)",
-        "predicting in bf16": "–",
-        "without base dropout": "–",
+        "stretch": "10×",
         "against grouped": "3.0× (3.0 to 3.0)",
         "against bf16, grouped": "–",
         "against loralib": "–",
+        "in float32": "2.5× (2.0 to 3.0)",
+        "in float32 against grouped": "1.5× (1.5 to 1.5)",
+        "predicting in bf16": "–",
+        "without base dropout": "–",
         "in turn": "–",
-        "ahead s": "–",
-        "memory": "0.50",
-        "roofline": "25%",
-        "precision": "float32 / float32",
+    }
+    assert dict(zip(table.BESIDE, beside, strict=True)) == {
+        "work": "a work",
+        "precision": "float32; bf16 / float32",  # what a noisy measurement decided otherwise shows
         "last loss": "1.800 / 1.800",  # the mean of 3, 2, 2, 1, 1
         "accuracy": "0.750 / 0.500",
+        "held out": "60",
+        "roofline": "30% (25% to 35%)",
+        "ahead s": "–",
+        "peak MB": "700 / 700",
+        "memory above imports": "0.50",
     }
 
 
-def test_the_table_as_markdown_names_the_machine_and_what_was_left_out() -> None:
+def test_one_pair_has_no_spread() -> None:
+    assert table.spread([2.04]) == "2.0×"
+    (cells,) = table.others({"a work": WORK}, {"a work": [pair_of(1, 4)]})
+    assert cells[table.BESIDE.index("roofline")] == "25%"
+
+
+def test_the_tables_as_markdown_name_the_machine_and_what_was_left_out() -> None:
     pairs = {"a work": [pair_of(1, 4)]}
-    rows, notes = table.rows_of({"a work": WORK}, pairs), table.notes_on(pairs)
-    text = table.markdown(rows, notes, table.curves(pairs))
-    head, align, row = (line.split("|") for line in text.splitlines()[:3])
-    assert len(head) == len(align) == len(row) == len(table.COLUMNS) + 2
-    assert "Machine: Some CPU, without bf16 units, 2 threads; torch 2.9." in notes
-    assert table.WITHOUT_BF16 in notes
+    text = table.markdown({"a work": WORK}, pairs)
+    lines = text.splitlines()
+    for columns, part in ((table.SPEED, lines[:3]), (table.BESIDE, lines[4:7])):
+        assert [len(line.split("|")) for line in part] == [len(columns) + 2] * 3
+    assert "Machine: Some CPU, without bf16 units, 2 threads; torch 2.9." in lines
+    assert table.WITHOUT_BF16 in lines
     five = "5.000 4.000 3.000 2.000 1.000"
     assert f"- a work: loss in fifths of the run: {OURS} {five}; {TRAINER} {five}" in text
 
 
 def test_first_pairs_come_before_second_ones(tmp_path: Path) -> None:
-    names = ["a, b", "c"]
-    assert records.missing(tmp_path, names, 2) == [("a, b", 0), ("c", 0), ("a, b", 1), ("c", 1)]
+    works = {"a, b": WORK, "c": WORK}
+    all_of_them = [("a, b", 0), ("c", 0), ("a, b", 1), ("c", 1)]
+    assert records.missing(tmp_path, works, 2, MACHINE) == all_of_them
     write_json_atomically(records.path_of(tmp_path, "a, b", 0), pair_of(1, 2))
-    assert records.missing(tmp_path, names, 2) == [("c", 0), ("a, b", 1), ("c", 1)]
+    assert records.missing(tmp_path, works, 2, MACHINE) == all_of_them[1:]
     assert records.read_pairs(tmp_path, "a, b") == [pair_of(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("work", "facts", "said"),
+    [
+        (replace(WORK, steps=51), MACHINE, "measured with another work: .*'steps': 50"),
+        (WORK, MACHINE | {"processor": "Another"}, "measured with another machine: .*Some CPU"),
+    ],
+)
+def test_pairs_of_another_work_or_machine_are_not_added_to(
+    tmp_path: Path, work: Work, facts: dict[str, Any], said: str
+) -> None:
+    write_json_atomically(records.path_of(tmp_path, "a", 0), pair_of(1, 2))
+    with pytest.raises(SystemExit, match=f"a--0.json was {said}.* Delete it, or keep the new"):
+        records.missing(tmp_path, {"b": work, "a": work}, 2, facts)
 
 
 def test_what_was_not_run_is_expected_to_take_as_long_as_the_others(tmp_path: Path) -> None:

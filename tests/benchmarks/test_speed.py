@@ -9,6 +9,7 @@ import pytest
 
 import measuring
 import speed
+from records import described
 from tests.benchmarks.test_records import MACHINE, pair_of
 from works import WORKS
 
@@ -22,7 +23,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     def one_pair(name: str, pair: int, data: Path, facts: dict[str, Any]) -> dict[str, Any]:
         seen.append((name, pair))
-        return pair_of(1, 2) | {"machine": facts, "wall_seconds": 120.0}
+        kept = {"machine": facts, "work": described(WORKS[name])}
+        return pair_of(1, 2) | kept | {"wall_seconds": 120.0}
 
     monkeypatch.setattr(speed, "one_pair", one_pair)
     monkeypatch.setattr(measuring, "machine", lambda threads: MACHINE)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deltafit.adapters import adapt
 from deltafit.adapters.targets import DEFAULT_TARGETS
-from deltafit.engine import check_packing, packed
+from deltafit.engine import attention, check_packing, packed
 from deltafit.methods import Full, Head, LoRA, Method
 from deltafit.tasks.pooling import PooledClassifier
 from tests.adapters.adapted import anatomy, head_of
@@ -96,6 +96,17 @@ def test_a_block_that_needs_its_rows_is_found(change: Any, reason: str) -> None:
     found = check_packing(model, BATCH) or ""
     assert re.match(f"BertModel .*{reason}", found), found
     assert anatomy(model) == before
+
+
+def test_attention_is_checked_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout it is not torch's kernel, which a check without dropout would see alone."""
+    right = attention.explicit_attention
+    monkeypatch.setattr(attention, "explicit_attention", lambda *a, **k: 1.1 * right(*a, **k))
+    model = tiny_model("bert")
+    assert "the states of its tokens differs" in (check_packing(model, BATCH) or "")
+    assert check_packing(model, BATCH, gradients=False) is None  # a classifier that is used
+    model.config.attention_probs_dropout_prob = 0.0
+    assert check_packing(model, BATCH) is None
 
 
 def test_a_gradient_that_is_cut_off_is_found() -> None:

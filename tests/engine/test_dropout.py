@@ -9,7 +9,9 @@ from scipy import stats
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from deltafit.adapters import adapt, disabled
 from deltafit.engine.dropout import BulkDropout, bulk_dropout, draw_kept, drop_in_bulk
+from deltafit.methods import LoRA, VeRA
 from tests.tiny_models import tiny_model
 
 COUNT = 1 << 20
@@ -149,6 +151,36 @@ def test_modules_are_swapped_and_swapped_back() -> None:
     with pytest.raises(RuntimeError), bulk_dropout(model):
         raise RuntimeError
     assert not [m for m in model.modules() if isinstance(m, BulkDropout)]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(target_modules=("0",), dropout=0.25), VeRA(target_modules=("0",), dropout=0.25)],
+)
+def test_what_adapters_drop_of_their_inputs(method: LoRA | VeRA) -> None:
+    """The update of an input is that of the input as ``drop_in_bulk`` leaves it."""
+    network = nn.Sequential(nn.Linear(64, 8, bias=False))
+    adapt(network, method)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    x = torch.randn(500, 64)
+    with disabled(network):
+        base = network(x)
+        torch.manual_seed(5)
+        of_dropped = network(drop_in_bulk(x, 0.25))
+    network.eval()
+    torch.manual_seed(5)
+    expected = base + network(drop_in_bulk(x, 0.25)) - of_dropped
+    network.train()
+    for _ in range(2):
+        torch.manual_seed(5)
+        with bulk_dropout(network):
+            found = network(x)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.manual_seed(5)
+    with disabled(network):
+        assert torch.equal(network(x), base)
 
 
 def test_a_model_trains_under_it_with_the_same_expectation() -> None:

@@ -276,6 +276,25 @@ def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, change
     assert model.training and model.bert.encoder.layer[0].attention.self.query.training
 
 
+def test_a_kernel_that_is_wrong_backward_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltafit.engine import frozen
+
+    model, right = adapted("bert", LoRA(rank=2)), frozen._multiply
+    randomise(model, std=0.05)
+
+    def halved(x: Tensor, matrix: Tensor) -> Tensor:
+        product = right(x, matrix)
+        return 0.5 * product if matrix.is_contiguous() else product  # forward it is a transpose
+
+    before = anatomy(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "_multiply", halved)
+        found = check_products(model, BATCH)
+    assert found and "gives other states or gradients" in found
+    assert anatomy(model) == before and all(p.grad is None for p in model.parameters())
+    assert check_products(model, BATCH) is None
+
+
 def test_adapters_that_are_mixed_share_the_reduced_products() -> None:
     model, batch = with_adapters(tiny_model("bert")), ragged(LENGTHS)
     for product in frozen_products(model):

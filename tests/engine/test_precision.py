@@ -160,3 +160,15 @@ def test_the_cache_is_the_persons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert cache_file().name == "precision.json" and cache_file().parent.name == "deltafit"
     assert cache_file().is_absolute()
+
+
+def test_a_processor_goes_by_its_instructions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine's name may say little."""
+
+    def named(flags: str) -> str:
+        listed = f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
+        monkeypatch.setattr(Path, "read_text", lambda *_, **__: listed)
+        return precision._processor()
+
+    plain, same, units = named("avx2 fma"), named("fma avx2"), named("avx2 fma avx512_bf16")
+    assert plain == same != units and plain.startswith("Some CPU ")

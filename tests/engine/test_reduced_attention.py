@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deltafit.adapters import adapt
+from deltafit.adapters.activations import attention_matrices
 from deltafit.engine import (
     attention,
     attention_shape,
@@ -118,7 +119,12 @@ def test_the_model_is_what_it_was_when_the_context_ends() -> None:
         assert model.config._attn_implementation == inside
 
 
-def test_the_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda y: y * float("nan"), lambda y: 0.5 * (y + y.detach())],
+    ids=["forward", "backward alone"],
+)
+def test_the_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
     model, batch = adapted("bert", 0.1).eval(), ragged(LENGTHS["mixed"])
     state, right = torch.get_rng_state(), attention.explicit_attention
     with packed(model):
@@ -126,7 +132,7 @@ def test_the_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def wrong(*args: Any, products: torch.dtype | None = None, **options: Any) -> Tensor:
             output = right(*args, products=products, **options)
-            return output if products is None else output * float("nan")
+            return output if products is None else spoil(output)
 
         monkeypatch.setattr(attention, "explicit_attention", wrong)
         found = check_attention(model, batch)
@@ -134,7 +140,7 @@ def test_the_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.get_rng_state(), state) and not model.training
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert", "llama"])
 def test_what_attention_looks_like(architecture: str) -> None:
     model = tiny_model(architecture)
     shape, config = attention_shape(model, 33), model.config
@@ -144,6 +150,16 @@ def test_what_attention_looks_like(architecture: str) -> None:
     assert [attention_shape(model, n).length for n in (1, 2, 64, 65)] == [2, 2, 64, 128]  # type: ignore[union-attr]
     config.num_attention_heads = 0
     assert attention_shape(model, 33) is None
+
+
+def test_t5_drops_weights_too_and_has_a_width_of_its_own() -> None:
+    model = tiny_model("t5", task="base").encoder
+    model.config.d_kv, model.config.dropout_rate = 24, 0.1
+    shape = attention_shape(model, 33)
+    assert shape is not None and (shape.heads, shape.width) == (model.config.num_heads, 24)
+    assert attention_matrices(model, packed=True) > 0
+    model.config.dropout_rate = 0.0
+    assert attention_matrices(model, packed=True) == 0
 
 
 def test_virtual_tokens_and_first_tokens() -> None:

@@ -4,6 +4,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -137,3 +138,12 @@ def test_memory_does_not_grow_with_the_texts(
     few, many = peak(24), peak(120)
     assert few > 8 * 50_000  # a chunk of them
     assert many - few < 8 * 50_000 < 96 * 50_000
+
+
+def test_nor_does_the_process(tmp_path: Path) -> None:
+    """What torch holds shows in no Python object."""
+    process, found = psutil.Process(), load(tmp_path)
+    texts = (" ".join(["w7"] * 60) for _ in range(3000))
+    sizes = [process.memory_info().rss for _ in predict(found, texts)]
+    tokens = 60 * 2000 * 4  # bytes that one float a token would take of the last two thirds
+    assert max(sizes[1000:]) - max(sizes[:1000]) < 10 * tokens

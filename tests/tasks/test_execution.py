@@ -79,7 +79,9 @@ def test_features_are_those_of_each_text_alone(tmp_path: Path, architecture: str
             torch.testing.assert_close(found, vector, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_gives_something_else_packed_runs_padded(tmp_path: Path) -> None:
+def test_a_model_that_gives_something_else_packed_runs_padded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     classifier = loaded(tmp_path)
     spoilt(classifier.model, mix_rows)  # sees padding, too
     rows = [row for row in ROWS if len(row) in (3, 4, 40, 41)]
@@ -87,6 +89,9 @@ def test_a_model_that_gives_something_else_packed_runs_padded(tmp_path: Path) ->
     with shapes_in_blocks(classifier.model) as shapes:
         compute_logits(classifier, rows)
     assert classifier.packs is False and shapes == [(4, 41)]
+    (said,) = caplog.messages  # once
+    assert said.startswith("BertModel does not give the same packed as padded: the states")
+    assert said.endswith("It runs padded, which is slower.")
 
 
 def test_nobody_looks_where_there_is_nothing_to_gain(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import field, make_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from deltafit.errors import UsageError
 from deltafit.files import read_json
 from deltafit.methods import METHODS, LoRA
 from deltafit.methods.values import defaults
+from deltafit.training import results
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import begun
 from deltafit.training.identity import address, run_content, run_hash
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
+from tests.tiny_models import tiny_model
 from tests.training.tiny_runs import save_model, write_table
 
 FOUND = {"base": {"query": "00ff"}, "tokens": "11", "precision": "float32", "packed": True}
@@ -142,6 +145,28 @@ def test_a_run_of_before_a_setting_was_added_is_gone_on_with(tmp_path: Path) -> 
 
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(read_json(file) | changes))
+
+
+def test_how_it_was_executed_is_part_of_it() -> None:
+    run: Any = SimpleNamespace(
+        examples={}, base_fingerprint="base", classifier=SimpleNamespace(model=tiny_model("bert"))
+    )
+    course: Any = SimpleNamespace(
+        precision="float32", attention_precision=None, packed=True, first_tokens=False
+    )
+    decided = {"precision": "bf16", "attention_precision": "bf16", "packed": False}
+    found = [
+        results._found(run, course, joined=1, processes=1),
+        results._found(run, course, joined=2, processes=1),
+        results._found(run, course, joined=1, processes=2),
+        *(
+            results._found(
+                run, SimpleNamespace(**{**vars(course), key: value}), joined=1, processes=1
+            )  # type: ignore[arg-type]
+            for key, value in {**decided, "first_tokens": True}.items()
+        ),
+    ]
+    assert len({json.dumps(each, sort_keys=True, default=str) for each in found}) == len(found)
 
 
 @pytest.mark.slow

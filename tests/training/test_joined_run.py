@@ -95,6 +95,7 @@ def test_folders_are_those_of_single_runs(
         assert_same_figures(result.metrics, alone.metrics)
         assert read_json(result.folder / "metrics.json") == result.metrics
         assert result.metrics.keys() - alone.metrics.keys() == {"joined"}
+        assert result.metrics["run_hash"] != alone.metrics["run_hash"]
         texts = ["w0 w9 w12", "w3 w30"]
         for found, expected in zip(
             deltafit.predict(result.folder, texts), deltafit.predict(alone.folder, texts),

@@ -85,7 +85,8 @@ def attention_matrices(model: nn.Module, *, packed: bool = False) -> float:
     """Return the attention matrices that a block keeps: 3 a head with dropout, or 1 if eager."""
     config = getattr(model, "config", None)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+    # T5's one rate is for everything, its attention's weights among it.
+    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "dropout_rate")
     if any(getattr(config, name, 0) for name in names):
         # Packed: the weights, and a byte for each that says whether it was dropped.
         return heads * (1 + 1 / VALUE_BYTES if packed else 3)

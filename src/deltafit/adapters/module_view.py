@@ -22,6 +22,7 @@ class ModuleView(Layer):
         plain: whether it computes what its layer type does. A subclass with a forward of its own
             (an embedding that scales its rows) may not, and a method's fast path does not know.
         alone: within it the module computes what it would without adapters.
+        dropping: how elements of an adapter's input are dropped in training: x and probability.
     """
 
     lookup = False
@@ -33,6 +34,7 @@ class ModuleView(Layer):
         self.module = module
         self.plain = plain
         self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.dropping: Callable[[Tensor, float], Tensor] = functional.dropout
 
     @property
     def training(self) -> bool:  # type: ignore[override]  # a protocol's attribute, read only here
@@ -74,6 +76,10 @@ class ModuleView(Layer):
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``left @ right``, ``[outputs, inputs]``."""
         return left @ right
+
+    def drop(self, x: Tensor, p: float) -> Tensor:
+        """Return ``x``, in training with elements dropped with probability ``p``."""
+        return self.dropping(x, p) if p and self.training else x
 
     def lowered(self, x: Tensor, right: Tensor) -> Tensor:
         """Return ``right · x``, ``[..., rank]``, for ``x`` of ``[..., inputs]``."""

@@ -21,7 +21,9 @@ PACKED = "deltafit_packed"
 """The name by which transformers finds this attention."""
 REDUCED = f"{PACKED}_bf16"
 """The name of the same, with products in bf16 where its module trains on a CPU."""
-NAMES = frozenset({PACKED, REDUCED})
+WRITTEN_OUT = f"{PACKED}_written_out"
+"""The name of the same, computed as where weights are dropped, though none are."""
+NAMES = frozenset({PACKED, REDUCED, WRITTEN_OUT})
 
 # What some models do to the scores, or put in the place of the softmax.
 _UNKNOWN_TERMS = ("softcap", "s_aux")
@@ -94,6 +96,7 @@ def packed_attention(
     position_bias: Tensor | None = None,
     *,
     products: torch.dtype | None = None,
+    written_out: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Let the tokens of each row attend to one another.
@@ -109,6 +112,7 @@ def packed_attention(
         position_bias: what is added to the scores of the longest row, ``[1, heads, tokens, keys]``;
             of every other row's, the first part of it.
         products: the dtype of all products while the module trains on a CPU; None for the tensors'.
+        written_out: compute as where weights are dropped on a CPU.
         options: for other kinds of attention.
 
     Returns:
@@ -135,7 +139,7 @@ def packed_attention(
     queries = attention_mask.groups
     bias = checked_bias(module, position_bias, q.shape[1], attention_mask, groups)
     products = products if module.training else None
-    if (dropout or products) and query.device.type == "cpu":
+    if (dropout or products or written_out) and query.device.type == "cpu":
         output = explicit_attention(
             q, k, v, queries, groups,
             bias=bias, scaling=scale, dropout=dropout, products=products,
@@ -191,5 +195,6 @@ def _fused_attention(
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionInterface.register(REDUCED, partial(packed_attention, products=torch.bfloat16))
+AttentionInterface.register(WRITTEN_OUT, partial(packed_attention, written_out=True))
 for _name in NAMES:
     AttentionMaskInterface.register(_name, packed_mask)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deltafit.engine.attention import NAMES
+from deltafit.adapters.activations import attention_matrices
+from deltafit.engine.attention import NAMES, PACKED, WRITTEN_OUT
 from deltafit.engine.calls import evaluating
 from deltafit.engine.layout import CannotPackError, find_layout
 from deltafit.engine.packing import find_stack, packed
@@ -34,8 +35,9 @@ def check_packing(
     """Return None if the model may run in ``packed``, and else why not, in a sentence.
 
     One batch runs both ways without dropout. Compared are the states of its tokens, the output,
-    and the gradients of the trainable parameters. Nothing is changed: gradients, modes and the
-    state of torch's CPU generator are as before.
+    and the gradients of the trainable parameters. Where attention drops weights in training, it
+    runs a third time, its attention computed as there. Nothing is changed: gradients, modes and
+    the state of torch's CPU generator are as before.
 
     Args:
         model: as for ``packed``; in float32 and without mixed precision.
@@ -60,6 +62,9 @@ def check_packing(
         try:
             found = _run_packed(model, owner, last, batch, gradients)
             reason = _first_difference(exact, found)
+            if reason is None and gradients and attention_matrices(owner, packed=True):
+                found = _run_packed(model, owner, last, batch, gradients, attention=WRITTEN_OUT)
+                reason = _first_difference(exact, found)
             if reason is None and mixed is not None:
                 padded = _run(model, owner, batch, gradients, mixed)
                 found = _run_packed(model, owner, last, batch, gradients, mixed)
@@ -119,6 +124,7 @@ def _run_packed(
     batch: Mapping[str, Tensor],
     backward: bool,
     mixed: torch.dtype | None = None,
+    attention: str = PACKED,
 ) -> Results:
     """Run packed; raise a CannotPackError where that fails, or the last block ran padded."""
     found: list[bool] = []
@@ -129,6 +135,7 @@ def _run_packed(
     kind = type(owner).__name__
     try:
         with packed(model):
+            owner.set_attn_implementation(attention)
             results = _run(model, owner, batch, backward, mixed)
     except CannotPackError:
         raise

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deltafit.adapters.layers import is_adapted, view_of
+
 _LEVELS = 1 << 16
 
 
@@ -74,17 +76,25 @@ class BulkDropout(nn.Dropout):
 
 @contextmanager
 def bulk_dropout(model: nn.Module) -> Iterator[None]:
-    """Let every ``nn.Dropout`` of a model draw in bulk, by swapping its class in place.
+    """Let every ``nn.Dropout`` of a model draw in bulk, and what adapters drop of their inputs.
+
+    The modules' classes are swapped in place; adapted layers must lie on the CPU.
 
     The masks depend on the state of torch's CPU generator alone, so a seed gives the same ones
     again, and gradient checkpointing does too. They are not the ones that torch would draw. Dropout
     that a model calls as a function stays torch's.
     """
     modules = [module for module in model.modules() if type(module) is nn.Dropout]
-    for module in modules:
-        module.__class__ = BulkDropout
+    views = [view_of(module) for module in model.modules() if is_adapted(module)]
+    before = [view.dropping for view in views]
     try:
+        for module in modules:
+            module.__class__ = BulkDropout
+        for view in views:
+            view.dropping = drop_in_bulk
         yield
     finally:
         for module in modules:
             module.__class__ = nn.Dropout
+        for view, dropping in zip(views, before, strict=True):
+            view.dropping = dropping

@@ -179,8 +179,8 @@ def check_products(
 ) -> str | None:
     """Return None if reduced products give the same but for rounding, and else a sentence.
 
-    One batch runs both ways; compared is what leaves the model's last block. Modes and the state of
-    torch's CPU generator are as before.
+    One batch runs both ways; compared are what leaves the model's last block, and the gradients of
+    the trainable parameters. Gradients, modes and the state of torch's CPU generator are as before.
 
     Args:
         model: with repeated blocks; outside of ``reduced_products``.
@@ -194,8 +194,8 @@ def check_products(
     if difference <= LARGEST_ROUNDING:
         return None
     return (
-        f"With its frozen products in bf16, {type(model).__name__} gives other states than in "
-        f"float32 (a token's differs by {difference:.1g} of its size)."
+        f"With its frozen products in bf16, {type(model).__name__} gives other states or gradients "
+        f"than in float32 (they differ by {difference:.1g} of their size)."
     )
 
 
@@ -204,10 +204,12 @@ def rounding_difference(
     batch: Mapping[str, Tensor],
     reduced: Callable[[nn.Module], AbstractContextManager[None]],
 ) -> float:
-    """Return how far a token's state differs inside a context, at most, as a share of its size.
+    """Return how far a batch's results differ inside a context, at most, as a share of their size.
 
-    Compared is what leaves the last block, in the modes in which the modules are; what drops draws
-    the same numbers both times. The state of torch's CPU generator is as before.
+    They are each token's state that leaves the last block, and of a weighted sum of these the
+    gradients of all trainable parameters as one vector. Modules stay in the modes in which they
+    are; what drops draws the same numbers both times. Gradients and the state of torch's CPU
+    generator are as before.
 
     Args:
         model: with repeated blocks.
@@ -215,21 +217,36 @@ def rounding_difference(
         reduced: the context.
     """
     last = model.get_submodule(main_stack(model).blocks[-1])
-    states: list[Tensor] = []
-    watch = last.register_forward_hook(lambda block, args, out: states.append(first_of(out)))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    left: list[Tensor] = []
+    watch = last.register_forward_hook(lambda block, args, out: left.append(first_of(out)))
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
         model(**batch)
-        return states[-1].float()
+        states = left.pop().float()
+        if not states.requires_grad:
+            return states, states.new_zeros(1)
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+        gradients = torch.autograd.grad(
+            states, trainable, weights.to(states.device), allow_unused=True, materialize_grads=True
+        )
+        return states.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
 
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             expected = run()
             with reduced(model):
                 found = run()
     finally:
         watch.remove()
     # By token: the largest state of all may be an outlier, beside which everything is small.
-    sizes = expected.norm(dim=-1).clamp(min=torch.finfo(expected.dtype).tiny)
-    return float(((found - expected).norm(dim=-1) / sizes).max())
+    pairs = zip(expected, found, strict=True)
+    return float(torch.stack([_distance(*pair).max() for pair in pairs]).max())
+
+
+def _distance(expected: Tensor, found: Tensor) -> Tensor:
+    """Return the distances of the vectors in the last dimension, as shares of their sizes."""
+    tiny = torch.finfo(expected.dtype).tiny
+    shares: Tensor = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=tiny)
+    return shares

@@ -40,8 +40,9 @@ def reduced_attention(model: nn.Module) -> Iterator[None]:
 def check_attention(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
     """Return None if reduced attention gives the same but for rounding, and else a sentence.
 
-    One batch runs forward both ways, its blocks as in training, and drops the same; compared is
-    what leaves the last one. Modes and the state of torch's CPU generator are as before.
+    One batch runs both ways, its blocks as in training, and drops the same; compared are what
+    leaves the last one, and the gradients of the trainable parameters. Gradients, modes and the
+    state of torch's CPU generator are as before.
 
     Args:
         model: inside ``packed``.
@@ -54,8 +55,8 @@ def check_attention(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None
     if difference <= LARGEST_ROUNDING:
         return None
     return (
-        f"With its attention in bf16, {type(model).__name__} gives other states than in float32 "
-        f"(a token's differs by {difference:.1g} of its size)."
+        f"With its attention in bf16, {type(model).__name__} gives other states or gradients than "
+        f"in float32 (they differ by {difference:.1g} of their size)."
     )
 
 
@@ -67,9 +68,11 @@ def attention_shape(model: nn.Module, length: int) -> AttentionShape | None:
         length: tokens of a typical row; it counts as the next power of two.
     """
     _, owner = find_stack(model)
-    heads, hidden = (
-        getattr(owner.config, name, None) for name in ("num_attention_heads", "hidden_size")
+    heads, hidden, *own = (
+        getattr(owner.config, name, None)
+        for name in ("num_attention_heads", "hidden_size", "head_dim", "d_kv")
     )
     if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
         return None
-    return AttentionShape(heads, hidden // heads, 1 << max(length - 1, 1).bit_length())
+    width = next((each for each in own if isinstance(each, int)), hidden // heads)
+    return AttentionShape(heads, width, 1 << max(length - 1, 1).bit_length())

@@ -46,6 +46,9 @@ class Layer(Protocol):
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of ``[outputs, r]`` and ``[r, inputs]`` in the weight's view."""
 
+    def drop(self, x: Tensor, p: float) -> Tensor:
+        """Return ``x``, in training with each element zero with probability ``p``, else x/(1-p)."""
+
     def lowered(self, x: Tensor, right: Tensor) -> Tensor:
         """Return ``right · x``, ``[..., r]``, for ``right`` of ``[r, inputs]``.
 

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deltafit.errors import UsageError
 from deltafit.methods.base import (
@@ -259,7 +258,7 @@ def add_update(
     """
     right, left = factors
     if not layer.lookup:
-        x = functional.dropout(x.to(right.dtype), dropout, training=layer.training)
+        x = layer.drop(x.to(right.dtype), dropout)
     return layer.add_low_rank(y, x, right, left, scaling)
 
 

@@ -100,7 +100,7 @@ class VeRA(DeltaMethod):
         """Return ``y + b ∘ B·(d ∘ A·dropout(x))`` in y's dtype, forming Δ of convolutions alone."""
         right, left = _projections(layer, tensors)
         if not layer.lookup:
-            x = functional.dropout(x.to(right.dtype), self.dropout, training=layer.training)
+            x = layer.drop(x.to(right.dtype), self.dropout)
         b, d = tensors["vera_lambda_b"], tensors["vera_lambda_d"]
         if layer.convolution:
             # Of such ranks a convolution's Δ is mostly cheaper than what A makes of each position.

@@ -1,11 +1,14 @@
 """How texts run through a classifier that is used: without padding, where that pays."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from deltafit.data import across_lengths
 from deltafit.engine import check_packing, find_reading, first_tokens, is_packed, packed
 from deltafit.tasks.classification import Classifier, batch_of
+
+_logger = logging.getLogger(__name__)
 
 # Padding that must be saved, as a share of the real tokens. Rows sorted by length have little of
 # it, and packing costs some small calls a pass: on MiniLM both were equal at about 4 %.
@@ -28,8 +31,8 @@ def unpadded(
 
     The last one runs for first tokens alone, if the head reads no others. Whether it gives the same
     is seen from one small batch, forward alone, the first time that it would pay, and kept in
-    ``classifier.packs`` and ``classifier.reads``. A model that cannot be packed runs padded, and so
-    does every model on a GPU.
+    ``classifier.packs`` and ``classifier.reads``. A model that cannot be packed runs padded, which
+    is logged once, and so does every model on a GPU.
 
     Args:
         classifier: its model in any mode.
@@ -45,8 +48,11 @@ def unpadded(
         return
     if classifier.packs is None:
         batch = batch_of(classifier, across_lengths(rows, _CHECKED))
-        classifier.packs = check_packing(model, batch, gradients=False) is None
-        if classifier.packs:
+        reason = check_packing(model, batch, gradients=False)
+        classifier.packs = reason is None
+        if reason is not None:
+            _logger.warning("%s It runs padded, which is slower.", reason)
+        else:
             classifier.reads = find_reading(model, batch, gradients=False)
     reads = None if all_states else classifier.reads
     with ExitStack() as stack:

@@ -189,7 +189,7 @@ def _run(
         metrics = write_results(
             config, run, splits, folder, reporter, accelerator,
             before=before[config.settings.seed], course=loop.learners[name].course,
-            peak=peak.without(loop.constant.others_bytes),
+            peak=peak.without(loop.constant.others_bytes), joined=len(configs),
         )  # fmt: skip
         outcomes.append({**metrics, "joined": len(configs), "expected_memory": None})
     return outcomes

@@ -72,6 +72,7 @@ def write_results(
     before: dict[str, Any],
     course: Course,
     peak: PeakMemory,
+    joined: int = 1,
 ) -> dict[str, Any]:
     """Judge a trained run and save its adapter and predictions; return what its metrics say.
 
@@ -85,11 +86,13 @@ def write_results(
         before: metrics of the untouched model.
         course: of the training.
         peak: of the training.
+        joined: how many runs were trained together.
     """
     judged = judged_parts(config, run) or ["train"]
     after, logits = judge_parts("after training", judged, config, run, splits, reporter)
     judged_on = next((name for name in ("test", "validation") if name in after), None)
-    identity = run_hash(config, splits, _found(run, course))
+    processes = accelerator.num_processes
+    identity = run_hash(config, splits, _found(run, course, joined=joined, processes=processes))
     metrics = {
         "run_hash": identity,
         "judged_on": judged_on,
@@ -113,7 +116,7 @@ def write_results(
     return metrics
 
 
-def _found(run: Prepared, course: Course) -> dict[str, Any]:
+def _found(run: Prepared, course: Course, *, joined: int, processes: int) -> dict[str, Any]:
     """Return what decides a run and shows in the base, in its tokens and on the machine alone."""
     tokens = hashlib.sha256()
     for part in run.examples.values():
@@ -129,6 +132,9 @@ def _found(run: Prepared, course: Course) -> dict[str, Any]:
         "attention_precision": course.attention_precision,
         "packed": course.packed,
         "first_tokens": course.first_tokens,
+        # Which elements dropout drops.
+        "joined": joined,
+        "processes": processes,
     }
 
 
