@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 # Errors only: pip warns once a package of every extra index that lacks it.
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 INSTALL := $(PIP_INSTALL) --constraint constraints.txt
-# Every test runs on one thread, so two processes take two cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --verbosity=0 # with the full closing line
+# Every test runs on one thread, so two processes take two cores. Each begins with a half of its own, so that
+# what a file of tests sets up is mostly set up once.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --verbosity=0 # with the full closing line
 
 # A stamp is newer than what it was made from, so a second call installs nothing.
 VENV_STAMP := $(VENV)/.stamp-venv
