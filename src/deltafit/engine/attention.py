@@ -122,31 +122,38 @@ def packed_attention(
         CannotPackError: there is more to the scores, or the tensors are no sheet of this layout.
     """
     if not isinstance(attention_mask, Layout):
-        output, _ = sdpa_attention_forward(
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling,
             position_bias=position_bias, **options,
-        )  # fmt: skip
-        return output, None
+        )[0], None  # fmt: skip
     _refuse_unknown(module, options, (query, key, value), attention_mask.tokens)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    q, k, v = map(_sheet, (query, key, value))
     if position_bias is None and takes(query, value, attention_mask, dropout):
         return variable_length_attention(q, k, v, attention_mask, scale)[None], None
     key, value, groups = attention_mask.attended(key, value)
-    k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (key, value))
-    if k.shape[1] < q.shape[1]:
-        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
-    queries = attention_mask.groups
+    k, v = (_sheet(tensor, q.shape[1]) for tensor in (key, value))
     bias = checked_bias(module, position_bias, q.shape[1], attention_mask, groups)
     products = products if module.training else None
-    if (dropout or products or written_out) and query.device.type == "cpu":
+    if (dropout or products or written_out) and q.device.type == "cpu":
         output = explicit_attention(
-            q, k, v, queries, groups,
+            q, k, v, attention_mask.groups, groups,
             bias=bias, scaling=scale, dropout=dropout, products=products,
         )  # fmt: skip
     else:
-        output = _fused_attention(queries, groups, (q, k, v), bias, scaling=scale, dropout=dropout)
+        own = attention_mask.groups
+        output = _fused_attention(own, groups, (q, k, v), bias, scaling=scale, dropout=dropout)
     return output[None], None
+
+
+def _sheet(tensor: Tensor, heads: int | None = None) -> Tensor:
+    """Return ``[tokens, heads, width]`` of ``[1, own heads, tokens, width]``.
+
+    Own heads are repeated where there are fewer; without ``heads`` they stay as many.
+    """
+    sheet = tensor.squeeze(0).transpose(0, 1)
+    times = 1 if heads is None else heads // sheet.shape[1]
+    return sheet if times == 1 else sheet.repeat_interleave(times, 1)
 
 
 def _refuse_unknown(
