@@ -8,9 +8,19 @@ def difference(points: float, half: float) -> dict[str, Any]:
 
 
 def between(points: float, low: float, high: float) -> dict[str, Any]:
+    within = low <= 0 <= high
+    p_value = 0.5 if within else 0.001
     return {
         **{"difference": points / 100, "low": low / 100, "high": high / 100},
-        **{"p_value": 0.5, "adjusted_p_value": 0.5, "within_noise": low <= 0 <= high},
+        **{"p_value": p_value, "adjusted_p_value": p_value},
+        **{"within_noise": within, "beyond_noise": not within},
+    }
+
+
+def undecided(points: float, half: float) -> dict[str, Any]:
+    """A difference that stands alone, and not after correction."""
+    return difference(points, half) | {
+        **{"p_value": 0.016, "adjusted_p_value": 0.2, "beyond_noise": False}
     }
 
 

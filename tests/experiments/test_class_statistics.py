@@ -64,7 +64,7 @@ def test_a_class_that_got_worse_is_found_and_the_others_are_not() -> None:
     counts = (100, 100, 100, 100, 40)
     found = {d.name: d for d in class_differences(labels, NAMES, counts, worse, reference)}
     assert [name for name, d in found.items() if d.rare] == ["e"]
-    assert not found["c"].comparison.within_noise and found["c"].comparison.difference < -0.2
+    assert found["c"].comparison.beyond_noise and found["c"].comparison.difference < -0.2
     assert all(found[name].comparison.within_noise for name in "bde")
     ours, theirs = class_f1(labels, worse, 5), class_f1(labels, reference, 5)
     for index, each in enumerate(found.values()):
@@ -81,7 +81,7 @@ def test_equal_methods_rarely_differ_in_any_class() -> None:
     for seed in range(25):
         labels, *said = drawn(2, 200, seed=seed)
         found = class_differences(labels, NAMES, (1,) * 5, *(each[None] for each in said))
-        alarms.append(any(not each.comparison.within_noise for each in found))
+        alarms.append(any(each.comparison.beyond_noise for each in found))
     assert np.mean(alarms) <= 0.12
 
 
@@ -97,8 +97,8 @@ def test_confusions_are_counted_and_the_one_that_changed_comes_first() -> None:
     reference = np.stack(said)
     worse = np.where((labels == 2) & (np.arange(900) % 3 == 0), 0, reference)
     first, *others = confusion_changes(labels, NAMES, worse, reference)
-    assert (first.truth, first.predicted) == ("c", "a") and not first.comparison.within_noise
-    beyond = {(c.truth, c.predicted) for c in others if not c.comparison.within_noise}
+    assert (first.truth, first.predicted) == ("c", "a") and first.comparison.beyond_noise
+    beyond = {(c.truth, c.predicted) for c in others if c.comparison.beyond_noise}
     assert all(truth == "c" for truth, _ in beyond)  # rows that went elsewhere went to "a" now
     for each in (first, *others):
         a, b = NAMES.index(each.truth), NAMES.index(each.predicted)

@@ -30,11 +30,25 @@ def test_the_page_of_real_runs_holds_what_they_left(
     page = Page((result.folder / "report.html").read_text(encoding="utf-8"))
     words = page.words()
     assert [each["id"] for each in page.all("section")] == [
-        *("table", "costs", "grid", "loss", "classes", "confusions", "calibration", "changes"),
+        *(
+            "table",
+            "questions",
+            "costs",
+            "grid",
+            "loss",
+            "classes",
+            "confusions",
+            "calibration",
+            "changes",
+        ),
         "facts",
     ]
     assert words.index(" ".join(result.verdict.split())) < words.index("All methods")
     assert "The reference is full." in words
+    for question in ("Which matrices, under a budget", "Which layers: is training all, the last",
+                     "Which rank is enough? Of lora, on average over α 4 and 8, rank",
+                     "What does α do? Of lora, on average over rank 1 and 2, α ="):  # fmt: skip
+        assert question in words and question in (result.folder / "report.md").read_text()
 
     runs = [result.folder / "runs" / f"head-seed{seed}" for seed in (0, 1)]
     stored = [read_tensors(run / "predictions.safetensors") for run in runs]

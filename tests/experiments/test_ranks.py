@@ -184,7 +184,7 @@ def test_the_rule_by_hand() -> None:
     assert smallest_rank(rows).rank == 1
     # 6 rows of 300 lost and none won: p = 2/64, by itself a difference, not among three.
     rows = compared_ranks([rank_row(r, wrong) for r, wrong in ((0, 18), (1, 18), (2, 18), (4, 12))])
-    assert [row.standing for row in rows] == ["unclear", "unclear", "unclear", "best"]
+    assert [row.standing for row in rows] == ["undecided", "undecided", "undecided", "best"]
     assert [row.p_value for row in rows] == [pytest.approx(3 / 32)] * 3 + [None]
     assert smallest_rank(rows).rank == 4
     # Of equals the largest is the best, and a rank above is none the better for a lucky row.
@@ -238,7 +238,7 @@ def test_parts_are_judged_as_a_family_and_sorted() -> None:
     rows = [part("block", "0", 12), part("block", "1", 40), part("matrix type", "query", 18)]
     found = compared_parts(rows)
     assert [(row.name, row.standing) for row in found] == [
-        ("1", "worse"), ("0", "within noise"), ("query", "unclear"),
+        ("1", "worse"), ("0", "within noise"), ("query", "undecided"),
     ]  # fmt: skip
     assert compared_parts([part("block", "0", 5)])[0].standing == "better"
 

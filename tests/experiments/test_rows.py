@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 
 from deltafit.data import LabelledTexts, Splits
+from deltafit.experiments.class_sections import reference_of
 from deltafit.experiments.report import comparison_table, verdict, write_report
 from deltafit.experiments.rows import Candidate, Failure, candidate_of, compared, failed_row
 from deltafit.experiments.statistics import corrected, mean_accuracy_interval, paired_over_seeds
+from deltafit.experiments.summary import summary
 from deltafit.experiments.verdict import advised
 from deltafit.files import read_json, write_tensors_atomically
 from deltafit.methods import Head
@@ -79,19 +81,68 @@ def test_the_notes_stand_in_terminal_markdown_and_json(
     assert f"full beats {cheap}" in verdict(rows)
 
 
-def test_within_noise_of_the_best_is_after_correction_for_all_rows() -> None:
-    """Alone one method is worse than the best beyond noise; among twenty such it is not."""
+def test_what_is_worse_alone_and_not_among_many_is_undecided_and_not_shipped() -> None:
+    """Alone one method is worse than the best beyond noise; among twenty such it is undecided."""
     right = np.arange(1000) < 900
     worse = right.copy()
     worse[:22], worse[990:998] = False, True
     best = Candidate(run("best", 0.9, None), right[None])
     others = [Candidate(run(f"other {i}", 0.886, None), worse[None]) for i in range(20)]
     (_, alone), (_, *among) = compared([best, others[0]]), compared([best, *others])
-    assert not alone["difference"]["within_noise"]
-    assert all(each["difference"]["within_noise"] for each in among)
+    assert alone["difference"]["beyond_noise"]
+    for each in (alone, *among):
+        assert not each["difference"]["within_noise"]
+    assert not any(each["difference"]["beyond_noise"] for each in among)
     for key in ("low", "high", "p_value"):
         assert among[0]["difference"][key] == alone["difference"][key]
-    assert verdict([compared([best, *others])[0], *among]).count("is better than every") == 0
+    rows = compared([best, *others])
+    assert advised(rows) is rows[0] and "is better than every" not in verdict(rows)
+    assert "other 0, other 1, other 2, other 3 and 16 others are undecided" in verdict(rows)
+
+
+def test_of_several_full_fine_tunings_the_best_on_validation_is_the_reference() -> None:
+    """A row that learned nothing must not be what others are better than."""
+    generator = np.random.default_rng(3)
+    made = []
+    for name, accuracy, validation in (
+        *(("full 1e-7", 0.5, 0.52), ("full 2e-5", 0.9, 0.91), ("full 1e-4", 0.92, 0.9)),
+        ("lora", 0.9, 0.95),
+    ):
+        correct = generator.permutation(np.arange(800) < accuracy * 800)[None]
+        full: dict[str, Any] = {"result_name": "all", "trainable": 22_742_861, "saved_bytes": 10**8}
+        known = full if name.startswith("full") else {}
+        each = run(name, float(correct.mean()), None, **known, validation=validation)
+        made.append(Candidate(each, correct))
+    rows = {str(each["name"]): each for each in compared(made)}
+    # "full 1e-4" does better on the judged rows, which have no part in the choice.
+    assert {row["against_full"]["name"] for row in rows.values() if row["against_full"]} == {
+        "full 2e-5"
+    }
+    assert rows["full 2e-5"]["against_full"] is None
+    said = " ".join(summary([*rows.values()]))
+    assert "full 2e-5 stands for full fine-tuning: it does best on the validation rows." in said
+    assert "full 1e-7 (−40.0" in said and "is worse than full 2e-5 (full fine-tuning)" in said
+    assert "lora is within noise of full 2e-5 (full fine-tuning)" in said
+    assert reference_of([*rows.values()]) is rows["full 2e-5"]  # the classes' too
+
+
+def test_without_validation_rows_the_reference_is_the_best_there_is_and_says_so() -> None:
+    correct = {name: np.arange(500)[None] < right for name, right in
+               {"full 1e-7": 200, "full 2e-5": 450, "lora": 440}.items()}  # fmt: skip
+    made = [
+        Candidate(
+            run(
+                *(name, float(right.mean()), None),
+                result_name="all" if name.startswith("full") else "lora",
+                validation=None,
+            ),
+            right,
+        )
+        for name, right in correct.items()
+    ]
+    rows = compared(made)
+    assert rows[2]["against_full"]["name"] == "full 2e-5"
+    assert "there are no validation rows to choose by" in " ".join(summary(rows))
 
 
 def test_runs_are_compared_with_full_fine_tuning_and_with_what_is_advised() -> None:

@@ -14,6 +14,7 @@ from deltafit.experiments.statistics import (
     mean_accuracy_interval,
     paired_comparison,
     paired_over_seeds,
+    paired_over_settings,
     smallest_visible_difference,
 )
 from deltafit.tasks.metrics import accuracy_interval
@@ -264,17 +265,18 @@ def test_holm_refuses_what_is_no_probability(value: float) -> None:
         holm([0.5, value])
 
 
-def test_a_difference_that_stands_alone_can_be_within_noise_among_many() -> None:
+def test_a_difference_that_stands_alone_is_undecided_among_many_and_never_noise() -> None:
     edge = paired_comparison(*answers(880, 30, 14, 76))
-    assert not edge.within_noise and edge.adjusted_p_value == edge.p_value < 0.05
+    assert edge.beyond_noise and edge.adjusted_p_value == edge.p_value < 0.05
     assert corrected([edge]) == [edge]
     clear, none = (
         paired_comparison(*answers(800, 150, 10, 40)),
         paired_comparison(*answers(9, 0, 0, 1)),
     )
-    for number, within_noise in ((1, False), (20, True)):
-        first, *_, last = corrected([edge, *[none] * (number - 1), clear])
-        assert first.within_noise is within_noise and not last.within_noise
+    for number, beyond_noise in ((1, True), (20, False)):
+        first, *rest, last = corrected([edge, *[none] * (number - 1), clear])
+        assert first.beyond_noise is beyond_noise and last.beyond_noise
+        assert not first.within_noise and all(each.within_noise for each in rest)
         assert (first.low, first.high, first.p_value) == (edge.low, edge.high, edge.p_value)
     assert corrected([]) == []
 
@@ -285,5 +287,87 @@ def test_of_equal_methods_none_is_mostly_called_worse_than_the_first() -> None:
     for _ in range(300):
         one, *others = generator.random((11, 400)) < 0.9
         found = corrected([paired_comparison(other, one) for other in others])
-        false_alarms.append(any(not each.within_noise for each in found))
+        false_alarms.append(any(each.beyond_noise for each in found))
     assert np.mean(false_alarms) <= 0.07
+
+
+def exact_mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided, from the binomial coefficients alone."""
+    total = only_a + only_b
+    tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+# Rows that only a, and that only b got right of 300; at 21 comparisons.
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "alone", "among"),
+    [
+        (14, 16, "within", "within"),
+        (10, 20, "within", "within"),  # p = 0.099
+        (8, 22, "beyond", "undecided"),  # p = 0.016
+        (6, 22, "beyond", "undecided"),  # p = 0.0037
+        (2, 25, "beyond", "beyond"),
+        (25, 2, "beyond", "beyond"),
+    ],
+)
+def test_outcomes_follow_from_discordant_rows_by_hand(
+    only_a: int, only_b: int, alone: str, among: str
+) -> None:
+    pair = answers(250 - only_a, only_a, only_b, 50 - only_b)
+    p_value = exact_mcnemar(only_a, only_b)
+    b, c, m = only_a + 0.5, only_b + 0.5, 302
+    half = 1.959963984540054 * math.sqrt((b + c) - (b - c) ** 2 / m) / m
+    within = abs(b - c) / m <= half
+    for make in (paired_comparison, lambda *pair: paired_over_seeds(*(x[None] for x in pair))):
+        one = make(*pair)
+        # Twenty others with smaller p-values would let it pass by Holm's steps; equal ones do not.
+        for found, times, said in ((one, 1, alone), (corrected([one] * 21)[0], 21, among)):
+            assert found.within_noise == within == (said == "within")
+            if abs(times * p_value - 0.05) > 0.02:  # resampled p-values are near the exact ones
+                assert found.beyond_noise == (not within and times * p_value < 0.05)
+                assert found.beyond_noise == (said == "beyond")
+
+
+def test_more_comparisons_make_no_tie_and_never_a_win() -> None:
+    """Whatever stands beside it, a worse method stays as far from a tie as it was."""
+    generator = np.random.default_rng(9)
+    for _ in range(40):
+        found = [
+            paired_comparison(*(generator.random((2, 300)) < generator.uniform(0.8, 0.95, (2, 1))))
+            for _ in range(8)
+        ]
+        for few in range(1, 9):
+            for before, after in zip(found[:few], corrected(found[:few]), strict=True):
+                assert after.within_noise == before.within_noise
+                assert before.beyond_noise or not after.beyond_noise
+
+
+def test_means_over_settings_are_compared_as_the_formula_for_paired_means_has_it() -> None:
+    """One seed, four settings: the variance of the row-wise mean difference, by hand."""
+    generator = np.random.default_rng(10)
+    ease = generator.normal(1.2, 1, size=800)
+    a, b = (ease + shift + generator.normal(0, 0.8, size=(4, 1, 800)) > 0 for shift in (0.0, 0.12))
+    found = paired_over_settings(a, b)
+    by_row = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
+    assert found.difference == pytest.approx(by_row.mean())
+    half = 1.96 * by_row.std() / math.sqrt(800)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+    # Taken as they are, four settings say more than one of them, and the order of rows nothing.
+    single = paired_over_seeds(a[0], b[0])
+    assert found.high - found.low < single.high - single.low
+    order = generator.permutation(800)
+    shuffled = paired_over_settings(a[..., order], b[..., order])
+    assert (shuffled.low, shuffled.high) == pytest.approx((found.low, found.high), abs=1e-3)
+
+
+def test_one_setting_is_a_comparison_over_seeds_and_a_seed_is_one_of_all_settings() -> None:
+    generator = np.random.default_rng(11)
+    a, b = generator.random((3, 400)) < 0.9, generator.random((2, 400)) < 0.85
+    assert paired_over_settings(a[None], b[None]) == paired_over_seeds(a, b)
+    # Seeds that shift all settings alike stay noise, however many settings share them.
+    rows = np.arange(1000)
+    varying = np.stack([np.stack([rows < level for level in (860, 920, 980)])] * 6)
+    steady = np.stack([rows < 900] * 3)[None].repeat(6, axis=0)
+    assert paired_over_settings(varying, steady).within_noise
+    with pytest.raises(DeltafitError, match="same test rows"):
+        paired_over_settings(varying, steady[:2])

@@ -5,7 +5,7 @@ from typing import Any
 
 from deltafit.experiments.rows import failed_row
 from deltafit.experiments.summary import headline, summary
-from tests.experiments.rows import between, difference, example, row, run
+from tests.experiments.rows import difference, example, row, run, undecided
 
 FULL = {"trainable": 22_742_861, "saved_bytes": 90_971_444, "result_name": "all"}
 
@@ -81,10 +81,12 @@ def test_times_that_overlap_over_seeds_are_no_difference() -> None:
     assert not any("dora" in sentence for sentence in summary(rows))
 
 
-def test_a_difference_that_only_correction_makes_noise_gives_its_p_value() -> None:
-    tied = {**between(-0.9, -1.6, -0.1), "within_noise": True, "adjusted_p_value": 0.061}
-    (first, *_) = summary(three(tied, difference(0, 1)))
-    assert "(−0.9 [−1.6, −0.1] points; p = 0.06 among all)" in first
+def test_what_correction_alone_keeps_from_being_a_difference_is_neither_a_tie_nor_worse() -> None:
+    text = " ".join(summary(three(undecided(-0.9, 0.8), undecided(1.2, 1))))
+    assert "Of lora (−0.9 [−1.7, −0.1] points; p = 0.20 among all) it is undecided" in text
+    assert "dora (1.2×) costs more time than lora and whether for anything is undecided." in text
+    for word in ("within noise", "worse than full", "better than"):
+        assert word not in text
 
 
 def test_many_ties_are_counted_after_four() -> None:
@@ -94,7 +96,7 @@ def test_many_ties_are_counted_after_four() -> None:
     ]
     first, second, *_ = summary([*loras, run("full", 0.94, None, **FULL)])
     assert first.startswith("lora 0 is within noise of full fine-tuning")
-    assert second == "So are lora 1, lora 2, lora 3, lora 4 and 4 more."
+    assert second == "So are lora 1, lora 2, lora 3, lora 4 and 4 others."
 
 
 def test_seeds_are_spoken_of() -> None:

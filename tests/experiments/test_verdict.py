@@ -4,8 +4,8 @@ import pytest
 
 from deltafit.experiments.rows import failed_row
 from deltafit.experiments.statistics import smallest_visible_difference
-from deltafit.experiments.verdict import verdict
-from tests.experiments.rows import against, between, difference, example, row, run
+from deltafit.experiments.verdict import advised, verdict
+from tests.experiments.rows import against, between, difference, example, row, run, undecided
 
 
 def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
@@ -13,6 +13,10 @@ def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
     assert text.startswith("Ship lora rank=8 alpha=16 targets=query,value (93.4 % accuracy")
     assert "within noise of the best, lora rank=16 alpha=32 targets=all-linear (93.8 %" in text
     assert "full tied as well" in text
+    assert (
+        "(93.8 % accuracy; the 95 % interval of their difference, −0.4 [−1.0, +0.2] points," in text
+    )
+    assert "includes 0), so at most 1.0 points (95 %) less, and the cheapest" in text
     cheap = "the best cheap baseline, frozen features + logistic regression,"
     # Of the advised first: that the best beats the baseline says nothing of it.
     assert text.endswith(
@@ -27,7 +31,7 @@ def test_fewer_trained_parameters_decide_where_no_size_is_known() -> None:
         run("big", 0.95, None, trainable=1_000_000, saved_bytes=None),
         run("small", 0.94, difference(-1, 1.5), trainable=1_000, saved_bytes=None),
     ]
-    assert verdict(rows).startswith("Ship small (94.0 % accuracy, 1.0 k trained parameters):")
+    assert verdict(rows).startswith("Ship small (94.0 % accuracy, one seed, 1.0 k trained")
 
 
 def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
@@ -37,11 +41,9 @@ def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
     ]
     text = verdict(rows)
     assert text.startswith("Use TF-IDF + linear SVM (96.0 % accuracy): within noise of the best")
-    # It is the best cheap baseline itself, so it is not named again.
-    assert text.endswith(
-        "(97.0 % accuracy), and the cheapest of those tied. "
-        "No adapter beats the cheap baselines beyond noise."
-    )
+    # It is the best cheap baseline itself, so its result is not said again.
+    assert "No adapter beats the cheap baselines beyond noise. lora does not beat" in text
+    assert text.endswith("TF-IDF + linear SVM, beyond noise (+1.0 [−0.5, +2.5] points).")
 
 
 def test_a_baseline_that_wins_is_said_to_win() -> None:
@@ -51,8 +53,9 @@ def test_a_baseline_that_wins_is_said_to_win() -> None:
     ]
     text = verdict(rows)
     assert text == (
-        "Use frozen (93.0 % accuracy): it is better than every other method beyond noise. "
-        "No adapter beats the cheap baselines beyond noise."
+        "Use frozen (93.0 % accuracy): it is better than every other method beyond noise "
+        "(p < 0.05). All were trained with one seed: another may order them otherwise. No adapter "
+        "beats the cheap baselines beyond noise."
     )
 
 
@@ -148,3 +151,66 @@ def test_what_failed_is_named_and_neither_advised_nor_compared(failure: str, sai
     assert verdict(alone).startswith("Ship lora (95.0 % accuracy, ")
     assert verdict(alone).endswith(f": nothing else was compared with it. {said} not judged.")
     assert verdict([failed, *example()]) == f"{verdict(example())} {said} not judged."
+
+
+def test_what_only_correction_keeps_from_being_worse_is_not_shipped_for_being_cheap() -> None:
+    rows = [
+        run("r=4", 0.91, undecided(-4.7, 3.8), saved_bytes=1000),
+        run("r=8", 0.95, difference(-0.7, 1.5), saved_bytes=2000),
+        run("full", 0.957, None, saved_bytes=90_000_000),
+    ]
+    assert advised(rows) is rows[1]
+    text = verdict(rows)
+    assert text.startswith("Ship r=8 (95.0 % accuracy, one seed, ") and "at most 2.2 points" in text
+    assert (
+        "r=4 is undecided: worse than full looked at alone, and not after correction for 2 "
+        "comparisons, so neither called worse nor shipped as a tie." in text
+    )
+    # Without a tie the best is shipped, and no win over what is undecided is claimed.
+    text = verdict([rows[0], rows[2]])
+    assert text.startswith("Ship full (") and "nothing else is within noise of it." in text
+    assert "better than every" not in text and "r=4 is undecided" in text
+
+
+def test_a_win_over_baselines_has_to_stand_correction_too() -> None:
+    open_one = {"against_baseline": {"name": "TF-IDF", **undecided(2, 1.8)}}
+    rows = [
+        row("TF-IDF", "baseline", 0.93, undecided(-2, 1.8)),
+        run("lora", 0.95, None, **open_one),
+    ]
+    text = verdict(rows)
+    assert text.startswith("Ship lora (") and "beats the best" not in text
+    assert "No adapter beats the cheap baselines beyond noise: TF-IDF reaches 93.0 %" in text
+    assert (
+        "Whether lora is better or worse than the best cheap baseline, TF-IDF, is undecid" in text
+    )
+
+
+def test_a_majority_class_that_is_not_beaten_beyond_noise_decides_nothing() -> None:
+    rows = [
+        row("majority class", "baseline", 0.9, undecided(-2, 1.8), result_name="majority"),
+        run("lora", 0.92, None),
+    ]
+    assert advised(rows) is None
+    assert "lora (92.0 % accuracy), is not beyond noise better than the majority" in verdict(rows)
+    rows[0]["difference"] = difference(-2, 1.8)
+    assert advised(rows) is rows[1]
+
+
+def test_four_of_a_long_tie_are_named() -> None:
+    tied = [run(f"r={i}", 0.94, difference(-1, 2), saved_bytes=2000 + i) for i in range(19)]
+    text = verdict([*tied, run("full", 0.95, None, saved_bytes=10**8)])
+    assert "; r=1, r=2, r=3, r=4 and 14 others tied as well." in text and "r=5" not in text
+    text = verdict([*tied[:5], run("r=32", 0.95, None, saved_bytes=1000)])
+    assert "r=0, r=1, r=2, r=3 and 1 other are within noise of it (the 95 % interval of" in text
+
+
+def test_one_seed_is_said_where_the_advice_is_and_several_are_not() -> None:
+    for seeds, said in ((1, True), (3, False)):
+        rows = [
+            run("lora", 0.95, None, seeds=seeds),
+            run("head", 0.9, difference(-5, 1), seeds=seeds),
+        ]
+        text = verdict(rows)
+        assert ("one seed" in text.split(":")[0]) is said
+        assert ("another may order them otherwise" in text) is said

@@ -104,11 +104,18 @@ def show_run(console: Console, result: "RunResult") -> None:
 
 
 def show_comparison(console: Console, comparison: "Comparison") -> None:
-    """Print the table, what the data said of itself, and the verdict."""
+    """Print the table, what the data said of itself, the verdict, and what it advises in full."""
+    from deltafit.experiments.heading import what_it_is
+    from deltafit.experiments.verdict import advised
+
     for note in comparison.facts["data"]["notes"]:
         say(console, note)
     console.print(comparison_table(comparison.rows, console.width))
     say(console, comparison.verdict)
+    chosen = advised(comparison.rows)
+    what = what_it_is(chosen, comparison.facts)
+    if chosen is not None and what is not None:
+        say(console, f"{chosen['name']} is {what}.")
     say(console, f"Report: {comparison.folder / 'report.html'}")
 
 

@@ -17,13 +17,13 @@ def most_telling(differences: Sequence[ClassDifference]) -> list[ClassDifference
     """
     chosen = sorted(
         differences,
-        key=lambda d: (d.comparison.within_noise, not d.rare, -abs(d.comparison.difference)),
+        key=lambda d: (not d.comparison.beyond_noise, not d.rare, -abs(d.comparison.difference)),
     )[:SHOWN]
     return sorted(chosen, key=lambda each: -each.comparison.difference)
 
 
 def class_difference_plot(differences: Sequence[ClassDifference]) -> Figure:
-    """Draw the differences in F1 with their 95 % intervals; what is within noise is grey.
+    """Draw the differences in F1 with their 95 % intervals; what is not beyond noise is grey.
 
     Args:
         differences: as `most_telling` returns them; at least one.
@@ -36,7 +36,7 @@ def class_difference_plot(differences: Sequence[ClassDifference]) -> Figure:
     for place, each in enumerate(differences):
         found = each.comparison
         colour = BLUE if found.difference > 0 else ORANGE
-        colour = GREY if found.within_noise else colour
+        colour = colour if found.beyond_noise else GREY
         axes.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2)
         marker = "D" if each.rare else "o"
         axes.plot(100 * found.difference, place, marker, color=colour, ms=6)

@@ -11,9 +11,9 @@ from deltafit.experiments.class_statistics import (
     class_differences,
     confusion_changes,
 )
-from deltafit.experiments.differences import FULL
+from deltafit.experiments.differences import full_reference
 from deltafit.experiments.page_parts import MOST_RUNS, Part, Section, Table
-from deltafit.experiments.tables import Row
+from deltafit.experiments.tables import Row, outcome_of
 from deltafit.experiments.verdict import advised
 
 CONFUSIONS_SHOWN = 12
@@ -25,7 +25,7 @@ def reference_of(rows: Sequence[Row]) -> Row | None:
     None where there is neither, or nothing was trained besides.
     """
     runs = [row for row in rows if row["kind"] == "run"]
-    full = next((row for row in runs if row["result_name"] == FULL), None)
+    full = full_reference(runs)
     if full is not None and len(runs) > 1:
         return full
     cheap = [row for row in rows if row["kind"] == "baseline"]
@@ -59,8 +59,8 @@ def class_sections(rows: Sequence[Row], evidence: Evidence) -> list[Section]:
     rare = f"under {100 * RARE:.0f} % of the training rows that an even share would be"
     text = (
         f"The reference is {reference['name']}. Differences are a method's F1 minus the "
-        "reference's, on the same rows; grey ones are within noise after correction for the number "
-        f"of classes. Diamonds are rare classes: {rare}."
+        "reference's, on the same rows; grey ones are not beyond noise after correction for the "
+        f"number of classes. Diamonds are rare classes: {rare}."
     )
     title = "Classes: difference in F1"
     return [
@@ -76,7 +76,7 @@ def _class_part(name: str, reference: str, evidence: Evidence, *, folded: bool) 
         evidence.train_counts,
         *(evidence.answers[each].predicted for each in (name, reference)),
     )
-    apart = [each for each in found if not each.comparison.within_noise]
+    apart = [each for each in found if each.comparison.beyond_noise]
     better = sum(each.comparison.difference > 0 for each in apart)
     rare = [each for each in found if each.rare]
     caption = (
@@ -106,8 +106,9 @@ def _confusions(name: str, reference: str, evidence: Evidence) -> Section:
     more = f" The {len(shown)} largest of {len(moved)} changes." if len(shown) < len(moved) else ""
     caption = f"{name} against {reference}.{more}"
     text = (
-        "How many judged rows of a class are taken for another, the mean over seeds. “Within "
-        "noise” is after correction for the number of confusions that there are."
+        "How many judged rows of a class are taken for another, the mean over seeds. A change is "
+        "beyond noise after correction for the number of confusions that there are, or it is said "
+        "to be within noise, or undecided."
     )
     parts = [Part(caption, table=Table(headers, rows))] if rows else []
     return Section("confusions", "Confusions that changed", text, parts)
@@ -116,4 +117,5 @@ def _confusions(name: str, reference: str, evidence: Evidence) -> Section:
 def _moved(change: ConfusionChange, count: int) -> str:
     found = change.comparison
     rows = f"{found.difference * count:+.3g}".replace("-", "−")
-    return f"within noise ({rows})" if found.within_noise else rows
+    outcome = outcome_of(vars(found))
+    return rows if found.beyond_noise else f"{outcome} ({rows})"

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from deltafit.experiments.answers import IntArray
+from deltafit.experiments.resampling import mean_of_drawn_seeds, middle
 from deltafit.experiments.statistics import (
     PairedComparison,
     compared_by_draws,
     corrected,
-    mean_of_drawn_seeds,
-    middle,
     paired_over_seeds,
 )
 

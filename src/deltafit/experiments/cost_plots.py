@@ -135,7 +135,7 @@ def _draw_costs(
         if x is None:
             axes.axhline(value, color=colour, linestyle="--", linewidth=1)
         else:
-            worse = not is_best(row) and not row["difference"]["within_noise"]
+            worse = not is_best(row) and row["difference"]["beyond_noise"]
             fill = "white" if worse else colour
             marker = MARKER_OF_KIND[row["kind"]]
             axes.plot(x, value, marker, color=colour, clip_on=False, ms=6.5, markerfacecolor=fill)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from deltafit.experiments.forms import csv_text
-from deltafit.experiments.tables import Row, share_of
+from deltafit.experiments.tables import Row, gap_of, share_of
 
 _PLAIN_BEFORE_INTERVAL = (
     *("name", "kind", "result_name", "seeds", "failed_seeds", "learning_rate", "trials"),
     *("trainable", "total"),
-    *("metric_name", "count", "before", "after"),
+    *("metric_name", "count", "before", "training", "validation", "after"),
 )
 _PLAIN_AFTER_INTERVAL = (
     *("macro_f1", "seconds", "examples_per_second", "peak_memory_bytes", "saved_bytes"),
@@ -27,7 +27,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         difference = row.get("difference") or {}
         plain = {key: row.get(key) for key in _PLAIN_BEFORE_INTERVAL}
-        plain["share"] = share_of(row)
+        plain |= {"share": share_of(row), "training_gap": gap_of(row)}
         plain |= _ends(row, "interval", "interval")
         plain |= {key: row.get(key) for key in _PLAIN_AFTER_INTERVAL}
         for key, name in _SPREADS.items():
@@ -39,6 +39,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
             "p_value": difference.get("p_value"),
             "adjusted_p_value": difference.get("adjusted_p_value"),
             "within_noise": difference.get("within_noise"),
+            "beyond_noise": difference.get("beyond_noise"),
             "failure": row.get("failure"),
             "notes": " ".join(row.get("notes") or ()),
         }

@@ -5,13 +5,9 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from deltafit.experiments.statistics import (
-    BoolArray,
-    PairedComparison,
-    corrected,
-    paired_over_seeds,
-)
-from deltafit.experiments.tables import Row, format_points
+from deltafit.experiments.resampling import BoolArray
+from deltafit.experiments.statistics import PairedComparison, corrected, paired_over_seeds
+from deltafit.experiments.tables import Row, best_on_validation, format_points, outcome_of
 from deltafit.experiments.verdict import advised
 
 FULL = "all"  # the result name of full fine-tuning
@@ -23,9 +19,10 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
 
     That is, for every row, from the best one (``difference``); and for every run from the best
     cheap baseline (``against_baseline``), from full fine-tuning where that is among them
-    (``against_full``), and from what the verdict advises (``against_advised``). Each of these sets
-    of comparisons is corrected for its number: "within noise" is after that. A run that does not
-    beat the baseline beyond noise gets a note that says so.
+    (``against_full``; of several such rows from the one with the best validation figure), and from
+    what the verdict advises (``against_advised``). Each of these sets of comparisons is corrected
+    for its number, for what is said to be beyond noise. A run that does not beat the baseline
+    beyond noise gets a note that says so.
 
     Args:
         rows: without these fields; none failed.
@@ -50,7 +47,8 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
         best = max(cheap, key=lambda index: float(rows[index]["after"]))
         for index, difference in _differences(runs, best, compare).items():
             found[index] |= _against_baseline(rows[index], rows[best]["name"], difference)
-    full = next((index for index in runs if rows[index]["result_name"] == FULL), None)
+    reference = full_reference(rows)
+    full = next((index for index in runs if rows[index] is reference), None)
     chosen = advised(found)
     to_ship = next((index for index in every if found[index] is chosen), None)
     for key, other in (("against_full", full), ("against_advised", to_ship)):
@@ -58,6 +56,12 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
             for index, difference in _differences(runs, other, compare).items():
                 found[index][key] = {"name": rows[other]["name"], **difference}
     return found
+
+
+def full_reference(rows: Sequence[Row]) -> Row | None:
+    """Return the row that stands for full fine-tuning, if any does: see `best_on_validation`."""
+    full = [row for row in rows if row["result_name"] == FULL and not row.get("failure")]
+    return best_on_validation(full) if full else None
 
 
 def _differences(
@@ -72,8 +76,10 @@ def _differences(
 def _against_baseline(run: Row, name: str, difference: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a run's row that its comparison with the baseline ``name`` decides."""
     notes, points = list(run["notes"]), format_points(difference)
-    if difference["within_noise"]:
-        notes.append(f"does not beat {name} beyond noise ({points})")
-    elif difference["difference"] < 0:
-        notes.append(f"is worse than {name} beyond noise ({points})")
+    notes += {
+        "within noise": [f"does not beat {name} beyond noise ({points})"],
+        "undecided": [f"whether it is better or worse than {name} is undecided ({points})"],
+        "worse": [f"is worse than {name} beyond noise ({points})"],
+        "better": [],
+    }[outcome_of(difference)]
     return {"against_baseline": {"name": name, **difference}, "notes": notes}

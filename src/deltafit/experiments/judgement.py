@@ -9,8 +9,10 @@ from typing import Any
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.arms import Arm, Experiment
+from deltafit.experiments.factors import Tried
 from deltafit.experiments.page_parts import Section
 from deltafit.experiments.published import published_section
+from deltafit.experiments.questions import questions_section
 from deltafit.experiments.rank_plot import learned_ranks
 from deltafit.experiments.recipe import Published
 from deltafit.experiments.report import verdict, write_report
@@ -25,6 +27,7 @@ from deltafit.experiments.rows import (
 )
 from deltafit.experiments.running import Outcome, RunFolders
 from deltafit.experiments.tables import comparison_markdown
+from deltafit.experiments.training_gap import gap_section
 from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 
@@ -115,6 +118,9 @@ def judge_runs(
     rows = compared(candidates)
     if processes().is_main_process:
         adapters = {name: run / "adapter" for name, (run, _) in shown.items()}
+        evidence = evidence_of(candidates, judged, splits, adapters)
+        answers = questions_section(_tried(experiment, rows, candidates), evidence.changes)
+        others = [*_published(published, rows, experiment.model), *gap_section(rows), *beside]
         write_report(
             folder,
             rows,
@@ -122,10 +128,22 @@ def judge_runs(
             {name: metrics["after"][judged] for name, (_, metrics) in shown.items()},
             {name: learned_ranks(adapter) for name, adapter in adapters.items()},
             facts,
-            evidence=evidence_of(candidates, judged, splits, adapters),
-            beside=[*_published(published, rows, experiment.model), *beside],
+            evidence=evidence,
+            beside=[*answers, *others],
         )
     return Comparison(folder, rows, verdict(rows), facts)
+
+
+def _tried(
+    experiment: Experiment, rows: Sequence[Row], candidates: Sequence[Candidate | Failure]
+) -> list[Tried]:
+    """Return the arms that were judged, each with its row and which rows it got right."""
+    arms = {arm.name: arm for arm in experiment.arms}
+    return [
+        Tried(arms[row["name"]], row, candidate.correct)
+        for row, candidate in zip(rows, candidates, strict=True)
+        if isinstance(candidate, Candidate) and row["kind"] == "run"
+    ]
 
 
 def _settings_of(experiment: Experiment, arm: Arm) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from deltafit.experiments.heading import task, title, what_it_is
 from deltafit.experiments.inline_svg import inline_svg
 from deltafit.experiments.page_parts import Part, Section
 from deltafit.experiments.summary import headline, summary
@@ -24,6 +25,7 @@ from deltafit.experiments.tables import (
 from deltafit.experiments.verdict import advised, verdict
 
 FIRST_COLUMNS = ("method", "after", "interval", "difference", "macro_f1", "share", "time")
+ABOUT = ("about", "changes")  # facts that stand at the top
 
 
 def report_page(
@@ -53,8 +55,12 @@ def report_page(
         for section in sections
     ]
     return _template().render(
+        title=title(facts),
+        task=task(rows, facts),
         headline=headline(rows),
+        advised=what_it_is(advised(rows), facts),
         verdict=verdict(rows),
+        about=[facts[key] for key in ABOUT if facts.get(key)],
         tiles=_tiles(advised(rows)),
         sentences=summary(rows),
         headers=[header for _, header in _columns(rows)],
@@ -62,8 +68,7 @@ def report_page(
         how_to_read=how_to_read,
         remarks=remarks(rows),
         sections=shown,
-        facts=facts,
-        model=facts.get("model"),
+        facts={key: value for key, value in facts.items() if key not in ABOUT},
     )
 
 
@@ -129,7 +134,7 @@ def _tiles(chosen: Row | None) -> list[tuple[str, str]]:
         (f"{metric_title([chosen])} {cells['interval']}", cells["after"]),
         ("of the parameters trained", cells["share"]),
         ("of training", cells["time"]),
-        ("of memory at the peak", cells["memory"]),
+        ("of memory at the peak of the whole process", cells["memory"]),
         ("to keep on disk", cells["saved"]),
     ]
     return [(name, figure) for name, figure in tiles if figure != NOTHING]

@@ -18,10 +18,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Part:
-    """A picture or a table with its words.
+    """A picture or a table with its words, or words alone.
 
     Attributes:
-        caption: what it shows, in a sentence.
+        caption: what it shows, in a sentence; or what there is to say.
         figure: makes the picture.
         table: or the figures themselves.
         folded: whether it opens on demand.

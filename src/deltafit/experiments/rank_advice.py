@@ -146,9 +146,9 @@ def _needed(rows: Sequence[PartRow]) -> str:
         open_ones = [
             f"{row.title} ({_points(row.without.against_whole)})"
             for row in rows
-            if row.standing == "unclear"
+            if row.standing == "undecided"
         ]
-        return f"{said}; of {_listed(open_ones)} it is unclear." if open_ones else f"{said}."
+        return f"{said}; of {_listed(open_ones)} it is undecided." if open_ones else f"{said}."
     first = needed[0]
     said = f"Most needed of the {len(rows)} {_PLURAL[rows[0].kind]} is {first.title}: without its "
     said += f"ΔW accuracy changes by {_points(first.without.against_whole)}"

@@ -13,7 +13,7 @@ _GREY = "#777777"
 _STYLES = {
     "best": ("*", BLUE, BLUE, 11),
     "within noise": ("o", BLUE, BLUE, 6),
-    "unclear": ("D", "white", _GREY, 6),
+    "undecided": ("D", "white", _GREY, 6),
     "worse": ("s", "white", ORANGE, 6),
 }
 

@@ -95,6 +95,17 @@ def matrix_plot(
     return figure
 
 
+def adapted_matrices(adapter: Path) -> list[str] | None:
+    """Return the names within a block of what an adapter sits in, if a file of PEFT's says it.
+
+    Args:
+        adapter: a folder with a saved adapter.
+    """
+    config = adapter / CONFIG_FILE
+    named = read_json(config).get("target_modules") if config.is_file() else None
+    return None if named is None else sorted({matrix_and_block(module)[0] for module in named})
+
+
 def matrix_and_block(module: str) -> tuple[str, str]:
     """Return the matrix's name within a block, and the block's index; ``OUTSIDE`` if in none."""
     found = _INDEX.search(module)

@@ -132,7 +132,7 @@ def how_to_read(report: RankReport) -> str:
         "interval. *Within noise* means that the interval of the difference includes 0 (of a rank: "
         "of that to the best rank), *worse* that the difference stays one (p < 0.05, McNemar's "
         "test) when corrected by Holm's method for all that were compared; between the two it is "
-        "*unclear*. *Changed* counts predictions that are others than the whole adapter's."
+        "*undecided*. *Changed* counts predictions that are others than the whole adapter's."
     )
 
 

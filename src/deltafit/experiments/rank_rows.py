@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from deltafit.experiments.statistics import LEVEL, PairedComparison, holm, paired_comparison
+from deltafit.experiments.resampling import LEVEL
+from deltafit.experiments.statistics import PairedComparison, holm, paired_comparison
 from deltafit.tasks.metrics import classification_metrics
 
-Standing = Literal["best", "within noise", "unclear", "worse", "better"]
+Standing = Literal["best", "within noise", "undecided", "worse", "better"]
 PartKind = Literal["block", "matrix type", "matrix"]
 
 
@@ -75,7 +76,7 @@ class RankRow:
         p_value: of ``against_best``, corrected for all ranks that were compared so; None for the
             best.
         standing: "best"; "within noise" where the interval of ``against_best`` includes 0; "worse"
-            where ``p_value`` is below 0.05; "unclear" between the two.
+            where ``p_value`` is below 0.05; "undecided" between the two.
     """
 
     rank: int
@@ -162,7 +163,7 @@ def standing(comparison: PairedComparison, p_value: float) -> Standing:
     if comparison.within_noise:
         return "within noise"
     if p_value >= 1 - LEVEL:
-        return "unclear"
+        return "undecided"
     return "better" if comparison.difference > 0 else "worse"
 
 

@@ -7,21 +7,22 @@ from typing import Any
 from deltafit.experiments.answers import Evidence
 from deltafit.experiments.cost_plots import cost_plot
 from deltafit.experiments.csv_table import comparison_csv
+from deltafit.experiments.heading import task, title, what_it_is
 from deltafit.experiments.inline_svg import plain_text
-from deltafit.experiments.page import report_page
+from deltafit.experiments.page import ABOUT, report_page
 from deltafit.experiments.page_parts import Section, Table
 from deltafit.experiments.plots import accuracy_plot, save_png
 from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
 from deltafit.experiments.sections import sections_of
-from deltafit.experiments.summary import summary
+from deltafit.experiments.summary import headline, summary
 from deltafit.experiments.tables import (
     Row,
     comparison_markdown,
     comparison_table,
     remarks,
 )
-from deltafit.experiments.verdict import verdict
+from deltafit.experiments.verdict import advised, verdict
 from deltafit.files import write_folder_atomically, write_json_atomically, write_text_atomically
 
 __all__ = ["comparison_csv", "comparison_markdown", "comparison_table", "verdict", "write_report"]
@@ -65,6 +66,9 @@ def write_report(
     write_json_atomically(
         folder / "comparison.json",
         {
+            "title": title(facts),
+            "advised": (advised(rows) or {}).get("name"),
+            "advised_settings": what_it_is(advised(rows), facts),
             "verdict": conclusion,
             "summary": summary(rows),
             "rows": [dict(row) for row in rows],
@@ -115,8 +119,12 @@ def _markdown_report(
     beside: Sequence[Section],
 ) -> str:
     sections = [
-        "# Comparison",
-        f"**{conclusion}**",
+        f"# {title(facts)}",
+        task(rows, facts),
+        f"**{headline(rows)}**",
+        what_it_is(advised(rows), facts),
+        conclusion,
+        *(facts.get(key) for key in ABOUT),
         "\n".join(f"- {sentence}" for sentence in summary(rows)),
         comparison_markdown(rows).rstrip(),
         _how_to_read(rows),
@@ -124,11 +132,15 @@ def _markdown_report(
     ]
     for section in beside:
         sections += [f"## {section.title}", section.text]
-        sections += [_markdown_table(part.table) for part in section.parts if part.table]
+        for part in section.parts:
+            sections += (
+                [part.caption, _markdown_table(part.table)] if part.table else [part.caption]
+            )
     for caption, file_name in plots:
         sections += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:
-        sections += ["## Facts", "\n".join(_bullets(facts))]
+        others = {key: value for key, value in facts.items() if key not in ABOUT}
+        sections += ["## Facts", "\n".join(_bullets(others))]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -145,11 +157,12 @@ def _how_to_read(rows: Sequence[Row]) -> str:
         f"{judged}The 95 % interval of a result is Wilson's where there is one seed, and holds "
         "the sampling of rows alone; with several seeds it is a bootstrap of rows and seeds "
         "both. The difference to best is in points of accuracy, paired on the same rows, with "
-        "its 95 % interval; *within noise* means that this interval includes 0, or that the "
-        "p-value, corrected by Holm's method for all rows compared with the best, is above 0.05: "
-        "of many equal methods some look worse by chance. The best was chosen by these very rows, "
-        "so its own figure flatters it a little. "
-        "Time and examples/s are training alone; memory is the peak of the process."
+        "its 95 % interval; *within noise* means that this interval includes 0, *undecided* that "
+        "it does not, but the p-value, corrected by Holm's method for all rows compared with the "
+        "best, is not below 0.05: of many equal methods some look worse by chance. What is said "
+        "to be better or worse has stood that correction. The best was chosen by these very rows, "
+        "so its own figure flatters it a little. Time and examples/s are training alone; memory "
+        "is the peak of the whole process."
     )
 
 

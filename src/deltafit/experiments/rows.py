@@ -13,6 +13,7 @@ from deltafit.experiments.answers import Answers, Evidence, answers_of
 from deltafit.experiments.baselines import Scored
 from deltafit.experiments.class_statistics import macro_f1_interval
 from deltafit.experiments.differences import with_differences
+from deltafit.experiments.rank_plot import adapted_matrices
 from deltafit.experiments.statistics import mean_accuracy_interval
 from deltafit.files import read_tensors
 from deltafit.methods import Method
@@ -24,9 +25,9 @@ Row = dict[str, Any]
 
 # What a baseline's row and a failed method's lack.
 _COSTS = (
-    *("before", "trainable", "total", "seconds", "examples_per_second"),
+    *("before", "training", "validation", "trainable", "total", "seconds", "examples_per_second"),
     *("peak_memory_bytes", "saved_bytes"),
-    *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings"),
+    *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings", "targets"),
     *("against_full", "against_advised", "learning_rate", "searched", "trials"),
 )
 MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities
@@ -182,8 +183,11 @@ def candidate_of(
     speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
     row |= {
         "settings": method.to_dict(),
+        "targets": adapted_matrices(runs[0][0] / "adapter"),
         "failed_seeds": len(failed),
-        "before": float(np.mean([metrics["before"][judged]["accuracy"] for _, metrics in runs])),
+        "before": _accuracy(runs, "before", judged),
+        "training": _accuracy(runs, "after", "train"),
+        "validation": _accuracy(runs, "after", "validation"),
         "trainable": costs[0]["trainable_parameters"],
         "total": costs[0]["total_parameters"],
         "seconds": float(np.mean([cost["training_seconds"] for cost in costs])),
@@ -197,6 +201,14 @@ def candidate_of(
         "peak_memory_range": _range([cost["peak_memory_bytes"] for cost in costs]),
     }
     return Candidate(row, correct, answers)
+
+
+def _accuracy(runs: Sequence[tuple[Path, dict[str, Any]]], when: str, part: str) -> float | None:
+    """Return the mean accuracy of runs on a part; None where one was not judged on it."""
+    parts = [metrics[when] for _, metrics in runs]
+    if any(part not in judged for judged in parts):
+        return None
+    return float(np.mean([judged[part]["accuracy"] for judged in parts]))
 
 
 def _range(values: Sequence[float]) -> list[float] | None:

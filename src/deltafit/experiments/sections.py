@@ -62,8 +62,8 @@ def _grids(rows: Sequence[Row]) -> Section:
         )
         parts.append(Part(caption, partial(grid_plot, grid)))
     text = (
-        "A framed cell marked “tie” is within noise of the best after correction for all rows; "
-        "among these the figures do not decide, and the cheapest will do."
+        "A framed cell marked “tie” is within noise of the best: the interval of its difference "
+        "includes 0. Among these the figures do not decide, and the cheapest will do."
     )
     return Section("grid", "Rank and α", text, parts)
 

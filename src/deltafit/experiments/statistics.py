@@ -3,6 +3,11 @@
 Two classifiers measured on the same rows share the rows' difficulty, so their difference is known
 much better than either accuracy: overlapping intervals of the two do not mean a tie. Everything
 here works on which rows each got right.
+
+A comparison has one of three outcomes. *Within noise*: its own interval includes 0. *Beyond noise*:
+its p-value, corrected for all that is compared beside it, is below 0.05. *Undecided*: neither; the
+two differ looked at alone, which among so many happens by chance. A claim that one is better or
+worse takes the second, a claim that they are alike (and the cheaper will do) the first.
 """
 
 from collections.abc import Sequence
@@ -14,18 +19,22 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from deltafit.errors import DeltafitError
+from deltafit.experiments.resampling import (
+    LEVEL,
+    RESAMPLES,
+    BoolArray,
+    FloatArray,
+    mean_of_drawn_seeds,
+    middle,
+    resampled_accuracies,
+)
 from deltafit.tasks.metrics import accuracy_interval
 
-LEVEL = 0.95
-RESAMPLES = 10_000
 # Agresti & Min add two rows in all to the 2 × 2 table of (a right, b right), half a one a cell.
 PSEUDO_ROWS = 0.5
 # For one accuracy Agresti & Coull (1998, The American Statistician 52) add two rows that all runs
 # got right and two that all got wrong.
 PSEUDO_ROWS_OF_ONE = 2.0
-
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,10 @@ class PairedComparison:
         high: upper end; the interval is not exactly symmetric about ``difference``.
         p_value: two-sided, for "a and b are equally good".
         adjusted_p_value: the same, corrected for the comparisons made beside it (`corrected`).
-        within_noise: the interval includes 0, or the corrected p-value is above 0.05, so the data
-            do not say which is better.
+        within_noise: the interval includes 0, so the two cannot be told apart, looked at alone. No
+            correction makes it true.
+        beyond_noise: the interval excludes 0 and the corrected p-value is below 0.05, so one is
+            better. Where neither holds, it is undecided.
     """
 
     difference: float
@@ -48,6 +59,7 @@ class PairedComparison:
     p_value: float
     adjusted_p_value: float
     within_noise: bool
+    beyond_noise: bool
 
 
 def paired_comparison(correct_a: BoolArray, correct_b: BoolArray) -> PairedComparison:
@@ -108,23 +120,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def corrected(comparisons: Sequence[PairedComparison]) -> list[PairedComparison]:
     """Correct comparisons that are read together for their number, by `holm`.
 
-    Of twenty methods equally good, one differs from the best "beyond noise" by chance. The
-    intervals stay those of each comparison by itself; what lies outside its own interval of noise
-    can be within noise among many.
+    Of twenty methods equally good, one differs from the best by chance, so what is called beyond
+    noise has to stand correction. What is called within noise has not: correction makes p-values
+    larger the more is compared, and a method that is worse would become a tie, and be shipped as
+    the cheaper, for the company it is in. Intervals and ``within_noise`` stay those of each
+    comparison by itself.
     """
     adjusted = holm([comparison.p_value for comparison in comparisons])
     return [
         replace(
             comparison,
             adjusted_p_value=p_value,
-            within_noise=comparison.within_noise or p_value > 1 - LEVEL,
+            beyond_noise=_is_beyond(p_value, within=comparison.within_noise),
         )
         for comparison, p_value in zip(comparisons, adjusted, strict=True)
     ]
 
 
 def smallest_visible_difference(count: int) -> float | None:
-    """Return the smallest difference of two accuracies that ``count`` rows can show beyond noise.
+    """Return the smallest difference of two accuracies that is not within noise on ``count`` rows.
 
     That is where every disagreement falls to the same one of the two classifiers; with
     disagreements both ways, or noise of training, it takes more. As a fraction; None where even
@@ -168,7 +182,7 @@ def mean_accuracy_interval(
         return accuracy_interval(int(correct.sum()), correct.shape[1])
     generator = np.random.default_rng(seed)
     all_or_none = np.tile([True, False], (len(correct), 1))
-    accuracies = _resampled_accuracies(
+    accuracies = resampled_accuracies(
         correct, all_or_none, PSEUDO_ROWS_OF_ONE, resamples, generator
     )
     return list(middle(mean_of_drawn_seeds(accuracies, generator)))
@@ -204,25 +218,51 @@ def paired_over_seeds(
     Raises:
         DeltafitError: there are no rows or seeds, or the two were not measured on the same rows.
     """
+    if correct_a.ndim != 2 or correct_b.ndim != 2:
+        raise DeltafitError(_mismatch(correct_a, correct_b))
+    return paired_over_settings(correct_a[None], correct_b[None], seed, resamples)
+
+
+def paired_over_settings(
+    correct_a: BoolArray, correct_b: BoolArray, seed: int = 0, resamples: int = RESAMPLES
+) -> PairedComparison:
+    """Compare two methods, each run under the same ``m`` settings of something else.
+
+    Such as rank 4 and rank 8, each with four α: what is compared is the mean over these settings,
+    which are taken as they are and not as a sample of others. Rows and seeds are resampled as in
+    `paired_over_seeds`, and a drawn seed is one of all settings, since what a seed decides (the
+    order of rows, the head's start) it decides for all of them alike.
+
+    Args:
+        correct_a: which rows each run of a got right, ``[m, seeds of a, n]``.
+        correct_b: the same for b, ``[m, seeds of b, n]``, the settings in the same order.
+        seed: of the resampling.
+        resamples: how many differences are drawn.
+
+    Raises:
+        DeltafitError: as `paired_over_seeds`, or the numbers of settings differ.
+    """
+    shapes = correct_a.shape, correct_b.shape
     if (
-        correct_a.ndim != 2
-        or correct_b.ndim != 2
-        or correct_a.shape[1] != correct_b.shape[1]
-        or not correct_a.size
-        or not correct_b.size
+        {len(shape) for shape in shapes} != {3}
+        or (shapes[0][0], shapes[0][2]) != (shapes[1][0], shapes[1][2])
+        or not correct_a.size * correct_b.size
     ):
         raise DeltafitError(_mismatch(correct_a, correct_b))
     generator = np.random.default_rng(seed)
-    correct = np.vstack([correct_a, correct_b])
-    of_a = np.arange(len(correct)) < len(correct_a)
+    runs = np.concatenate([each.reshape(-1, each.shape[2]) for each in (correct_a, correct_b)])
+    of_a = np.arange(len(runs)) < correct_a.shape[0] * correct_a.shape[1]
     # The four cells of (a right, b right), the same for all runs of a method.
     cells = np.stack([of_a, ~of_a, of_a | True, of_a & False], axis=1)
-    accuracies = _resampled_accuracies(correct, cells, PSEUDO_ROWS, resamples, generator)
-    differences = mean_of_drawn_seeds(
-        accuracies[:, : len(correct_a)], generator
-    ) - mean_of_drawn_seeds(accuracies[:, len(correct_a) :], generator)
-
-    return compared_by_draws(float(correct_a.mean() - correct_b.mean()), differences)
+    accuracies = resampled_accuracies(runs, cells, PSEUDO_ROWS, resamples, generator)
+    means = [
+        mean_of_drawn_seeds(
+            accuracies[:, which].reshape(resamples, *shape[:2]).mean(axis=1), generator
+        )
+        for which, shape in zip((of_a, ~of_a), shapes, strict=True)
+    ]
+    difference = float(correct_a.mean() - correct_b.mean())
+    return compared_by_draws(difference, means[0] - means[1])
 
 
 def compared_by_draws(difference: float, drawn: FloatArray) -> PairedComparison:
@@ -232,51 +272,15 @@ def compared_by_draws(difference: float, drawn: FloatArray) -> PairedComparison:
     return _comparison(difference, *middle(drawn), p_value)
 
 
-def _resampled_accuracies(
-    correct: BoolArray,
-    pseudo: BoolArray,
-    weight: float,
-    resamples: int,
-    generator: np.random.Generator,
-) -> FloatArray:
-    """Draw rows with replacement; return each run's accuracy on them, ``[resamples, runs]``.
-
-    Args:
-        correct: which rows each run got right, ``[runs, n]``.
-        pseudo: rows that are added, ``[runs, pseudo-rows]``.
-        weight: how many rows each of those counts as.
-        resamples: how many times rows are drawn.
-        generator: of the draws.
-    """
-    columns = np.concatenate([correct, pseudo], axis=1)
-    patterns, pattern_of_row = np.unique(columns, axis=1, return_inverse=True)
-    weight_of_row = np.repeat([1.0, weight], [correct.shape[1], pseudo.shape[1]])
-    weights = np.bincount(pattern_of_row, weights=weight_of_row)
-    total = weights.sum()
-    # Rows with the same pattern of right and wrong runs are interchangeable, so drawing rows with
-    # replacement is one multinomial draw over the few patterns there are.
-    drawn = generator.multinomial(round(total), weights / total, size=resamples)
-    accuracies: FloatArray = drawn @ patterns.T.astype(np.float64) / total
-    return accuracies
-
-
-def mean_of_drawn_seeds(values: FloatArray, generator: np.random.Generator) -> FloatArray:
-    """Average ``seeds - 1`` drawn seeds (one, if there is only one) of ``[draws, seeds, …]``."""
-    draws, seeds = values.shape[:2]
-    chosen = generator.integers(0, seeds, size=(draws, max(1, seeds - 1)))
-    means: FloatArray = values[np.arange(draws)[:, None], chosen].mean(axis=1)
-    return means
-
-
-def middle(values: FloatArray) -> tuple[float, float]:
-    """Return the ends of the middle 95 % of ``values`` ``[resamples]``."""
-    low, high = np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return float(low), float(high)
-
-
 def _comparison(difference: float, low: float, high: float, p_value: float) -> PairedComparison:
     low, high = max(low, -1.0), min(high, 1.0)
-    return PairedComparison(difference, low, high, p_value, p_value, low <= 0 <= high)
+    within = low <= 0 <= high
+    beyond = _is_beyond(p_value, within=within)
+    return PairedComparison(difference, low, high, p_value, p_value, within, beyond)
+
+
+def _is_beyond(p_value: float, *, within: bool) -> bool:
+    return not within and p_value < 1 - LEVEL
 
 
 def _mismatch(correct_a: NDArray[Any], correct_b: NDArray[Any]) -> str:

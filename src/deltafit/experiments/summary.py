@@ -1,16 +1,17 @@
 """A comparison in words: how methods stand to full fine-tuning, and what more cost has brought.
 
-Every sentence follows from the rows by a rule, and none calls a difference within noise a win.
+Every sentence follows from the rows by a rule. None calls a difference a win that is not beyond
+noise, and none a tie that is not within it.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltafit.experiments.tables import Row, format_points, share_of
-from deltafit.experiments.verdict import advised, listing
+from deltafit.experiments.differences import full_reference
+from deltafit.experiments.tables import Row, format_points, outcome_of, share_of
+from deltafit.experiments.verdict import advised, named
 
 FULL = "full fine-tuning"
-NAMED = 4  # methods that a sentence names before it counts the rest
 MATTERS = 0.02  # of accuracy: a loss that a tie must not hide
 LONGER = 1.1  # times; a smaller difference of two wall times is none
 
@@ -30,31 +31,55 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def _against_full(runs: Sequence[Row]) -> list[str]:
+    full = full_reference(runs)
     compared = [row for row in runs if row.get("against_full")]
-    tied = [row for row in compared if row["against_full"]["within_noise"]]
-    sentences = []
-    if tied:
-        full = next(row for row in runs if row["name"] == tied[0]["against_full"]["name"])
-        advised_name = (tied[0].get("against_advised") or {}).get("name")
-        tied.sort(key=lambda row: (row["name"] != advised_name, row["trainable"] or 0))
-        first, *others = tied
-        sentences.append(
-            f"{first['name']} is within noise of {FULL} ({_points(first['against_full'])})"
-            f"{_at_what_cost(first, full)}{_not_excluded(first['against_full'])}."
-        )
-        if others:
-            are = "So is" if len(others) == 1 else "So are"
-            sentences.append(f"{are} {_named([row['name'] for row in others])}.")
-    for word, sign in (("better", 1), ("worse", -1)):
+    if full is None or not compared:
+        return []
+    several = sum(row["result_name"] == full["result_name"] for row in runs) > 1
+    what = f"{full['name']} ({FULL})" if several else FULL
+    sentences = [_chosen_by(full)] if several else []
+    by_outcome: dict[str, list[Row]] = {}
+    for row in compared:
+        by_outcome.setdefault(outcome_of(row["against_full"]), []).append(row)
+    sentences += _tied_with_full(by_outcome.pop("within noise", []), full, what)
+    for outcome in ("better", "worse", "undecided"):
         apart = [
-            f"{row['name']} ({_points(row['against_full'])})"
-            for row in compared
-            if row not in tied and row["against_full"]["difference"] * sign > 0
+            f"{row['name']} ({_points(row['against_full'])})" for row in by_outcome.get(outcome, ())
         ]
-        if apart:
+        if apart and outcome == "undecided":
+            sentences.append(
+                f"Of {named(apart)} it is undecided: different from {what} looked at alone, and "
+                "not after correction for all."
+            )
+        elif apart:
             are = "is" if len(apart) == 1 else "are"
-            sentences.append(f"{_named(apart)} {are} {word} than {FULL} beyond noise.")
+            sentences.append(f"{named(apart)} {are} {outcome} than {what} beyond noise.")
     return sentences
+
+
+def _chosen_by(full: Row) -> str:
+    if full.get("validation") is None:
+        return (
+            f"{full['name']} stands for {FULL}: there are no validation rows to choose by, and it "
+            "does best on the judged ones, which flatters it."
+        )
+    return f"{full['name']} stands for {FULL}: it does best on the validation rows."
+
+
+def _tied_with_full(tied: Sequence[Row], full: Row, what: str) -> list[str]:
+    if not tied:
+        return []
+    advised_name = (tied[0].get("against_advised") or {}).get("name")
+    first, *others = sorted(
+        tied, key=lambda row: (row["name"] != advised_name, row["trainable"] or 0)
+    )
+    sentence = (
+        f"{first['name']} is within noise of {what} ({_points(first['against_full'])})"
+        f"{_at_what_cost(first, full)}{_not_excluded(first['against_full'])}."
+    )
+    are = "So is" if len(others) == 1 else "So are"
+    more = [f"{are} {named([row['name'] for row in others])}."] if others else []
+    return [sentence, *more]
 
 
 def _not_excluded(comparison: Mapping[str, Any]) -> str:
@@ -83,28 +108,24 @@ def _against_advised(runs: Sequence[Row]) -> list[str]:
     if chosen is None:  # a baseline is advised: the verdict says what runs are worth
         return []
     longer = [row for row in compared if _longer(row, chosen)]
-    nothing, better, worse = [], [], []
+    by_outcome: dict[str, list[str]] = {}
     for row in longer:
-        found = row["against_advised"]
-        if found["within_noise"]:
-            nothing.append(f"{row['name']} ({_times(row, chosen)})")
-        elif found["difference"] > 0:
-            better.append(row)
+        outcome, times = outcome_of(row["against_advised"]), _times(row, chosen)
+        if outcome == "better":
+            points = _points(row["against_advised"])
+            said = f"{row['name']} is better than {name} beyond noise ({points}), for {times} its"
         else:
-            worse.append(f"{row['name']} ({_times(row, chosen)})")
-    sentences = [
-        f"{row['name']} is better than {name} beyond noise "
-        f"({_points(row['against_advised'])}), for {_times(row, chosen)} its time."
-        for row in better
-    ]
-    for names, what in (
-        (nothing, "for nothing that these rows show"),
-        (worse, "and did worse beyond noise"),
+            said = f"{row['name']} ({times})"
+        by_outcome.setdefault(outcome, []).append(said)
+    sentences = [f"{said} time." for said in by_outcome.get("better", ())]
+    for outcome, verbs, what in (
+        ("within noise", ("costs", "cost"), "for nothing that these rows show"),
+        ("undecided", ("costs", "cost"), "and whether for anything is undecided"),
+        ("worse", ("took", "took"), "and did worse beyond noise"),
     ):
-        if names:
-            took = "costs" if len(names) == 1 else "cost"
-            verb = took if names is nothing else "took"
-            sentences.append(f"{_named(names)} {verb} more time than {name} {what}.")
+        if names := by_outcome.get(outcome):
+            verb = verbs[len(names) > 1]
+            sentences.append(f"{named(names)} {verb} more time than {name} {what}.")
     return sentences
 
 
@@ -119,8 +140,8 @@ def _rates(runs: Sequence[Row]) -> list[str]:
     if tuned and others:
         were = "was" if len(others) == 1 else "were"
         return [
-            f"The learning rates of {_named([row['name'] for row in tuned])} were tuned on "
-            f"validation rows; {_named(others)} {were} not tuned, and may do better at others."
+            f"The learning rates of {named([row['name'] for row in tuned])} were tuned on "
+            f"validation rows; {named(others)} {were} not tuned, and may do better at others."
         ]
     if tuned:
         counts = sorted({row["trials"] for row in tuned})
@@ -154,7 +175,7 @@ def _seeds(runs: Sequence[Row]) -> list[str]:
 def _points(comparison: Mapping[str, Any]) -> str:
     """Return "+0.4 [−0.3, +1.1] points"; with the p-value where the interval would mislead."""
     points = f"{format_points(comparison)} points"
-    if comparison["within_noise"] and not comparison["low"] <= 0 <= comparison["high"]:
+    if outcome_of(comparison) == "undecided":
         points += f"; p = {comparison['adjusted_p_value']:.2f} among all"
     return points
 
@@ -170,8 +191,3 @@ def _longer(row: Row, other: Row) -> bool:
 
 def _times(row: Row, other: Row) -> str:
     return f"{row['seconds'] / other['seconds']:.2g}×"
-
-
-def _named(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return listing([*names[:NAMED], f"{rest} more"] if rest > 0 else names)

@@ -7,8 +7,10 @@ A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``res
 `PairedComparison` with the best row; None for that row itself), ``against_baseline`` (of a run: the
 best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), likewise
 ``against_full`` (with full fine-tuning) and ``against_advised`` (with what the verdict advises),
+``validation`` and ``training`` (a run's result on those rows, where it was measured),
 ``seeds`` (of which the figures are), ``failed_seeds`` (how many are left out), ``settings`` (the
-method's, as ``Method.to_dict`` gives them), ``learning_rate``, ``searched`` (the names of settings
+method's, as ``Method.to_dict`` gives them), ``targets`` (the names within a block of what it
+adapted, where that is known), ``learning_rate``, ``searched`` (the names of settings
 that a search has chosen) and its ``trials``, ``notes`` and ``failure``; and of its figures over
 seeds ``macro_f1_interval`` (95 %), ``seconds_range`` and ``peak_memory_range`` (smallest and
 largest). Whatever a row lacks is shown as a dash.
@@ -20,7 +22,7 @@ difference, and is not the best.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box, get_console
 from rich.measure import Measurement
@@ -30,6 +32,7 @@ from rich.text import Text
 from deltafit.experiments.forms import markdown_table
 
 Row = Mapping[str, Any]
+Outcome = Literal["within noise", "undecided", "better", "worse"]
 
 NOTHING = "–"
 PERCENT_METRICS = frozenset({"accuracy", "macro_f1", "weighted_f1"})
@@ -112,14 +115,42 @@ def format_seconds(seconds: float | None) -> str:
 def format_difference(row: Row) -> str:
     """Return "best", "failed", "−2.1 [−3.0, −1.2]" or "within noise (−0.4 [−1.5, +0.7])".
 
-    In points of accuracy, with the 95 % interval as it is: it need not be symmetric.
+    Or "undecided (−1.2 [−2.3, −0.1])", which is between the last two. In points of accuracy, with
+    the 95 % interval as it is: it need not be symmetric.
     """
     if row.get("failure"):
         return "failed"
     if is_best(row):
         return "best"
-    text = format_points(row["difference"])
-    return f"within noise ({text})" if row["difference"]["within_noise"] else text
+    text, outcome = format_points(row["difference"]), outcome_of(row["difference"])
+    return text if outcome in ("better", "worse") else f"{outcome} ({text})"
+
+
+def outcome_of(comparison: Mapping[str, Any]) -> Outcome:
+    """Return what may be said of a difference, given the fields of its `PairedComparison`."""
+    if comparison["within_noise"]:
+        return "within noise"
+    if not comparison["beyond_noise"]:
+        return "undecided"
+    return "better" if comparison["difference"] > 0 else "worse"
+
+
+def best_on_validation(rows: Sequence[Row]) -> Row:
+    """Return the row with the best validation figure, the first of equal ones.
+
+    The judged rows have no part in the choice, which would flatter what they judge; unless a row
+    has no validation figure, and there is nothing else to choose by.
+
+    Args:
+        rows: that were judged; at least one.
+    """
+    key = "after" if any(row.get("validation") is None for row in rows) else "validation"
+    return max(rows, key=lambda row: float(row[key]))
+
+
+def gap_of(row: Row) -> float | None:
+    """Return how much better a run does on its training rows than on the judged ones."""
+    return None if row.get("training") is None else row["training"] - row["after"]
 
 
 def format_points(comparison: Mapping[str, Any]) -> str:

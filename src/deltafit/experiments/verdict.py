@@ -1,7 +1,8 @@
 """The verdict of a comparison: in a few sentences, what to ship and what was not decided."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from deltafit.experiments.statistics import smallest_visible_difference
 from deltafit.experiments.tables import (
@@ -12,16 +13,22 @@ from deltafit.experiments.tables import (
     format_metric,
     format_points,
     is_best,
+    outcome_of,
 )
+
+NAMED = 4  # methods that a sentence names before it counts the rest
 
 
 def verdict(rows: Sequence[Row]) -> str:
     """Say in a few sentences what to ship, and what the figures do not decide.
 
-    Methods whose difference to the best is within noise are tied with it; of those tied, the
-    cheapest is advised: a baseline before an adapter, then the smallest saved size, then the
-    fewest trainable parameters, then the shortest training. The majority class, which knows
-    nothing of the text, is never advised: if it is in the tie, nothing is decided.
+    A method is tied with the best if it cannot be told apart from it looked at alone: if the 95 %
+    interval of their difference includes 0. Of those tied the cheapest is advised: a baseline
+    before an adapter, then the smallest saved size, then the fewest trainable parameters, then the
+    shortest training. What is worse looked at alone, and not after correction for all rows, is
+    undecided: neither called worse nor shipped. That anything beats the majority class, which knows
+    nothing of the text, is a claim of its own that has to stand correction: otherwise nothing is
+    decided.
     """
     if not rows:
         return "Nothing was compared."
@@ -36,25 +43,53 @@ def advised(rows: Sequence[Row]) -> Row | None:
     judged = [row for row in rows if not row.get("failure")]
     if not judged:
         return None
-    best, tied, majority = _standing(judged)
-    return None if majority is not None and len(judged) > 1 else min([best, *tied], key=_cost)
+    standing = _standing(judged)
+    if standing.majority is not None and len(judged) > 1:
+        return None
+    return min([standing.best, *standing.tied], key=_cost)
 
 
-def _standing(rows: Sequence[Row]) -> tuple[Row, list[Row], Row | None]:
-    """Return the best row, those tied with it, and the majority class if it is one of them."""
+class _Standing(NamedTuple):
+    """How rows stand to the best one.
+
+    Attributes:
+        best: the row that the others are compared with.
+        tied: those within noise of it, the cheapest first.
+        undecided: those neither within noise of it nor worse beyond noise, the cheapest first.
+        majority: the majority class, if it is the best or nothing is beyond noise better.
+    """
+
+    best: Row
+    tied: list[Row]
+    undecided: list[Row]
+    majority: Row | None
+
+
+def _standing(rows: Sequence[Row]) -> _Standing:
     best = next((row for row in rows if is_best(row)), rows[0])
-    tied = [row for row in rows if row is not best and row["difference"]["within_noise"]]
-    majority = next((row for row in [best, *tied] if row["result_name"] == "majority"), None)
-    return best, tied, majority
+    others = sorted((row for row in rows if row is not best), key=_cost)
+    tied, undecided = (
+        [row for row in others if outcome_of(row["difference"]) == outcome]
+        for outcome in ("within noise", "undecided")
+    )
+    unbeaten = (row for row in [best, *tied, *undecided] if row["result_name"] == "majority")
+    return _Standing(best, tied, undecided, next(unbeaten, None))
 
 
 def _of_judged(rows: Sequence[Row]) -> list[str]:
-    best, tied, majority = _standing(rows)
+    standing = _standing(rows)
     chosen = advised(rows)
     if chosen is None:
-        assert majority is not None
-        return _undecided(majority, best, tied)
-    return [_recommendation(chosen, best, tied, len(rows)), *_against_baselines(chosen, best, rows)]
+        assert standing.majority is not None
+        return _nothing_decided(standing.majority, standing.best, rows)
+    sentences = [_recommendation(chosen, standing, len(rows))]
+    runs = [row for row in rows if row["kind"] == "run"]
+    if len(rows) > 1 and runs and all(row.get("seeds") == 1 for row in runs):
+        sentences.append("All were trained with one seed: another may order them otherwise.")
+    sentences += _against_baselines(chosen, standing.best, rows)
+    if standing.undecided:
+        sentences.append(_undecided(standing.undecided, standing.best, len(rows)))
+    return sentences
 
 
 def _failed(row: Row) -> str:
@@ -68,9 +103,10 @@ def _without_seeds(row: Row) -> str:
     return f"{row['name']} failed with {failed} of {seeds} seeds, which its figures leave out."
 
 
-def _undecided(majority: Row, best: Row, tied: Sequence[Row]) -> list[str]:
+def _nothing_decided(majority: Row, best: Row, rows: Sequence[Row]) -> list[str]:
     """Say that nothing is told from always answering the majority class."""
-    if majority is best and not tied:
+    others = [row for row in rows if row is not majority]
+    if majority is best and all(outcome_of(row["difference"]) == "worse" for row in others):
         return [
             "Ship none of them: always answering the majority class "
             f"({_result(majority)}) is better than every other method beyond noise."
@@ -79,8 +115,13 @@ def _undecided(majority: Row, best: Row, tied: Sequence[Row]) -> list[str]:
     if majority is best:
         why = f"nothing got more of them right than the majority class ({_result(majority)})"
     else:
+        is_what = (
+            "is within noise of"
+            if majority["difference"]["within_noise"]
+            else "is not beyond noise better than"
+        )
         why = (
-            f"the best, {best['name']} ({_result(best)}), is within noise of the majority class "
+            f"the best, {best['name']} ({_result(best)}), {is_what} the majority class "
             f"({_result(majority)}, a difference of {format_points(majority['difference'])} points)"
         )
     visible = smallest_visible_difference(count)
@@ -112,59 +153,95 @@ def _result(row: Row) -> str:
     return f"{format_metric(row.get('after'), name)}{unit} {name.replace('_', ' ')}"
 
 
-def _size(row: Row) -> str:
-    known = [
-        (row.get("trainable"), format_count(row.get("trainable")) + " trained parameters"),
-        (row.get("saved_bytes"), format_bytes(row.get("saved_bytes")) + " saved"),
-    ]
-    parts = [text for amount, text in known if amount is not None]
-    return f", {', '.join(parts)}" if parts else ""
+def _facts_of(row: Row) -> str:
+    """Return what stands behind the advised name: result, seeds, size."""
+    parts = [_result(row)]
+    if row["kind"] == "run" and row.get("seeds") == 1:
+        parts.append("one seed")
+    if row.get("trainable") is not None:
+        parts.append(f"{format_count(row['trainable'])} trained parameters")
+    if row.get("saved_bytes") is not None:
+        parts.append(f"{format_bytes(row['saved_bytes'])} saved")
+    return ", ".join(parts)
 
 
-def _recommendation(chosen: Row, best: Row, tied: Sequence[Row], count: int) -> str:
-    use = "Ship" if chosen["kind"] == "run" else "Use"
-    advice = f"{use} {chosen['name']} ({_result(chosen)}{_size(chosen)})"
+def _recommendation(chosen: Row, standing: _Standing, count: int) -> str:
+    use, best = "Ship" if chosen["kind"] == "run" else "Use", standing.best
+    advice = f"{use} {chosen['name']} ({_facts_of(chosen)})"
     if count == 1:
         return f"{advice}: nothing else was compared with it."
-    if not tied:
-        return f"{advice}: it is better than every other method beyond noise."
-    if chosen is best:
-        names, are = listing([row["name"] for row in tied]), "is" if len(tied) == 1 else "are"
-        return f"{advice}: the best and the cheapest of a tie; {names} {are} within noise of it."
-    others = [row["name"] for row in tied if row is not chosen]
-    also = f"; {listing(others)} tied as well" if others else ""
+    if chosen is not best:
+        found = chosen["difference"]
+        others = [row["name"] for row in standing.tied if row is not chosen]
+        also = f"; {named(others)} tied as well" if others else ""
+        return (
+            f"{advice}: within noise of the best, {best['name']} ({_result(best)}; the 95 % "
+            f"interval of their difference, {format_points(found)} points, includes 0), so at most "
+            f"{at_most(found)} less, and the cheapest of those tied{also}."
+        )
+    if standing.tied:
+        names = [row["name"] for row in standing.tied]
+        are, whose = ("is", "its difference") if len(names) == 1 else ("are", "each difference")
+        return (
+            f"{advice}: the best and the cheapest of a tie; {named(names)} {are} within noise of "
+            f"it (the 95 % interval of {whose} includes 0)."
+        )
+    if standing.undecided:
+        return f"{advice}: it is the best, and nothing else is within noise of it."
+    return f"{advice}: it is better than every other method beyond noise{_corrected(count)}."
+
+
+def _corrected(count: int) -> str:
+    """Return what "beyond noise" means, of a best row among so many."""
+    return f" (p < 0.05, corrected for {count - 1} comparisons)" if count > 2 else " (p < 0.05)"
+
+
+def at_most(comparison: Mapping[str, Any]) -> str:
+    """Return "1.5 points (95 %)": how much less than the other cannot be excluded."""
+    return f"{max(0.0, -100 * comparison['low']):.1f} points (95 %)"
+
+
+def _undecided(rows: Sequence[Row], best: Row, count: int) -> str:
+    are = "is" if len(rows) == 1 else "are"
     return (
-        f"{advice}: within noise of the best, {best['name']} ({_result(best)}), and the cheapest "
-        f"of those tied{also}."
+        f"{named([row['name'] for row in rows])} {are} undecided: worse than {best['name']} looked "
+        f"at alone, and not after correction for {count - 1} comparisons, so neither called worse "
+        "nor shipped as a tie."
     )
 
 
 def _against_baselines(chosen: Row, best: Row, rows: Sequence[Row]) -> list[str]:
-    """Say of what is advised, and of the best, whether it beats the best cheap baseline."""
+    """Say of what is advised, and of the best, how it stands to the best cheap baseline."""
     runs = [row for row in rows if row.get("against_baseline")]
     if not runs:
         return []
-    name = runs[0]["against_baseline"]["name"]
-    if not any(_beats_baseline(row) for row in runs):
-        baseline = next(row for row in rows if row["name"] == name)
-        said = "" if baseline is chosen else f": {name} reaches {_result(baseline)} without one"
-        return [f"No adapter beats the cheap baselines beyond noise{said}."]
     spoken_of = [chosen] if chosen is best else [chosen, best]
-    return [_against_baseline(row) for row in spoken_of if row["kind"] == "run"]
+    said = [_against_baseline(row) for row in spoken_of if row["kind"] == "run"]
+    if any(outcome_of(row["against_baseline"]) == "better" for row in runs):
+        return said
+    name = runs[0]["against_baseline"]["name"]
+    baseline = next(row for row in rows if row["name"] == name)
+    reaches = "" if baseline is chosen else f": {name} reaches {_result(baseline)} without one"
+    return [f"No adapter beats the cheap baselines beyond noise{reaches}.", *said]
 
 
 def _against_baseline(row: Row) -> str:
-    compared = row["against_baseline"]
-    does = "beats" if _beats_baseline(row) else "does not beat"
-    return (
-        f"{row['name']} {does} the best cheap baseline, {compared['name']}, beyond noise "
-        f"({format_points(compared)} points)."
-    )
+    compared, name = row["against_baseline"], row["name"]
+    cheap = f"the best cheap baseline, {compared['name']},"
+    said = {
+        "better": f"{name} beats {cheap} beyond noise",
+        "within noise": f"{name} does not beat {cheap} beyond noise",
+        "undecided": f"Whether {name} is better or worse than {cheap} is undecided",
+        "worse": f"{name} is worse than {cheap} beyond noise",
+    }
+    return f"{said[outcome_of(compared)]} ({format_points(compared)} points)."
 
 
-def _beats_baseline(row: Row) -> bool:
-    compared = row["against_baseline"]
-    return bool(compared["difference"] > 0 and not compared["within_noise"])
+def named(names: Sequence[str]) -> str:
+    """Return a listing of at most four names, and how many there are besides."""
+    rest = len(names) - NAMED
+    others = f"{rest} other{'s' if rest > 1 else ''}"
+    return listing([*names[:NAMED], others] if rest > 0 else names)
 
 
 def listing(names: Sequence[str]) -> str:
