@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from deltafit.data import Splits
+from deltafit.data import ModelSource, Splits
 from deltafit.errors import DeltafitError, TrainingError
 from deltafit.experiments.baselines import Scored, score_baselines
 from deltafit.experiments.store import Store
@@ -80,16 +80,44 @@ def test_what_decides_a_run_is(tmp_path: Path, model: str, data: DataConfig) -> 
     assert len(set(places)) == len(places)
 
 
-def test_a_model_of_the_hub_is_told_apart_by_its_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def hub_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub that gives ``someone/model`` to a cache in the folder; returns what was fetched."""
+    cache, fetched = folder / "hub", []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+    def fetch(source: ModelSource) -> None:
+        if source.location != "someone/model":
+            raise DeltafitError("The hub has no such model.")
+        fetched.append(source.location)
+        kept = cache / "models--someone--model"
+        (kept / "snapshots" / "c0ffee").mkdir(parents=True, exist_ok=True)
+        (kept / "snapshots" / "c0ffee" / "config.json").write_text("{}")
+        (kept / "refs").mkdir(exist_ok=True)
+        (kept / "refs" / "main").write_text("c0ffee")
+
+    monkeypatch.setattr("deltafit.training.identity.load_config", fetch)
+    return fetched
+
+
+def test_a_model_of_the_hub_is_told_apart_by_its_commit_before_and_after_it_is_fetched(
+    tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached: list[object] = [None, str(tmp_path / "c0ffee" / "config.json"), object()]
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached[0])
-    found = []
-    while cached:
-        found.append(model_hash("someone/model"))
-        cached.pop(0)
-    assert found == ["someone/model@None", "someone/model@c0ffee", "someone/model@None"]
+    fetched = hub_with(tmp_path, monkeypatch)
+    assert not (tmp_path / "hub").exists(), "nothing is cached before the first call"
+    first, second = (place(tmp_path, "someone/model", data) for _ in range(2))
+    assert first == second and fetched
+    assert model_hash("someone/model") == "someone/model@c0ffee"
+
+
+def test_no_run_of_a_model_that_is_not_to_be_had_has_a_place(
+    tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_with(tmp_path, monkeypatch)
+    with pytest.raises(DeltafitError, match="no such model"):
+        place(tmp_path, "nobody/model", data)
+    monkeypatch.setattr("deltafit.training.identity.load_config", lambda _: None)
+    with pytest.raises(DeltafitError, match="does not say which commit of nobody/model"):
+        place(tmp_path, "nobody/model", data)
 
 
 def test_a_gguf_file_is_a_model_by_itself(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -62,7 +63,6 @@ class Store:
         tracked: what follows the runs; nothing by default.
 
     Raises:
-        DeltafitError: there is no such model.
         UsageError: ``root`` is a file.
     """
 
@@ -73,8 +73,17 @@ class Store:
     ) -> None:
         check_run_folder(root, resume=True)
         self.tracked = tracked or TrackedRuns((), root, "", {})
-        self.root, self._splits, self._base = root, splits, model_hash(model)
+        self.root, self._splits, self._model = root, splits, model
         self._texts = splits.content_hashes()
+
+    @cached_property
+    def base(self) -> str:
+        """What tells the model apart; every address begins with it.
+
+        Raises:
+            DeltafitError: there is no such model, or the hub does not give it.
+        """
+        return model_hash(self._model)
 
     def folder(self, config: RunConfig) -> Path:
         """Return a run's folder, which need not exist."""
@@ -162,7 +171,7 @@ class Store:
             seed: of the baselines.
             score: scores them.
         """
-        asked = json.dumps([self._base, self._texts, judged, max_length, seed], sort_keys=True)
+        asked = json.dumps([self.base, self._texts, judged, max_length, seed], sort_keys=True)
         name = hashlib.sha256(asked.encode()).hexdigest()[:_DIGITS]
         folder = self.root / "baselines" / name
         with self.locked(f"baselines-{name}"):
@@ -173,7 +182,7 @@ class Store:
                 return _read_scored(folder)
 
     def _address(self, config: RunConfig) -> str:
-        return address(config, self._base, self._texts)[:_DIGITS]
+        return address(config, self.base, self._texts)[:_DIGITS]
 
 
 def _tidy(folder: Path) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltafit.data import Splits, resolve_model
+from deltafit.data import ModelSource, Splits, resolve_model
+from deltafit.errors import DeltafitError
 from deltafit.files import sha256_of_file
 from deltafit.methods import METHODS
 from deltafit.methods.values import changed, defaults
+from deltafit.tasks.loading import load_config
 from deltafit.training.config import RunConfig
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
@@ -73,15 +75,17 @@ def model_hash(model: str) -> str:
     """Return what tells a base model apart before it is loaded, wherever it lies.
 
     That is the SHA-256 of its files, in hexadecimal digits; or of a model on the hub its name
-    with the commit that lies in the cache, if one does.
+    with its commit, for which its configuration is fetched if that was not done yet: the second
+    time it has to be the same as the first.
 
     Raises:
-        DeltafitError: there is no such model, or a file of it cannot be read.
+        DeltafitError: there is no such model, the hub does not give it, or a file of it cannot be
+            read.
     """
     source = resolve_model(model)
     folder = Path(source.location)
     if not folder.is_dir():
-        return f"{source.location}@{_cached_commit(source.location)}"
+        return f"{source.location}@{_commit(source)}"
     if source.gguf_file is not None:
         return sha256_of_file(folder / source.gguf_file)
     digest = hashlib.sha256()
@@ -91,11 +95,19 @@ def model_hash(model: str) -> str:
     return digest.hexdigest()
 
 
-def _cached_commit(hub_id: str) -> str | None:
+def _commit(source: ModelSource) -> str:
+    """Return the commit of a model on the hub, as it would be loaded now."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else None
+    load_config(source)  # which fetches it
+    found = try_to_load_from_cache(source.location, "config.json")
+    if not isinstance(found, str):
+        raise DeltafitError(
+            f"The hub's cache does not say which commit of {source.location} was fetched, so its "
+            "runs could not be told from those of another. Download the model into a folder, and "
+            "give that."
+        )
+    return Path(found).parent.name
 
 
 def address(config: RunConfig, base: str, texts: Mapping[str, str]) -> str:
