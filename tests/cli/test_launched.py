@@ -86,7 +86,7 @@ def test_a_recipe_s_runs_are_done_together_each_once(
 ) -> None:
     recipe = tiny_recipe(tmp_path)
     model = save_model(tmp_path / "plain")  # each process would drop elements of its own
-    words = ["--set", "seeds=[0]", "--set", f"model={model}"]
+    words = ["--set", "name=tiny", "--set", "seeds=[0]", "--set", f"model={model}"]
     # The second row diverges in both processes, which is a run's end and not the command's.
     words += ["--set", "runs=[{method: head}, {method: full, settings: {learning_rate: 1e30}}, "
               "{method: lora:rank=2}]"]  # fmt: skip

@@ -57,7 +57,7 @@ def test_a_twin_and_changes_go_over_it(tmp_path: Path) -> None:
     assert changed.data == DataConfig("mine.csv", "TEST", "0.2")
     assert (changed.head.head, changed.name, changed.seeds) == ("cls", "mine", (7,))
     other = read_recipe(path, ["model=elsewhere"])
-    assert (other.name, other.model, other.settings.epochs) == ("tiny", "elsewhere", 2)
+    assert (other.model, other.settings.epochs) == ("elsewhere", 2)
 
 
 def test_the_example_of_the_document_is_a_recipe(tmp_path: Path) -> None:

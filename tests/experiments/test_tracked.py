@@ -14,7 +14,7 @@ from deltafit.files import read_json, safe_name
 from deltafit.training.tracking import final_figures
 from tests.experiments.recipe_runs import Listening
 
-ONE = ["seeds=[0]", "settings.epochs=1"]
+ONE = ["name=tiny", "seeds=[0]", "settings.epochs=1"]
 
 
 def tracked_by_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -24,6 +24,7 @@ from deltafit.experiments.recipe import (
 )
 from deltafit.experiments.search import Search
 from deltafit.experiments.search_space import spaces_of
+from deltafit.experiments.variants import settle
 from deltafit.experiments.yaml_tree import Key, Tree, parse_yaml, read_yaml
 from deltafit.training.settings import TrainingSettings
 
@@ -48,7 +49,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path: of the YAML file.
         overrides: what ``--set`` gives, such as ``"settings.epochs=1"``; the values are YAML. A
             ``model`` that the recipe has a twin for brings the twin's changes with it, which the
-            others go over.
+            others go over. See `settle` for what no longer holds then.
 
     Raises:
         DeltafitError: the file cannot be read or is not YAML.
@@ -63,19 +64,19 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _data_in_short(tree)
     sets = [_parsed(change) for change in overrides]
     recipe = _recipe(tree)
-    if recipe.published is not None:
-        _check_rows(recipe, tree)
+    _check_rows(recipe, tree)
     for name, twin in twins.items():  # a fault in one shows whoever it is for
         other = copy.deepcopy(tree)
         _lay_over(other, twin, name)
         _recipe(other)
-    model = tree.content["model"]
-    for key, value in sets:
-        model = value.content if key == ("model",) else model
+    changes = {key: value.content for key, value in sets}
+    model = changes.get(("model",))
     if isinstance(model, str) and model != tree.content["model"] and model in twins:
         _lay_over(tree, twins[model], model)
+    own = copy.deepcopy(tree.content)
     for key, value in sets:
         _put(tree, key, value)
+    settle(tree.content, own, changes)
     return _recipe(tree) if sets else recipe
 
 
@@ -288,11 +289,10 @@ def _faults_of_entries(
 
 def _check_rows(recipe: Recipe, tree: Tree) -> None:
     """Refuse published figures of a row that the recipe has not."""
-    assert recipe.published is not None
     names = [arm.name for arm in arms_of(recipe)]
     problems = [
         (("published", "figures", name), unknown_key(name, names))
-        for name in recipe.published.figures
+        for name in (recipe.published.figures if recipe.published else ())
         if name not in names
     ]
     if problems:
