@@ -3,16 +3,20 @@
 Import as ``from tests.experiments.recipe_runs import Listening, same_rows``.
 """
 
+import csv
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltafit.experiments.judgement import Comparison
+from deltafit.files import read_json
 from deltafit.training.progress import Silent
 
 # Times and what the process happened to hold are no two runs' the same.
@@ -80,9 +84,36 @@ class Listening(Silent):
 
 def same_rows(one: Comparison, other: Comparison) -> None:
     for first, second in zip(one.rows, other.rows, strict=True):
-        for key in first:
-            if key == "saved_bytes" and first[key] is not None:
-                # The digits of measured seconds are part of what is saved.
-                assert first[key] == pytest.approx(second[key], rel=1e-2)
-            elif key not in MEASURED:
-                assert first[key] == second[key], (first["name"], key)
+        same_row(first, second)
+
+
+def same_row(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for key in first:
+        if key == "saved_bytes" and first[key] is not None:
+            # The digits of measured seconds are part of what is saved.
+            assert first[key] == pytest.approx(second[key], rel=1e-2)
+        elif key not in MEASURED:
+            assert first[key] == second[key], (first["name"], key)
+
+
+def same_report(one: Path, other: Path) -> None:
+    """Assert that two folders' tables are the same but for what was measured of the machine."""
+    left_out = {*MEASURED, "minutes", "saved_bytes"}
+    left_out |= {f"{name}_{end}" for name in MEASURED for end in ("low", "high")}
+    for name in ("comparison.csv", "runs.csv"):
+        first, second = (
+            [{key: line[key] for key in line if key not in left_out} for line in lines_of(table)]
+            for table in (one / name, other / name)
+        )
+        assert first == second and first, name
+    first, second = (read_json(folder / "comparison.json") for folder in (one, other))
+    for row, like in zip(first["rows"], second["rows"], strict=True):
+        same_row(row, like)
+    for key in ("facts", "verdict"):
+        assert first[key] == second[key], key
+
+
+def lines_of(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,5 +1,6 @@
 """Every recipe of the repository means the runs that it should, on any model, and so do twins."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from deltafit.data import MODELS
 from deltafit.experiments.dry_run import dry_run
 from deltafit.experiments.recipe import Recipe, arms_of, experiment_of
 from deltafit.experiments.recipe_file import read_recipe
+from deltafit.experiments.recipe_run import run
 from deltafit.experiments.recipe_start import check_runs
+from deltafit.files import read_json
 from tests.training.tiny_runs import save_model, write_table
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -71,6 +74,33 @@ def test_the_sweep_is_as_published() -> None:
     assert [method.result_name for method in methods[16:]] == ["all", "last_block", "last_layer"]
     assert all(arm.settings.base_dropout == "off" for arm in arms_of(sweep))
     assert sweep.published is not None and len(sweep.published.figures) == 19
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_images")
+def test_the_sweep_itself_runs_and_all_its_rows_are_in_the_report(tmp_path: Path) -> None:
+    overrides = [
+        f"model={save_model(tmp_path / 'model', 'gpt2')}",
+        f"data={write_table(tmp_path / 'train.csv')}",
+        f"data.test_data={write_table(tmp_path / 'test.csv', 20, seed=5)}",
+        *("settings.epochs=1", "settings.max_length=12"),
+    ]
+    result = run(FOLDER / "sms-gpt2-sweep.yaml", tmp_path / "store", overrides=overrides)
+    runs = [row for row in result.rows if row["kind"] == "run"]
+    grid = [f"r={rank} α={alpha}" for rank in (4, 8, 16, 32) for alpha in (4, 8, 16, 32)]
+    assert [row["name"] for row in runs] == [*grid, "all", "last block + head", "head only"]
+    assert not any(row.get("failure") for row in runs)
+    written = read_json(result.folder / "comparison.json")["rows"]
+    assert [row["name"] for row in written] == [row["name"] for row in result.rows]
+    page, text = ((result.folder / f"report.{kind}").read_text(encoding="utf-8")
+                  for kind in ("html", "md"))  # fmt: skip
+    assert all(row["name"] in page and f"| {row['name']} |" in text for row in runs)
+    assert "Rank and α" in page
+    with (result.folder / "runs.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 19 and all(line["final_train_acc"] for line in lines)
+    # On other texts with another model nothing is said of what was published.
+    assert "Published" not in page and ".9533" not in text
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """``run`` in processes that are killed, stopped, or share the runs: each is done once."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -12,16 +13,39 @@ import pytest
 from deltafit.errors import UsageError
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.recipe_run import run
-from tests.experiments.recipe_runs import Listening, killed_at_random, same_rows, started
+from tests.experiments.killable import Killable
+from tests.experiments.recipe_runs import Listening, same_report, same_rows, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
 
 
-def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(
-    recipe: Path, done: Comparison, tmp_path: Path
+# Runs of seconds, that are evaluated, and so leave a checkpoint, every tenth of one.
+LONG = ["name=tiny", "seeds=[0]", "settings.epochs=150", "settings.evaluate_every=20"]
+
+
+def progress_of(store: Path) -> tuple[int, int]:
+    """Runs that are finished, and the steps of the others' checkpoints."""
+    finished = list(store.glob("runs/*/metrics.json"))
+    steps = [int(p.name.partition("-")[2]) for p in store.glob("runs/*/checkpoints/step-????????")
+             if not (p.parents[1] / "metrics.json").is_file()]  # fmt: skip
+    return len(finished), max(steps, default=0)
+
+
+def test_killed_twenty_times_at_random_the_report_is_that_of_an_undisturbed_run(
+    recipe: Path, tmp_path: Path
 ) -> None:
-    killed_at_random(recipe, tmp_path / "store", seed=1)
-    same_rows(run(recipe, tmp_path / "store"), done)
+    undisturbed = Killable(recipe, tmp_path / "alone", LONG, tmp_path / "marks")
+    undisturbed.finish()
+    disturbed = Killable(recipe, tmp_path / "store", LONG, tmp_path / "marks")
+    chosen, last, stood = random.Random(1), [], [(0, 0)]
+    for number in range(20):
+        last.append(disturbed.killed(chosen, 0.6, training=number % 4 > 0))
+        stood.append(progress_of(tmp_path / "store"))
+    disturbed.finish()
+    assert sum(mark.startswith("step ") for mark in last) >= 10, last
+    assert stood == sorted(stood), "nothing that was done is lost"
+    assert len({*stood}) >= 10, "and most processes got on"
+    same_report(tmp_path / "store" / "tiny", tmp_path / "alone" / "tiny")
     # Nothing half-written is left of those that were killed.
     assert not list((tmp_path / "store").glob("runs/*/.*"))
 
