@@ -22,7 +22,7 @@ def test_ctrl_c_in_a_trial_stops_it_and_a_failure_does_not(
 ) -> None:
     error: Exception = TrainingError("it fell")
 
-    def fails(_: RunConfig) -> NoReturn:
+    def fails(_: RunConfig, *, quick: bool) -> NoReturn:
         raise error
 
     monkeypatch.setattr(planning, "try_run", fails)
@@ -40,10 +40,10 @@ def test_times_of_runs_one_by_one_are_not_told_of_joined_ones(
     monkeypatch.setattr(planning._Sizes, "seconds", lambda _, config: 1.0)
     overrides = [*model, "runs=[{method: lora}]"]
     (arm,) = dry_run(recipe, tmp_path, overrides=overrides).arms
-    assert arm.seconds == 2
+    assert arm.seconds == (None if model else 2)
     plan = dry_run(recipe, tmp_path, overrides=overrides, jointly=True)
     assert plan.jointly and [arm.seconds for arm in plan.arms] == [None]
     assert (plan.arms[0].memory is None) == bool(model)
     console = Console(file=StringIO(), record=True, width=200)
-    show_plan(console, plan)
-    assert "`deltafit estimate --jointly` finds it out" in console.export_text()
+    show_plan(console, plan, "deltafit estimate x --jointly")
+    assert "jointly is found out by: deltafit estimate x --jointly" in console.export_text()

@@ -199,7 +199,7 @@ def test_a_dry_run_foretells_and_writes_nothing(
     sizes = [sum((arm.memory or {}).values()) for arm in plan.arms]
     assert sizes[0] > 0 and sizes[1] < sizes[2], "a larger rank takes more"
     for arm in plan.arms:
-        assert arm.tried and arm.seconds is not None and arm.seconds > 0, "ten steps tell it"
+        assert arm.tried and arm.seconds is not None and arm.seconds > 0, "a few steps tell it"
     monkeypatch.setattr("deltafit.experiments.dry_run._CHEAP", 0)
     for arm in dry_run(recipe, tmp_path / "store").arms:
         assert not arm.tried and arm.seconds is None, "no run tells it yet"

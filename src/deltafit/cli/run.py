@@ -1,5 +1,7 @@
 """``deltafit run``."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +54,7 @@ def run(
         if dry_run:
             from deltafit.cli.show_plan import show_plan
 
-            show_plan(console(), plan)
+            show_plan(console(), plan, _estimate(recipe, overrides or (), jointly=jointly))
             return
         from deltafit.cli.show import say, show_comparison
 
@@ -62,3 +64,10 @@ def run(
             say(console(), f"Every trial of the search: {result.folder / 'trials.csv'}")
         if all(row.get("failure") for row in result.rows if row["kind"] == "run"):
             raise DeltafitError("Every method failed; its row says why.")
+
+
+def _estimate(recipe: Path, overrides: Sequence[str], *, jointly: bool) -> str:
+    """Return the command that estimates the same runs."""
+    changes = (word for change in overrides for word in ("--set", change))
+    flags = ["--jointly"] if jointly else []
+    return shlex.join(["deltafit", "estimate", str(recipe), *changes, *flags])

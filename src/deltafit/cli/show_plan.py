@@ -23,8 +23,14 @@ def _say_search(console: Console, plan: Plan, search: Search) -> None:
         say(console, f"  {names}: {space}")
 
 
-def show_plan(console: Console, plan: Plan) -> None:
-    """Print the rows of a recipe, what their runs will take, and the number of runs."""
+def show_plan(console: Console, plan: Plan, estimate: str) -> None:
+    """Print the rows of a recipe, what their runs will take, and the number of runs.
+
+    Args:
+        console: where to.
+        plan: of the recipe.
+        estimate: the command that finds out more.
+    """
     recipe = plan.recipe
     for text in (recipe.about, recipe.changes):
         if text:
@@ -60,20 +66,16 @@ def show_plan(console: Console, plan: Plan) -> None:
     if any(each.tried for each in plan.arms):
         say(
             console,
-            "Times are of training alone, from ten steps of each kind of run where none of the "
-            "same size is finished in this store. `deltafit estimate` says more.",
+            "Times are of training alone, from four steps of each method with its largest rank "
+            f"where none of the same size is finished in this store. More is said by: {estimate}",
         )
     if not any(each.seconds is None for each in plan.arms):
         return
     if plan.jointly:
-        say(
-            console,
-            "What runs take that are trained jointly is not told here; `deltafit estimate "
-            "--jointly` finds it out from ten steps.",
-        )
+        say(console, f"What runs take that are trained jointly is found out by: {estimate}")
     else:
         say(
             console,
             "A time that is missing is known once a run of the same size is finished in this "
-            "store; `deltafit estimate` finds it out from ten steps, which takes a while here.",
+            f"store, or from ten steps by: {estimate}",
         )

@@ -22,12 +22,13 @@ from deltafit.training.preparation import structure_of
 from deltafit.training.progress import Reporter, Silent
 from deltafit.training.run import foretell_memory
 from deltafit.training.trial import try_run
-from deltafit.training.trial_steps import STEPS
+from deltafit.training.trial_steps import QUICK_STEPS
 
-# Multiplications of all trials together that are soon done: some ten seconds on one slow core.
-_CHEAP = 5e11
+# Multiplications of all trials together that are soon done: some sixty seconds on one slow core.
+_CHEAP = 3e12
 _CHARACTERS = 4  # in a token, in round numbers
 _NO_COST = ("alpha", "scaling")  # of a method
+_RANK = ("rank", "initial_rank")  # which costs little beside the frozen products
 _NO_COST_SETTINGS = (
     *("learning_rate", "head_learning_rate", "weight_decay", "schedule", "warmup"),
     *("label_smoothing", "class_weights", "clip", "metric", "seed"),
@@ -45,8 +46,8 @@ class PlannedArm:
         memory: bytes that one of the others will need, by part; None if there is none, or that is
             not known.
         seconds: what training the others will take, as runs of the same size in the store took;
-            or from a few steps, where trying those is cheap; None if it is not known. With a search
-            as if all trials were trained to their end.
+            or from a few steps of the largest rank of their method, where trying those is cheap;
+            None if it is not known. With a search as if all trials were trained to their end.
         tried: whether it is from a few steps.
         space: what its search goes through, in words; empty where there is none.
     """
@@ -103,14 +104,20 @@ def dry_run(
         Interrupted: the person asked to stop.
     """
     made = prepared(recipe, output, overrides)
-    sizes = _Sizes(made, reporter or Silent())
+    try:
+        made.store.base  # noqa: B018  # which runs are finished is not known without it
+    except DeltafitError as error:
+        return Plan(made.recipe, _nothing_known(made), str(error), jointly)
+    reporter = reporter or Silent()
+    sizes = _Sizes(made, reporter)
     # What runs took one by one, or do in a trial, is not what they take together.
     seconds = _unknown if jointly else sizes.seconds
     try:
         check_search(made)
         check_runs(possible_runs(made), jointly=jointly)
         arms = _with_trials(made, _planned(made, seconds, sizes.memory), seconds)
-        return Plan(made.recipe, arms if jointly else _with_tried(made, arms), jointly=jointly)
+        arms = arms if jointly else _with_tried(made, arms, reporter)
+        return Plan(made.recipe, arms, jointly=jointly)
     except (UsageError, Interrupted):
         raise
     except DeltafitError as error:
@@ -119,6 +126,11 @@ def dry_run(
 
 def _unknown(_: RunConfig) -> None:
     return None
+
+
+def _nothing_known(made: Prepared) -> tuple[PlannedArm, ...]:
+    runs = len(made.experiment.seeds)
+    return tuple(PlannedArm(arm, runs, 0, None, None) for arm in made.experiment.arms)
 
 
 def _planned(
@@ -174,39 +186,54 @@ def _with_trials(
     return tuple(planned)
 
 
-def _with_tried(made: Prepared, arms: Sequence[PlannedArm]) -> tuple[PlannedArm, ...]:
-    """Fill in times from a few steps of each size, if all of them together are soon done."""
+def _with_tried(
+    made: Prepared, arms: Sequence[PlannedArm], reporter: Reporter
+) -> tuple[PlannedArm, ...]:
+    """Fill in times from a few steps of each method, if all of them together are soon done."""
     left = {}
     for each in arms:
         configs = [c for c in made.experiment.runs_of(each.arm) if made.store.outcome(c) is None]
         if each.seconds is None and configs:
             left[each.arm] = configs[0]
-    sizes = {size_of(config): config for config in left.values()}
+    kinds: dict[str, RunConfig] = {}
+    for config in sorted(left.values(), key=_rank_of):
+        kinds[_size_without(config, (*_NO_COST, *_RANK))] = config  # at last the largest rank
     structure, _ = structure_of(made.recipe.model, made.recipe.head)
     values = sum(math.prod(layer_shape(m)) for m in structure.modules() if is_matrix(m))
-    tokens = sum(_tokens_of_trial(config, made.splits) for config in sizes.values())
+    tokens = sum(_tokens_of_trial(config, made.splits) for config in kinds.values())
     if values * tokens > _CHEAP:
         return tuple(arms)
     # Here, and not in a process of its own: only their time is wanted, and memory is foretold.
-    tried = {size: _seconds_tried(config) for size, config in sizes.items()}
+    tried = {}
+    for kind, config in kinds.items():
+        reporter.say(f"Trying some steps of {config.method}.")
+        tried[kind] = _seconds_tried(config)
+
+    def seconds_of(arm: Arm) -> float | None:
+        return tried[_size_without(left[arm], (*_NO_COST, *_RANK))]
+
     return tuple(
         replace(each, seconds=seconds * (each.runs - each.finished), tried=True)
-        if each.arm in left and (seconds := tried[size_of(left[each.arm])]) is not None
+        if each.arm in left and (seconds := seconds_of(each.arm)) is not None
         else each
         for each in arms
     )
+
+
+def _rank_of(config: RunConfig) -> int:
+    return max((getattr(config.method, name, 0) for name in _RANK), default=0)
 
 
 def _tokens_of_trial(config: RunConfig, splits: Splits) -> float:
     """Return about how many tokens a trial takes forward, or as costly ways backward."""
     characters = fmean(map(len, splits.train.texts[:1000]))
     tokens = min(config.settings.max_length, characters / _CHARACTERS)
-    return tokens * 3 * config.settings.rows_per_step * (STEPS + 3) + 12 * BATCH_TOKENS
+    return tokens * 3 * config.settings.rows_per_step * (QUICK_STEPS + 1) + 2 * BATCH_TOKENS
 
 
 def _seconds_tried(config: RunConfig) -> float | None:
     try:
-        trial = try_run(config)
+        trial = try_run(config, quick=True)
     except Interrupted:
         raise
     except DeltafitError:  # which ``run`` will tell
@@ -241,6 +268,10 @@ class _Sizes:
 
 def size_of(config: RunConfig) -> str:
     """Return a text that runs share which differ in nothing that costs."""
-    method = {k: v for k, v in config.method.to_dict().items() if k not in _NO_COST}
+    return _size_without(config, _NO_COST)
+
+
+def _size_without(config: RunConfig, left_out: Sequence[str]) -> str:
+    method = {k: v for k, v in config.method.to_dict().items() if k not in left_out}
     settings: dict[str, Any] = asdict(config.settings)
     return str((method, {k: v for k, v in settings.items() if k not in _NO_COST_SETTINGS}))

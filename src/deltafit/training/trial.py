@@ -67,7 +67,7 @@ class Trial:
         loading: seconds until the model is loaded and the texts are tokens.
         looking: seconds of looking at texts before the start.
         checking: seconds of checks before the first step.
-        proving: seconds that saving takes besides writing: loading the adapter and proving it.
+        proving: seconds of loading and proving the adapter when it is saved.
         steps: the law of optimiser steps; of joined runs, of a step of each of them.
         timed: how many were timed.
         evaluating: the law of an evaluation's passes.
@@ -95,20 +95,23 @@ class Trial:
     problem: str | None = None
 
 
-def try_run(config: RunConfig, variants: Sequence[TrainingSettings] = ()) -> Trial:
+def try_run(
+    config: RunConfig, variants: Sequence[TrainingSettings] = (), *, quick: bool = False
+) -> Trial:
     """Try some steps of a run in this process; they are timed, and its memory is measured.
 
     Args:
         config: the run.
-        variants: settings with another batch size or a smaller maximum length, for which the
-            memory is foretold too; steps are then cut to all their lengths in turn, so that the
-            law of time holds for all.
+        variants: settings with another batch size or a smaller maximum length, whose memory is
+            foretold too; steps are then cut to all their lengths in turn, for a law of time of all.
+        quick: time a few steps of training, and nothing else.
 
     Raises:
         DeltafitError: the texts or the model cannot be used, or training fails.
     """
     config, run, splits, features, loading = _prepared(config)
-    _evaluate(run)  # as a run does before training: what it finds out and its memory stay
+    # As a run does before training: what it finds out and its memory stay.
+    _evaluate(run, 1 if quick else _PASSES)
     looking = adapt_run(config, run, Silent())
     rows = run.examples["train"].rows
     foretold = expected_memory(run.classifier, config, rows)
@@ -126,7 +129,7 @@ def try_run(config: RunConfig, variants: Sequence[TrainingSettings] = ()) -> Tri
     if (problem := too_large(foretold)) is not None:
         return replace(trial, problem=problem)
     cuts = sorted({each.max_length for each in (*variants, config.settings)})
-    plan = _arranged(config, run, cuts)
+    plan = _arranged(config, run, cuts, quick=quick)
 
     def begin(clock: Clock, accelerator: Accelerator, folder: Path) -> TrainingLoop:
         return TrainingLoop(
@@ -136,7 +139,7 @@ def try_run(config: RunConfig, variants: Sequence[TrainingSettings] = ()) -> Tri
         )  # fmt: skip
 
     found = _timed(trial, [config], run, plan, begin)
-    return replace(found, proving=_proving(config, run, splits, features))
+    return found if quick else replace(found, proving=_proving(config, run, splits, features))
 
 
 def try_jointly(configs: Sequence[RunConfig]) -> Trial:
@@ -212,12 +215,14 @@ def _lengths(run: Prepared) -> dict[str, list[int]]:
     return {name: [len(row) for row in part.rows] for name, part in run.examples.items()}
 
 
-def _arranged(config: RunConfig, run: Prepared, cuts: Sequence[int]) -> Arranged:
-    model, settings = run.classifier.model, config.settings
+def _arranged(
+    config: RunConfig, run: Prepared, cuts: Sequence[int], *, quick: bool = False
+) -> Arranged:
+    model, settings, train = run.classifier.model, config.settings, run.examples["train"]
     # In half precision kernels are compiled for every new shape, once a run.
     twice = planned_precision(model, settings.precision) != "float32"
     packed = may_pack(model, settings)
-    return arranged(run.examples["train"], settings, cuts, packed=packed, twice=twice)
+    return arranged(train, settings, cuts, packed=packed, twice=twice, quick=quick)
 
 
 def _timed(
@@ -236,13 +241,11 @@ def _timed(
             _ = loop.run({}) if isinstance(loop, JoinedLoop) else loop.run()
         checking = clock.began["training"] - began - sum(clock.seconds.get(FROZEN_LAYERS, ()))
         course = loop.course if isinstance(loop, TrainingLoop) else _first_course(loop)
-        evaluating = _evaluate(run)
+        evaluating = _NOTHING if plan.quick else _evaluate(run)
         release(run.classifier, plan.settings, loop.constant)
     packed = bool(course.packed) or (loop.constant.whole and bool(course.kept))
-    seeds = [config.settings.seed for config in configs]
-    steps, count = plan.law(
-        clock, plan.works(seeds, packed=packed, longer=first.method.added_tokens)
-    )
+    seeds, longer = [config.settings.seed for config in configs], first.method.added_tokens
+    steps, count = plan.law(clock, plan.works(seeds, packed=packed, longer=longer))
     freezing = None
     if course.kept:
         passes = passes_work(constant_batches(plan.lengths, plan.settings), plan.lengths)
@@ -270,14 +273,14 @@ def _whole_peak(peak: PeakMemory, trial: Trial, plan: Arranged, course: Course) 
     return peak.process + round(rest * trial.foretold["constant"])
 
 
-def _evaluate(run: Prepared) -> CostLaw:
-    """Time some passes over the rows that a run judges; a first one is to warm up."""
+def _evaluate(run: Prepared, count: int = _PASSES) -> CostLaw:
+    """Time so many passes over the rows that a run judges; a first one is to warm up."""
     judged = [name for name in run.examples if name != "train"] or ["train"]
     every = [row for name in judged for row in run.examples[name].rows]
     lengths = [len(row) for row in every]
     passes = evaluation_passes(lengths)
     # The longest texts make the peak of memory.
-    chosen = [passes[0], *(passes[index] for index in in_strata(range(len(passes)), _PASSES))]
+    chosen = [passes[0], *(passes[index] for index in in_strata(range(len(passes)), count))]
     seconds = []
     with plain_forward(run.classifier.model), unpadded(run.classifier, every, passes):
         for rows in chosen:
