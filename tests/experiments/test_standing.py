@@ -1,6 +1,9 @@
 """Where runs stand, as their folders say it, whoever does them."""
 
 import json
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,14 @@ from deltafit.errors import TrainingError
 from deltafit.experiments.arms import Arm, Experiment
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.recipe_run import run
+from deltafit.experiments.recipe_start import prepared
+from deltafit.experiments.search_space import spaces_of
 from deltafit.experiments.standing import Overview, Standing
 from deltafit.experiments.store import Store
+from deltafit.experiments.trials_at_work import trials_at_work
+from deltafit.experiments.tuning import trial_run
 from deltafit.files import read_json
-from deltafit.methods import Head, LoRA
+from deltafit.methods import BitFit, Head, LoRA
 from deltafit.training.config import RunConfig
 from deltafit.training.noting import PROGRESS_FILE, Noting
 from deltafit.training.progress import Silent
@@ -154,3 +161,33 @@ def test_however_runs_are_done_they_are_seen(
     assert best.validation == max(each["after"]["validation"]["accuracy"] for each in metrics)
     assert not list((tmp_path / "store").glob(f"runs/*/*{PROGRESS_FILE}*"))
     assert len(result.rows) == 6
+
+
+def test_trials_of_a_search_that_go_on_are_shown_with_their_settings(
+    recipe: Path, tmp_path: Path
+) -> None:
+    space = (
+        "{learning_rate: {low: 1e-4, high: 1e-1}, rank: [2, 4], "
+        "target_modules: [[query], [key, value]]}"
+    )
+    runs = "runs=[{method: head}, {method: lora, name: mine}]"
+    made = prepared(recipe, tmp_path, [runs, f"search={{trials: 3, space: {space}}}"])
+    standing = Standing(made.experiment, made.store, trials=partial(trials_at_work, made))
+    _, lora = spaces_of(made.recipe, made.experiment.arms)
+    trial = trial_run(made, lora.arm({"rank": 4, "target_modules": ["key", "value"]}))
+    others = [
+        replace(trial, settings=replace(trial.settings, seed=1)),
+        replace(trial, settings=replace(trial.settings, epochs=9)),
+        replace(trial, method=BitFit()),
+        made.experiment.runs()[0],
+    ]
+    with ExitStack() as stack:
+        for config in (*others, trial):
+            stack.enter_context(made.store.begun(config, wait=False))
+            Noting(Silent(), made.store.folder(config)).start("training", 9, 3)
+        overview = standing.look()
+        (found,) = overview.trials
+        assert found.name == "mine: learning_rate=0.01, rank=4, target_modules=key+value"
+        assert found.note is not None and found.note.step == 3 and overview.seconds_left is None
+        assert overview.count("running") == 1 and len(overview.runs) == 4, "rows as before"
+    assert standing.look().trials == ()

@@ -10,6 +10,8 @@ from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.dry_run import dry_run
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.recipe_run import run
+from deltafit.experiments.recipe_start import prepared
+from deltafit.experiments.tuning import is_anything_left
 from deltafit.files import read_json
 from deltafit.training.interruption import Interrupted
 from tests.experiments.recipe_runs import Listening, killed_at_random, same_rows
@@ -99,7 +101,7 @@ def test_the_report_says_that_rates_are_each_methods_own(
         text = (result.folder / name).read_text()
         assert "How the settings were chosen" in text
         assert "The rows that judge this report had no part in it." in text
-        assert "Every method was trained at a learning rate of its own, the best of 5" in text
+        assert "Every row was trained at a learning rate of its own, the best of 5" in text
     facts = read_json(result.folder / "comparison.json")["facts"]["search"]
     assert facts["trials"] == 5 and facts["space"]["head"].startswith("learning_rate 0.0001 to")
 
@@ -134,6 +136,21 @@ def test_a_second_time_does_nothing_and_a_plan_knows_it(
         "learning_rate 0.0001 to 0.1 in equal factors",
         "learning_rate 0.0001 to 0.1 in equal factors; rank 2 or 4",
     ]
+
+
+def test_a_row_that_is_not_searched_is_seen_to_be_left(searching: Path, tmp_path: Path) -> None:
+    changes = ["seeds=[0]", "settings.epochs=1", "search={trials: 2, space: {rank: [2, 4]}}"]
+    one = [*changes, "runs=[{method: lora}]"]
+    two = [*changes, "runs=[{method: lora}, {method: head}]"]
+    assert is_anything_left(prepared(searching, tmp_path, one))
+    run(searching, tmp_path, overrides=one)
+    assert not is_anything_left(prepared(searching, tmp_path, one))
+    assert is_anything_left(prepared(searching, tmp_path, two))
+    listening = Listening()
+    run(searching, tmp_path, overrides=two, reporter=listening)
+    assert any("`deltafit doctor`" in sentence for sentence in listening.said), "it was asked"
+    assert not is_anything_left(prepared(searching, tmp_path, two))
+    assert is_anything_left(prepared(searching, tmp_path, [*two, "seeds=[0, 1]"]))
 
 
 def test_more_trials_begin_with_those_that_were_done(searching: Path, tmp_path: Path) -> None:

@@ -59,4 +59,4 @@ class Dashboard(ConsoleReporter):
         size = self.console.size
         table = drawn(self._title, self._seen, size.width, size.height)
         # What is done for all of them; that of one run stands in its row.
-        return table if self._seen.count("running") else Group(table, bar)
+        return table if self._seen.count("running") or self._seen.trials else Group(table, bar)

@@ -25,11 +25,12 @@ def drawn(title: str, overview: Overview, width: int, height: int) -> Renderable
 
     Args:
         title: the experiment's name.
-        overview: where its runs stand.
+        overview: where its runs stand; trials of a search that go on come first.
         width: of the terminal, in columns.
         height: of the terminal, in lines; runs far from those that go on are left out.
     """
-    rows = _shown(overview.runs, max(1, height - _BESIDE_ROWS))
+    every = (*overview.trials, *overview.runs)
+    rows = _shown(every, max(1, height - _BESIDE_ROWS))
     columns = ["state", "validation"] if width < NARROW else [
         "state", "loss", "validation", "test", "left",
     ]  # fmt: skip
@@ -45,7 +46,7 @@ def drawn(title: str, overview: Overview, width: int, height: int) -> Renderable
     for column in columns:
         justify: JustifyMethod = "left" if column == "state" else "right"
         table.add_column(column, justify=justify, no_wrap=True, width=widths[column])
-    shared = _shared_beginning([run.name for run in overview.runs if len(run.name) > room])
+    shared = _shared_beginning([run.name for run in every if len(run.name) > room])
     for run, each in zip(rows, cells, strict=True):
         name = run.name if len(run.name) <= room else f"{'…' * bool(shared)}{run.name[shared:]}"
         row = [Text(_middle_cut(name, room)), *(Text(each[column]) for column in columns)]

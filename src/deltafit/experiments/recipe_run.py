@@ -1,6 +1,7 @@
 """``run``: the runs of a recipe, as far as they are not in its store, and the report on them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deltafit.experiments.rows import Candidate, baselines
 from deltafit.experiments.running import Outcome, SharedFeatures, do_runs
 from deltafit.experiments.runs_table import runs_csv
 from deltafit.experiments.standing import Standing
+from deltafit.experiments.trials_at_work import trials_at_work
 from deltafit.experiments.trials_report import search_facts, search_section, trials_csv
 from deltafit.experiments.tuning import (
     Tuned,
@@ -76,7 +78,7 @@ def run(
     _check(made, engine, processes=processes, jointly=jointly)
     made.store.tracked.tell(made.recipe.track, reporter)
     if watch is not None:
-        watch(Standing(made.experiment, made.store, processes))
+        watch(Standing(made.experiment, made.store, processes, partial(trials_at_work, made)))
     if is_anything_left(made):
         heed(examine(made.recipe, made.experiment, made.splits, thorough=False), reporter)
     features = SharedFeatures(made.recipe.model, made.splits, reporter)

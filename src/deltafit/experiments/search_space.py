@@ -263,6 +263,6 @@ def written(chosen: Mapping[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return write(tuple(value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 Whoever does them, in this process or another one, one by one or jointly, leaves the same files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
@@ -46,13 +46,16 @@ class Overview:
         runs: in the experiment's order.
         metric: what their figures are.
         best: the finished run with the best validation figure; None if there is none.
-        seconds_left: until all are trained, as far as can be told from those that are.
+        seconds_left: until all are trained, as far as can be told from those that are; never while
+            trials go on.
+        trials: of a search, that go on besides.
     """
 
     runs: tuple[RunStanding, ...]
     metric: str
     best: RunStanding | None
     seconds_left: float | None
+    trials: tuple[RunStanding, ...] = ()
 
     def count(self, state: State) -> int:
         """Return how many runs are in a state."""
@@ -67,9 +70,17 @@ class Standing:
         folders: where they are.
         processes: how many do one run at a time each, at least; on a cluster it is seen from the
             runs that go on.
+        trials: gives those of a search that go on.
     """
 
-    def __init__(self, experiment: Experiment, folders: RunFolders, processes: int = 1) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        folders: RunFolders,
+        processes: int = 1,
+        trials: Callable[[], Iterable[RunStanding]] = tuple,
+    ) -> None:
+        self._trials = trials
         self._folders, self._processes, self._names = folders, processes, experiment.names()
         self._places = {config: folders.folder(config) for config in self._names}
         self._rows = {
@@ -85,7 +96,9 @@ class Standing:
         figures = [run for run in runs.values() if run.validation is not None]
         sign = 1 if find_metric(self.metric).higher_is_better else -1
         best = max(figures, key=lambda run: sign * (run.validation or 0.0), default=None)
-        return Overview(tuple(runs.values()), self.metric, best, self._seconds_left(runs))
+        trials = tuple(self._trials())
+        left = None if trials else self._seconds_left(runs)
+        return Overview(tuple(runs.values()), self.metric, best, left, trials)
 
     def _look_at(self, config: RunConfig) -> RunStanding:
         name = self._names[config]

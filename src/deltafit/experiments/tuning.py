@@ -1,6 +1,6 @@
 """The rows of a recipe with a search, each tuned by trials in the recipe's store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from deltafit.adapters import trained_values
@@ -77,10 +77,19 @@ def possible_runs(made: Prepared) -> list[RunConfig]:
 
 
 def is_anything_left(made: Prepared) -> bool:
-    """Say whether a recipe has trials, or without a search runs, that are not done."""
-    if made.recipe.search is not None:
-        return any(row.chosen is None for row in trials_done(made))
-    return not all(made.store.is_finished(config) for config in made.experiment.runs())
+    """Say whether a recipe has trials, or runs of its rows, that are not done."""
+    rows = [] if made.recipe.search is None else trials_done(made)
+    if any(row.chosen is None for row in rows):
+        return True
+    return not all(made.store.is_finished(config) for config in _with_chosen(made, rows).runs())
+
+
+def _with_chosen(made: Prepared, rows: Sequence[TunedRow]) -> Experiment:
+    """Return a recipe's experiment, the rows that were searched for with what was chosen."""
+    metric = made.recipe.settings.metric
+    tuned_arms = {row.space.row: _tuned_arm(row, metric) for row in rows}
+    arms = tuple(tuned_arms.get(arm, arm) for arm in made.experiment.arms)
+    return replace(made.experiment, arms=arms)
 
 
 def tuned(
