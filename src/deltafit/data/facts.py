@@ -11,14 +11,15 @@ Alike = Literal["verbatim", "stripped", "folded"]
 or nearly so; or but for case and all whitespace."""
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a text without what case and whitespace tell."""
     return " ".join(text.casefold().split())
 
 
 _KEYS: dict[Alike, Callable[[str], str]] = {
     "verbatim": str,
     "stripped": str.strip,
-    "folded": _folded,
+    "folded": folded,
 }
 
 

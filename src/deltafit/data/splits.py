@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltafit.data.columns import Columns, find_columns
+from deltafit.data.distinct import without_duplicates
 from deltafit.data.facts import describe, duplicates_between
 from deltafit.data.labels import LabelSet
-from deltafit.data.rows import Table
+from deltafit.data.reader import Reader
 from deltafit.data.sampling import balanced_indices, check_seed, stratified_cut, stratified_sample
-from deltafit.data.sources import DataSource, check_path, find_data
+from deltafit.data.sources import check_path, find_data
 from deltafit.data.tables import TABLE_SUFFIXES
-from deltafit.data.texts import LabelledTexts, read_labelled
+from deltafit.data.texts import LabelledTexts
 from deltafit.errors import DeltafitError, UsageError
 
 # The test part of a catalogue name that has none of its own. Its seed is fixed and not the run's,
@@ -56,40 +56,6 @@ class Splits:
         return () if name == "train" else duplicates_between(self.train, self.parts()[name])
 
 
-@dataclass
-class _Reader:
-    """Reads the parts of one data set: same columns where they exist, same classes always."""
-
-    source: DataSource
-    text_column: str | None
-    label_column: str | None
-    columns: Columns | None = None
-    classes: LabelSet | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def read(self, source: DataSource, part: str) -> LabelledTexts:
-        named = [name for name in (self.text_column, self.label_column) if name is not None]
-        table = source.open(part, named)
-        columns = self._columns_of(table)
-        labelled, self.classes = read_labelled(
-            table, columns, self.classes, self.source.label_names
-        )
-        self.notes += [note for note in table.notes if note not in self.notes]
-        self.columns = self.columns or columns
-        return labelled
-
-    def _columns_of(self, table: Table) -> Columns:
-        first = self.columns
-        if first and {first.text, first.label} <= set(table.columns):
-            return first
-        columns = find_columns(table, self.text_column, self.label_column)
-        if first:
-            self.notes.append(
-                f"{table.source}: texts are in {columns.text!r} and labels in {columns.label!r}."
-            )
-        return columns
-
-
 def load_splits(
     data: str | Path,
     *,
@@ -100,12 +66,13 @@ def load_splits(
     seed: int = 0,
     balance: bool = False,
     limit: int | None = None,
+    drop_duplicates: bool = False,
 ) -> Splits:
     """Load and check the parts of a data set.
 
     The order of work: read the training rows; give or cut the test part; balance; limit; give or
-    cut the validation part. So balancing and the limit touch only rows that training or a
-    validation part cut from it may use; a test part keeps its natural shares.
+    cut the validation part; drop duplicates. So balancing and the limit touch only rows that
+    training or a validation part cut from it may use; a test part keeps its natural shares.
 
     Args:
         data: a .csv, .tsv or .jsonl file, a folder with train / validation / test files, or a
@@ -121,6 +88,8 @@ def load_splits(
         seed: cuts, balancing and the limit follow it.
         balance: downsample every class of the training rows to the smallest.
         limit: train on a stratified subsample of at most so many rows.
+        drop_duplicates: leave out training rows that stand elsewhere too; see
+            `without_duplicates`.
 
     Returns:
         the parts. ``facts`` has ``data``, ``origin``, ``location``, ``columns``, ``seed``,
@@ -134,7 +103,7 @@ def load_splits(
     check_seed(seed)
     how_validation = _parse_validation(validation)
     source = find_data(data)
-    reader = _Reader(source, text_column, label_column)
+    reader = Reader(source, text_column, label_column)
     facts: dict[str, Any] = {
         "data": source.name,
         "origin": source.origin,
@@ -146,6 +115,8 @@ def load_splits(
     train, test = _test_part(reader, train, test_data, facts)
     train = _reduced(train, balance, limit, seed, facts)
     train, valid = _validation_part(reader, train, how_validation, seed, facts)
+    if drop_duplicates:
+        train, valid = without_duplicates(train, valid, test, reader.notes)
     parts = {"train": train, "validation": valid, "test": test}
     given = {name: part for name, part in parts.items() if part is not None}
     facts |= {"columns": vars(reader.columns), **describe(given, reader.notes)}
@@ -184,7 +155,7 @@ def _parse_validation(validation: str | Path | float) -> float | Path | None:
     return fraction
 
 
-def _given(reader: _Reader, path: str | Path, part: str) -> LabelledTexts:
+def _given(reader: Reader, path: str | Path, part: str) -> LabelledTexts:
     """Read a part given by path; of a folder or catalogue name, that part."""
     found = find_data(path)
     if found.origin == "file":
@@ -195,7 +166,7 @@ def _given(reader: _Reader, path: str | Path, part: str) -> LabelledTexts:
 
 
 def _test_part(
-    reader: _Reader, train: LabelledTexts, given: str | Path | None, facts: dict[str, Any]
+    reader: Reader, train: LabelledTexts, given: str | Path | None, facts: dict[str, Any]
 ) -> tuple[LabelledTexts, LabelledTexts | None]:
     if given is not None:
         facts["test"] = f"given: {given}"
@@ -237,7 +208,7 @@ def _reduced(
 
 
 def _validation_part(
-    reader: _Reader,
+    reader: Reader,
     train: LabelledTexts,
     how: float | Path | None,
     seed: int,
@@ -294,7 +265,7 @@ def load_labelled(
     """
     source = find_data(data)
     known = LabelSet(tuple(label_names), folded=set(label_names) <= {"false", "true"})
-    reader = _Reader(source, text_column, label_column, classes=known)
+    reader = Reader(source, text_column, label_column, classes=known)
     if source.in_catalogue and "test" not in source.parts:
         return _cut_test(reader.read(source, "train"))[1]
     return _given(reader, data, "test")

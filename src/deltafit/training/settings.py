@@ -138,6 +138,8 @@ class DataConfig:
         balance: downsample every class of the training rows to the smallest.
         limit: train on a stratified sample of so many rows.
         split_seed: of the cuts, the sample and the balancing.
+        drop_duplicates: leave out training rows whose text stands in validation or test too, stood
+            before or has several labels, and validation rows whose text stands in test.
 
     Raises:
         UsageError: a number is out of its range.
@@ -151,6 +153,7 @@ class DataConfig:
     balance: bool = False
     limit: int | None = None
     split_seed: int = 0
+    drop_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None:

@@ -83,6 +83,7 @@ def load_data(data: DataConfig) -> Splits:
         seed=data.split_seed,
         balance=data.balance,
         limit=data.limit,
+        drop_duplicates=data.drop_duplicates,
     )
 
 
