@@ -27,8 +27,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_healthy_recipe_is_a_line(recipe: Path) -> None:
     said = done("doctor", recipe)
-    assert said.startswith("mine on ") and said.count("\n") == 1
-    assert said.endswith(": 0 errors, 0 warnings, 0 notes. Nothing stands in its way.\n")
+    assert said.startswith("note: padding\n"), "on the left, by design"
+    assert said.endswith(": 0 errors, 0 warnings, 1 note. Nothing stands in its way.\n")
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_warnings_come_with_their_flag_which_mends_them(recipe: Path) -> None:
     said = done(*words)
     assert said.startswith("warning: learning rate\n  lora trains at a rate of 2e-5")
     flag = "--set runs.0.settings.learning_rate=5e-4"
-    assert f"  → {flag}\n" in said and "0 errors, 1 warning, 0 notes." in said
+    assert f"  → {flag}\n" in said and "0 errors, 1 warning, 1 note." in said
     assert "Nothing stands in its way." in done(*words, *flag.split())
 
 
@@ -48,12 +48,14 @@ def test_an_error_is_1(recipe: Path) -> None:
     assert result.stdout.startswith("error: patience\n") and "1 error, " in result.stdout
     result = deltafit("doctor", recipe, *words, "--json")
     assert result.exit_code == 1
-    (found,) = json.loads(result.stdout)["findings"]
+    found, _ = json.loads(result.stdout)["findings"]
     assert (found["severity"], found["subject"], found["rows"]) == ("error", "patience", [])
 
 
-def test_json_of_a_healthy_recipe_has_no_finding(recipe: Path) -> None:
-    assert json.loads(done("doctor", recipe, "--json")) == {"recipe": "mine", "findings": []}
+def test_json_has_every_finding(recipe: Path) -> None:
+    content = json.loads(done("doctor", recipe, "--json"))
+    assert content["recipe"] == "mine"
+    assert [each["subject"] for each in content["findings"]] == ["padding"]
 
 
 def test_a_wrong_recipe_is_2_and_one_that_is_not_there_1(recipe: Path) -> None:

@@ -31,8 +31,8 @@ def test_duplicates_are_counted_and_listed_with_their_lines(tmp_path: Path) -> N
     found = only(list(duplicates(case_of(tmp_path, train=train, test=test, validation="none"))))
     assert found.severity == "warning"
     assert "1 of 30 test texts also stand in training (1 of them to the char" in found.sentence
-    assert found.sentence.endswith("1 more do but for case and spaces.")
-    assert "--set data.test_data=FILE" in found.remedy
+    assert "1 more do but for case and spaces. Figures are given without them" in found.sentence
+    assert found.remedy == "--set data.drop_duplicates=true (which takes them out of training)"
     assert [row.split(":")[0] for row in found.rows] == [
         "test.csv, row 4 (line 5)",
         "test.csv, row 8 (line 9)",
@@ -109,4 +109,3 @@ def test_weights_of_a_class_without_rows_are_an_error(tmp_path: Path) -> None:
 def test_long_lists_are_cut_and_say_so() -> None:
     assert listed(["a"] * 10) == ("a",) * 10
     assert listed(["a"] * 1210) == (*("a",) * 10, "and 1,200 more")
-    assert Finding("note", "x", "y").remedy == ""

@@ -17,7 +17,13 @@ from tests.training.tiny_runs import LABELS
 
 
 def test_a_healthy_recipe_has_no_finding(model: str, tmp_path: Path) -> None:
-    assert doctor(recipe_of(tmp_path, model=model, runs=["lora", "head", "full"])) == []
+    recipe = recipe_of(tmp_path, model=model, runs=["lora", "head", "full"])
+    (found,) = doctor(recipe)
+    assert (found.severity, found.subject) == ("note", "padding"), "a BERT counts from the left"
+    config = experiment_of(recipe).runs()[0]
+    listening = Listening()
+    consult([config], load_data(recipe.data), listening)
+    assert listening.said == [], "which is nothing that training has to hear"
 
 
 def test_everything_is_told_at_once_and_the_worst_first(model: str, tmp_path: Path) -> None:
@@ -38,24 +44,24 @@ def test_everything_is_told_at_once_and_the_worst_first(model: str, tmp_path: Pa
 
 def test_an_error_stops_a_run_before_anything_is_written(model: str, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, model=model, validation="none", patience=2)
-    with pytest.raises(DeltafitError, match=r"needs validation rows to judge by\. --set settings"):
+    with pytest.raises(DeltafitError, match=r"needs validation rows to judge by\. → --set settings"):
         run(recipe, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 def test_errors_are_all_told_and_warnings_in_one_line() -> None:
     listening = Listening()
-    warnings = [Finding("warning", subject, "…") for subject in ("padding", "rate", "rate")]
-    heed([*warnings, Finding("note", "x", "…")], listening)
+    warnings = [Finding("warning", subject, "…", "…") for subject in ("padding", "rate", "rate")]
+    heed([*warnings, Finding("note", "x", "…", "…")], listening)
     assert listening.said == [
         "3 warnings (padding, rate): `deltafit doctor` on this recipe says more."
     ]
-    heed([Finding("note", "x", "…")], listening)
+    heed([Finding("note", "x", "…", "…")], listening)
     assert len(listening.said) == 1
-    errors = [Finding("error", "a", "One.", "--set a=1"), Finding("error", "b", "Two.")]
+    errors = [Finding("error", "a", "One.", "--set a=1"), Finding("error", "b", "Two.", "3")]
     with pytest.raises(DeltafitError) as raised:
         heed([*errors, *warnings], listening)
-    assert str(raised.value) == "One. --set a=1.\nTwo." and len(listening.said) == 1
+    assert str(raised.value) == "One. → --set a=1\nTwo. → 3" and len(listening.said) == 1
 
 
 @pytest.mark.slow
@@ -84,19 +90,22 @@ def test_what_flags_ask_for_is_mended_by_flags(model: str, tmp_path: Path) -> No
     text = "\n".join(listening.said)
     assert "--set" not in text and "runs." not in text
     for words in (
-        *("warning: ", "--lr none.", "--epochs 20, or a smaller --batch-size 50."),
-        *("--warmup 0.06.", "--test-data FILE", "--evaluate-every none evaluates"),
-        "--method adalora:",
+        *("warning: ", "→ --lr none\n", "→ --epochs 20 or --batch-size 31"),
+        *("→ --warmup 0.06\n", "→ --drop-duplicates (", "→ --evaluate-every none ("),
+        "all ranks go at once. → --epochs ",
     ):
         assert words in text, words
     listening = Listening()
     consult(configs[:1], load_data(recipe.data), listening)
-    assert "--lr 5e-4." in "\n".join(listening.said)
+    assert "→ --lr 5e-4\n" in "\n".join(listening.said)
+    recipe = recipe_of(tmp_path, model=model, runs=["adalora:interval=50"])
+    consult(experiment_of(recipe).runs(), load_data(recipe.data), listening)
+    assert "→ --method adalora:interval=1 or --epochs " in listening.said[-1]
 
 
 def test_an_error_stops_a_comparison_before_it_begins(model: str, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, model=model, validation="none", patience=2)
-    with pytest.raises(DeltafitError, match=r"judge by\. --patience none, or --validation 0\.1\."):
+    with pytest.raises(DeltafitError, match=r"judge by\. → --patience none or --validation 0\.1$"):
         compare(
             model, recipe.data, tmp_path / "out", methods=["head"], settings=recipe.settings
         )  # fmt: skip

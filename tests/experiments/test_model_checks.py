@@ -1,5 +1,6 @@
 """What the doctor finds of targets, head, padding and length, on tiny models."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from deltafit.experiments.model_checks import (
     sampled,
     targets,
 )
-from deltafit.experiments.reading_checks import READING_CHECKS, pad_token, padding, truncation
+from deltafit.experiments.reading_checks import (
+    READING_CHECKS,
+    left_padding,
+    pad_token,
+    padding,
+    truncation,
+)
 from deltafit.experiments.recipe import experiment_of
 from deltafit.training.settings import HeadConfig
 from tests.experiments.cases import case_of, only
@@ -54,10 +61,7 @@ def test_decoders_give_the_same_padded_on_either_side(
 ) -> None:
     case, model = looked_at(tmp_path, architecture, head=HeadConfig(head))
     assert list(padding(case, model)) == []
-    note = only(list(pad_token(case, model)))
-    assert (
-        note.severity == "note" and "filled up on the right with '<|endoftext|>'" in note.sentence
-    )
+    assert list(pad_token(case, model)) == [], "what fills up is masked"
 
 
 def test_targets_that_match_nothing_are_an_error_with_the_nearest(tmp_path: Path) -> None:
@@ -65,13 +69,15 @@ def test_targets_that_match_nothing_are_an_error_with_the_nearest(tmp_path: Path
     error = only(list(targets(case, model)))
     assert error.severity == "error" and error.rows == ("lora:target_modules=qery",)
     assert "'qery' matches no module. There are query" in error.sentence
-    assert "Change runs.1.method" in error.remedy
+    assert error.remedy.startswith("--set runs.1.method=lora:target_modules=all-linear or ")
+    assert f"shown by: deltafit inspect {case.recipe.model}" in error.remedy
 
 
 def test_a_method_that_leaves_no_place_for_texts_is_an_error(tmp_path: Path) -> None:
     case = looked_at(tmp_path, runs=["prompt:count=64", "lora"])[0]
     error = only([found for found in all_findings(case) if found.severity == "error"])
     assert "takes all positions" in error.sentence
+    assert error.remedy.startswith("--set runs.0.method=prompt or ")
 
 
 def test_targets_in_some_blocks_are_told_unless_they_were_asked_for(tmp_path: Path) -> None:
@@ -121,6 +127,7 @@ def test_a_model_that_sees_padding_is_told(tmp_path: Path) -> None:
     case, model = looked_at(tmp_path, "convbert")
     found = only(list(padding(case, model)))
     assert found.severity == "warning" and "filled up on the right" in found.sentence
+    assert found.remedy.startswith("--set model=minilm ")
 
 
 def test_places_counted_with_padding_are_told(tmp_path: Path) -> None:
@@ -128,6 +135,26 @@ def test_places_counted_with_padding_are_told(tmp_path: Path) -> None:
     wrong = replace(model, classifier=replace(model.classifier, positions=False))
     found = only(list(padding(case, wrong)))
     assert "filled up on the left: deltafit never pads there" in found.sentence
+    assert found.severity == "warning" and 'tokenizer.padding_side = "right"' in found.remedy
+
+
+# Two heads of an architecture read the first place; only a BERT counts places from the edge.
+@pytest.mark.parametrize(
+    ("architecture", "head", "same"),
+    [("bert", "mean", False), ("bert", "architecture", False), ("roberta", "architecture", False),
+     ("roberta", "mean", True), ("modernbert", "mean", True), ("modernbert", "last", True)],
+)  # fmt: skip
+def test_encoders_are_tried_on_the_left_too(
+    tmp_path: Path, architecture: str, head: Any, same: bool
+) -> None:
+    case, model = looked_at(tmp_path, architecture, head=HeadConfig(head))
+    found = list(left_padding(case, model))
+    assert [each.severity for each in found] == ([] if same else ["note"])
+    assert all("it counts places, or its head reads" in each.sentence for each in found)
+    # A tokenizer that does pad there walks into it.
+    model.classifier.tokenizer.padding_side = "left"
+    assert [each.severity for each in padding(case, model)] == ([] if same else ["warning"])
+    assert list(left_padding(case, model)) == []
 
 
 def test_a_pad_token_that_the_model_does_not_know_is_an_error(tmp_path: Path) -> None:
@@ -139,6 +166,10 @@ def test_a_pad_token_that_the_model_does_not_know_is_an_error(tmp_path: Path) ->
     case, loaded = looked_at(tmp_path, model=model)
     error = only(list(padding(case, loaded)))
     assert error.severity == "error" and "The pad token is 64" in error.sentence
+    command, dashed, code = shlex.split(error.remedy)
+    assert (command, dashed) == ("python", "-c")
+    exec(code)
+    assert list(padding(*looked_at(tmp_path, model=model))) == []
 
 
 def test_texts_that_end_with_what_fills_up(tmp_path: Path) -> None:
@@ -154,7 +185,7 @@ def test_texts_that_end_with_what_fills_up(tmp_path: Path) -> None:
     assert found.severity == "warning" and "270 of 270 texts end with" in found.sentence
     assert found.remedy == "--set head.head=last"
     case, loaded = looked_at(tmp_path, model=model, head=HeadConfig("last"))
-    assert only(list(pad_token(case, loaded))).severity == "note"
+    assert list(pad_token(case, loaded)) == []
 
 
 def test_weights_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:

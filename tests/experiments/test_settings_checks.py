@@ -85,7 +85,7 @@ def test_a_rate_far_too_high(tmp_path: Path) -> None:
          "--set data.validation=0.1"),
         (warmup, {"warmup": 0.9}, "warning", "for 65 of its 72 steps", "settings.warmup=0.06"),
         (allocation, {"runs": ["adalora:rank=4,interval=50"]}, "warning", "all ranks go at once",
-         "--set runs.0.method=adalora:rank=4, or more epochs"),
+         "--set runs.0.method=adalora:rank=4 or --set settings.epochs="),
     ],
 )  # fmt: skip
 def test_a_schedule_longer_than_the_run(

@@ -16,8 +16,7 @@ def show_findings(console: Console, recipe: Recipe, findings: Sequence[Finding])
         say(console, f"{finding.severity}: {finding.subject}\n  {finding.sentence}")
         for row in finding.rows:
             say(console, f"    {row}")
-        if finding.remedy:
-            say(console, f"  → {finding.remedy}")
+        say(console, f"  → {finding.remedy}")
         say(console)
     counts = Counter(finding.severity for finding in findings)
     listed = ", ".join(counted(counts[kind], kind) for kind in ("error", "warning", "note"))

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 from deltafit.data import LabelledTexts, duplicates_between
 from deltafit.data.facts import duplicates_note
-from deltafit.experiments.findings import Case, Check, Finding, counted, listed, quoted
+from deltafit.experiments.findings import Case, Check, Finding, counted, listed, quoted, rows_of
 
 _SERIOUS = 0.01  # share of a part's rows that stand in training from which figures look better
 _UNEVEN, _VERY_UNEVEN = 3, 10  # times as many rows in the largest class as in the smallest
 _FEW_ROWS = 10
 _NAMED = 5
 _IN_TRAINING = "in training"
+_DROP = "data.drop_duplicates"
 
 
 def duplicates(case: Case) -> Iterator[Finding]:
@@ -41,14 +42,14 @@ def _shared(
             f"{len(alike)} of {len(part):,} {name} texts also stand {place} but for case and "
             "spaces."
         )
-    key = "data.test_data" if name == "test" else "data.validation"
-    without = " Figures are given without them, too." if same and place == _IN_TRAINING else ""
+    loses = "training" if place == _IN_TRAINING else "validation"
+    if same and place == _IN_TRAINING:
+        sentence += " Figures are given without them, too."
     yield Finding(
         "warning" if len(alike) >= _SERIOUS * len(part) else "note",
         "duplicates",
         sentence,
-        "Take them out of one of the parts, or give other rows: "
-        f"{case.change(key, 'FILE')}.{without}",
+        f"{case.change(_DROP, 'true')} (which takes them out of {loses})",
         listed([quoted(part, index) for index in alike]),
     )
 
@@ -65,7 +66,8 @@ def contradictions(case: Case) -> Iterator[Finding]:
             "warning",
             "contradictory labels",
             f"Training has {counted(len(found), 'text')} with more than one label.",
-            "Correct these rows in the file, or take them out.",
+            f"{case.change(_DROP, 'true')} (which leaves such texts out) or correct "
+            f"{rows_of(train, [row for rows in found for row in rows])}",
             listed([quoted(train, row) for rows in found for row in rows]),
         )
 
@@ -80,7 +82,7 @@ def copies(case: Case) -> Iterator[Finding]:
             f"{surplus:,} of {rows:,} training rows ({surplus / rows:.1%}) are copies of others, "
             "which so count several times; a validation part that is cut from such rows shares "
             "texts with training.",
-            "Take the copies out of the file, unless texts are as frequent as that in use.",
+            f"{case.change(_DROP, 'true')} (unless texts are as frequent as that in use)",
         )
 
 
@@ -100,23 +102,23 @@ def imbalance(case: Case) -> Iterator[Finding]:
         "imbalance",
         f"The largest class has {largest:,} training rows, {largest / smallest:.1f} times as many "
         f"as the smallest. The rarest: {names}. Accuracy says little of those; macro F1 counts "
-        "them alike.",
-        f"{case.change('settings.class_weights', 'balanced')}, or "
-        f"{case.change('data.balance', 'true')}, which drops rows; "
-        f"{case.change('settings.metric', 'macro_f1')} chooses the checkpoint by it.",
+        "them alike, and as the metric chooses the checkpoint so.",
+        f"{case.change('settings.class_weights', 'balanced')} or "
+        f"{case.change('data.balance', 'true')} (which drops rows)",
     )
 
 
 def small_classes(case: Case) -> Iterator[Finding]:
     """Classes with so few training rows that they can hardly be learned."""
-    counts = _counts(case.splits.train)
+    train = case.splits.train
+    counts = _counts(train)
     few = sorted((count, name) for name, count in counts.items() if 0 < count < _FEW_ROWS)
     if few:
         yield Finding(
             "warning",
             "small classes",
             f"Training has {counted(len(few), 'class', 'es')} with fewer than {_FEW_ROWS} rows.",
-            "Add rows of them, or join them with others.",
+            f"Add rows of these classes to {train.source}, or give them another's label there",
             listed([f"{name}: {counted(count, 'row')}" for count, name in few]),
         )
 
@@ -140,8 +142,8 @@ def missing_classes(case: Case) -> Iterator[Finding]:
             "missing classes",
             f"The {name} part has no row of {len(absent)} of {len(part.label_names)} classes: such "
             f"{says[name]}{reason}.",
-            f"{case.change('settings.class_weights', 'none')}, or add rows of them" if stops
-            else f"Add rows of them to the {name} part.",
+            f"{case.change('settings.class_weights', 'none')} or add rows of them to {part.source}"
+            if stops else f"Add rows of these classes to {part.source}",
             listed(absent),
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from deltafit.experiments.data_checks import DATA_CHECKS
 from deltafit.experiments.findings import Case, Finding, by_severity, counted
 from deltafit.experiments.label_noise import LENGTHY_CHECKS
 from deltafit.experiments.model_checks import MODEL_CHECKS, load_for, sampled
-from deltafit.experiments.reading_checks import READING_CHECKS
+from deltafit.experiments.reading_checks import READING_CHECKS, THOROUGH_READING_CHECKS
 from deltafit.experiments.recipe import Entry, Recipe, entries_of, experiment_of
 from deltafit.experiments.recipe_start import recipe_of
 from deltafit.experiments.settings_checks import SETTINGS_CHECKS
@@ -79,33 +79,34 @@ def consult(configs: Sequence[RunConfig], splits: Splits, reporter: Reporter) ->
     findings = _found(case, thorough=False)
     _stop_at_errors(findings)
     for finding in findings:
-        text = f"{finding.severity}: {finding.sentence}"
-        reporter.say(f"{text} → {_ended(finding.remedy)}" if finding.remedy else text)
+        reporter.say(f"{finding.severity}: {finding.sentence} → {finding.remedy}")
 
 
 def _found(case: Case, *, thorough: bool) -> list[Finding]:
     checks = (*SETTINGS_CHECKS, *DATA_CHECKS, *(LENGTHY_CHECKS if thorough else ()))
     found = [finding for check in checks for finding in check(case)]
-    found += _of_model(case)
+    found += _of_model(case, thorough=thorough)
     gc.collect()  # the model is no memory of the runs that follow
     return by_severity(found)
 
 
-def _of_model(case: Case) -> Iterator[Finding]:
+def _of_model(case: Case, *, thorough: bool) -> Iterator[Finding]:
     try:
         classifier = load_for(case)
     except UsageError as error:  # of a head that it cannot have
         yield Finding("error", "head", str(error), case.change("head.head", "last"))
         return
     except DeltafitError as error:
-        yield Finding("error", "model", str(error), case.change("model", "FOLDER"))
+        remedy = f"{case.change('model', 'minilm')} or the folder of another model"
+        yield Finding("error", "model", str(error), remedy)
         return
     try:
         model = sampled(case, classifier)
     except DeltafitError as error:
-        yield Finding("error", "texts", str(error))
+        yield Finding("error", "texts", str(error), "Take this row out, or correct it there")
         return
-    for check in (*MODEL_CHECKS, *READING_CHECKS):
+    checks = (*MODEL_CHECKS, *READING_CHECKS, *(THOROUGH_READING_CHECKS if thorough else ()))
+    for check in checks:
         yield from check(case, model)
 
 
@@ -132,9 +133,4 @@ def heed(findings: Sequence[Finding], reporter: Reporter) -> None:
 def _stop_at_errors(findings: Sequence[Finding]) -> None:
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
-        told = [f"{error.sentence} {_ended(error.remedy)}".strip() for error in errors]
-        raise DeltafitError("\n".join(told))
-
-
-def _ended(remedy: str) -> str:
-    return remedy if not remedy or remedy.endswith(".") else f"{remedy}."
+        raise DeltafitError("\n".join(f"{each.sentence} → {each.remedy}" for each in errors))

@@ -1,13 +1,14 @@
 """What the doctor finds: how bad it is, what it is about, and what mends it."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from shlex import quote
+from typing import Any, Literal, get_args
 
 from deltafit.data import LabelledTexts, Splits
 from deltafit.experiments.arms import Arm
 from deltafit.experiments.recipe import Recipe
-from deltafit.methods import Method
 from deltafit.training.config import RunConfig
 from deltafit.training.settings import flag_name
 
@@ -26,14 +27,15 @@ class Finding:
             worse, or look better than it is; a note is about what is worth knowing.
         subject: what it is about, in a word or two.
         sentence: what was found.
-        remedy: the flag that mends it, or what to do; may be empty where the sentence says it.
+        remedy: what mends it: flags or a command, each to be pasted as it stands, with "or" between
+            them; or the rows that only their owner can mend.
         rows: rows of the recipe or of the data that it is about; long lists are cut, and say so.
     """
 
     severity: Severity
     subject: str
     sentence: str
-    remedy: str = ""
+    remedy: str
     rows: tuple[str, ...] = ()
 
 
@@ -66,16 +68,34 @@ class Case:
             value: as YAML.
         """
         if not self.from_flags:
-            return f"--set {key}={value}"
+            return f"--set {quote(f'{key}={value}')}"
         flag = flag_name(key.rpartition(".")[2])
         return flag if value == "true" else f"{flag} {'none' if value == 'null' else value}"
 
-    def method(self, row: int, other: Method | None = None) -> str:
-        """Return where a row's method is asked for, or the flag that makes it another one."""
-        key = f"runs.{self.entries[row]}.method"
-        if other is None:
-            return "--method" if self.from_flags else key
-        return f"--method {other}" if self.from_flags else f"--set {key}={other}"
+    def asked_method(self, row: int) -> str:
+        """Return where a row's method is asked for."""
+        return "--method" if self.from_flags else f"runs.{self.entries[row]}.method"
+
+    def method(self, row: int, **settings: Any) -> str:
+        """Return the flags that give a row's method other settings.
+
+        Args:
+            row: its number.
+            settings: those of the method.
+        """
+        method = replace(self.arms[row].method, **settings)
+        if self.from_flags:
+            return f"--method {quote(str(method))}"
+        number = self.entries[row]
+        grid = self.recipe.runs[number].grid
+        flags = [
+            self.change(f"runs.{number}.grid.{name}", f"[{json.dumps(value)}]")
+            for name, value in settings.items()
+            if name in grid
+        ]
+        if len(flags) < len(settings):
+            flags.append(self.change(f"runs.{number}.method", str(method)))
+        return " ".join(flags)
 
     def searched(self, row: int) -> set[str]:
         """Return the names of settings that a search may choose for a row."""
@@ -99,9 +119,9 @@ class Case:
         number = self.entries[row]
         entry = self.recipe.runs[number]
         if setting in entry.grid:
-            return f"--set 'runs.{number}.grid.{setting}=[{value}]'"
+            return self.change(f"runs.{number}.grid.{setting}", f"[{value}]")
         if setting in entry.settings or (own and len(self.recipe.runs) > 1):
-            return f"--set runs.{number}.settings.{setting}={value}"
+            return self.change(f"runs.{number}.settings.{setting}", str(value))
         return self.change(f"settings.{setting}", str(value))
 
 
@@ -128,6 +148,13 @@ def quoted(part: LabelledTexts, index: int) -> str:
     label = part.label_names[part.labels[index]]
     file = part.source.rpartition("/")[2]
     return f"{file}, row {part.rows[index]}{line}: {short!r} is {label!r}"
+
+
+def rows_of(part: LabelledTexts, indices: Sequence[int]) -> str:
+    """Return which rows those are, and of which file, for whoever has to mend them there."""
+    first = ", ".join(str(part.rows[index]) for index in indices[:_LISTED])
+    more = f" and {len(indices) - _LISTED:,} more" if len(indices) > _LISTED else ""
+    return f"row{'' if len(indices) == 1 else 's'} {first}{more} of {part.source}"
 
 
 def counted(count: int, one: str, ending: str = "s") -> str:

@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
 from deltafit.data import LabelledTexts, stratified_sample
-from deltafit.experiments.findings import Case, Check, Finding, counted, listed, quoted
+from deltafit.experiments.findings import Case, Check, Finding, counted, listed, quoted, rows_of
 
 _FOLDS = 3
 _MOST_ROWS = 5000  # so that it takes seconds
@@ -62,7 +62,8 @@ def label_noise(case: Case) -> Iterator[Finding]:
         f"{found.looked_at:,} training rows{sample} may be wrong: TF-IDF with logistic regression, "
         f"fitted to other rows, is sure of another class. It agrees with {found.agreement:.1%} of "
         "all labels; the lower that is, the more of these are merely hard.",
-        "Read these rows, the most suspicious first, and correct the file.",
+        f"Read, and correct where they are wrong, {rows_of(train, found.rows)} (the most "
+        "suspicious first)",
         listed(
             [
                 f"{quoted(train, row)}; it looks like {train.label_names[guess]!r}"

@@ -4,15 +4,18 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from deltafit.adapters import check_fits
 from deltafit.adapters.candidates import leaf_name
-from deltafit.adapters.structure import main_stack, repeated_blocks
+from deltafit.adapters.structure import BlockStack, main_stack, repeated_blocks
+from deltafit.adapters.targets import ALL_LINEAR
 from deltafit.data import resolve_model
 from deltafit.errors import DeltafitError, UsageError
 from deltafit.experiments.findings import Case, Finding, listed
 from deltafit.methods import Method
+from deltafit.methods.values import defaults
 from deltafit.tasks.classification import Classifier, HeadKind, HeadSettings, load_classifier
 from deltafit.tasks.inference import tokenise_for
 from deltafit.tasks.loading import load_config
@@ -79,15 +82,14 @@ def targets(case: Case, model: Loaded) -> Iterator[Finding]:
     methods: dict[Method, list[int]] = defaultdict(list)
     for row, config in enumerate(case.configs):
         methods[config.method].append(row)
-    partial: dict[str, list[str]] = defaultdict(list)
+    partial: dict[tuple[str, str], list[str]] = defaultdict(list)
     for method, rows in methods.items():
         names = [case.arms[row].name for row in rows]
-        key = case.method(rows[0])
         try:
             found, whole = check_fits(network, method, head=head)
             longest_text(case.configs[rows[0]], network)
         except DeltafitError as error:
-            remedy = f"Change {key}: `deltafit inspect {case.recipe.model}` shows what there is."
+            remedy = " or ".join(_fitting(case, rows[0], model.classifier))
             yield Finding("error", "targets", str(error), remedy, listed(names))
             continue
         if not head or not set(head) <= set(whole):
@@ -95,32 +97,59 @@ def targets(case: Case, model: Loaded) -> Iterator[Finding]:
                 "error",
                 "head",
                 f"{method} would leave the head as it starts, so that it could learn no class.",
-                f"Change {key}, or {case.change('head.head', 'mean')}",
+                case.change("head.head", "mean"),
                 listed(names),
             )
         if getattr(method, "layers", None) is None:
             for sentence in _in_some_blocks(model.classifier, found):
-                partial[sentence] += names
-    for sentence, names in partial.items():
-        remedy = "Nothing, if that is meant; else name targets that all blocks have."
+                leaves = tuple(dict.fromkeys(map(leaf_name, found)))
+                remedy = case.method(rows[0], target_modules=leaves)
+                partial[sentence, f"{remedy} (unless it is meant so)"] += names
+    for (sentence, remedy), names in partial.items():
         yield Finding("note", "targets", sentence, remedy, listed(names))
 
 
+def _fitting(case: Case, row: int, classifier: Classifier) -> Iterator[str]:
+    """Yield flags that make a row's method one that fits, and the command that shows what would."""
+    config, network = case.configs[row], classifier.model
+    settings = defaults(config.method)
+    changes: list[dict[str, Any]] = []
+    if "target_modules" in settings:
+        changes += [{"target_modules": ALL_LINEAR}, {"target_modules": ALL_LINEAR, "layers": None}]
+    if (size := config.method.size_setting) is not None:
+        changes += [{size: settings[size]}, {size: 1}]
+    for change in changes:
+        other = replace(config, method=replace(config.method, **change))
+        with suppress(DeltafitError):
+            check_fits(network, other.method, head=classifier.head_parameters)
+            longest_text(other, network)
+            yield case.method(row, **change)
+            break
+    yield f"{case.asked_method(row)} with what is shown by: deltafit inspect {case.recipe.model}"
+
+
 def _in_some_blocks(classifier: Classifier, found: Sequence[str]) -> Iterator[str]:
+    """Yield sentences on layers that are adapted in some of the blocks that have them."""
     if not repeated_blocks(classifier.model):
         return
     stack = main_stack(classifier.model)
-    blocks: dict[str, set[int]] = defaultdict(set)
-    for name in found:
-        index = stack.index_of(name)
-        if index is not None:
-            blocks[leaf_name(name)].add(index)
-    for leaf, inside in blocks.items():
-        if len(inside) < stack.length:
+    every = _blocks_of(stack, [name for name, _ in classifier.model.named_modules()])
+    for leaf, inside in _blocks_of(stack, found).items():
+        if len(inside) < len(every[leaf]):
             yield (
                 f"Layers called {leaf} are adapted in {len(inside)} of {stack.length} blocks: "
                 f"{', '.join(map(str, sorted(inside)))}."
             )
+
+
+def _blocks_of(stack: BlockStack, names: Sequence[str]) -> dict[str, set[int]]:
+    """Return in which blocks there are modules of each last name."""
+    blocks: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        index = stack.index_of(name)
+        if index is not None:
+            blocks[leaf_name(name)].add(index)
+    return blocks
 
 
 def head_of_checkpoint(case: Case, model: Loaded) -> Iterator[Finding]:
@@ -133,7 +162,7 @@ def head_of_checkpoint(case: Case, model: Loaded) -> Iterator[Finding]:
     ours = list(model.classifier.label_names)
     if theirs == ours:
         return
-    anew = f"{case.change('head.head', 'mean')} starts one anew"
+    anew = f"{case.change('head.head', 'mean')} (which starts one anew)"
     named = ", ".join(theirs[:_NAMED]) + (", …" if len(theirs) > _NAMED else "")
     if len(theirs) != len(ours):
         yield Finding(
@@ -141,6 +170,7 @@ def head_of_checkpoint(case: Case, model: Loaded) -> Iterator[Finding]:
             "head",
             f"The checkpoint's own head is of {len(theirs)} classes ({named}) and yours of "
             f"{len(ours)}: its last layer starts anew.",
+            anew,
         )
     else:
         mixed = sorted(theirs) == sorted(ours)

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deltafit.data import across_lengths
+from deltafit.data import ModelSource, across_lengths
 from deltafit.engine import evaluating
-from deltafit.experiments.findings import Case, Finding
+from deltafit.experiments.findings import Case, Finding, Severity
 from deltafit.experiments.model_checks import UNCUT, Loaded, ModelCheck
 from deltafit.tasks.classification import Classifier, collate, logits_of
 from deltafit.tasks.inference import encoder_of
@@ -19,10 +21,13 @@ from deltafit.training.preparation import longest_text
 _BATCH, _SHORT = 4, 32  # texts, and tokens of the longest: a second's work on a CPU
 _ROUNDING = 1e-3  # of the largest value; other positions or masks lie far above
 _OFTEN_CUT = 0.1  # share of texts
+_GIVES = (
+    "A text gives something else (by {:.1%} of the largest value) when it is filled up on the {}"
+)
 
 
 def padding(case: Case, model: Loaded) -> Iterator[Finding]:
-    """Whether a text gives the same alone, filled up on the right, and on the left."""
+    """Whether a text gives the same filled up as alone, on each side where anyone pads."""
     classifier = model.classifier
     known = encoder_of(classifier.model).get_input_embeddings().num_embeddings  # type: ignore[operator]  # every transformers model has it
     if classifier.pad_token_id >= known:
@@ -31,58 +36,101 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
             "pad token",
             f"The pad token is {classifier.pad_token_id}, and the model knows {known:,} tokens: "
             "it was added to the tokenizer alone, and there is no end-of-text token in its place.",
-            "model.resize_token_embeddings(len(tokenizer)), and save both again",
+            _embed_pad_token(classifier.source.location),
         )
         return
+    alone, right = _alone_and_padded(model, left=False)
+    if not bool(alone.isfinite().all()):
+        yield Finding(
+            "error",
+            "model",
+            "The untouched model gives something that is not a number for your texts.",
+            _anew(classifier.source),
+        )
+        return
+    if (share := _difference(alone, right)) > _ROUNDING:
+        yield Finding(
+            "warning",
+            "padding",
+            f"{_GIVES.format(share, 'right')}: deltafit pads there wherever it pads, so what is said "
+            "of a text depends on the texts beside it.",
+            f"{case.change('model', 'minilm')} or another model that does not see padding",
+        )
+    if _padded_left_by_others(classifier):
+        yield from _on_the_left(model, "warning", "")
+
+
+def left_padding(case: Case, model: Loaded) -> Iterator[Finding]:
+    """Whether an encoder, which nobody pads on the left unasked, gives the same there.
+
+    By design those do not that count places, or whose head reads the first one, from the left edge.
+    """
+    if not _padded_left_by_others(model.classifier):
+        by_design = "by design it counts places, or its head reads the first, from the left edge; "
+        yield from _on_the_left(model, "note", by_design)
+
+
+def _padded_left_by_others(classifier: Classifier) -> bool:
+    return classifier.decoder or classifier.tokenizer.padding_side == "left"
+
+
+def _on_the_left(model: Loaded, severity: Severity, why: str) -> Iterator[Finding]:
+    if (share := _difference(*_alone_and_padded(model, left=True))) > _ROUNDING:
+        yield Finding(
+            severity,
+            "padding",
+            f"{_GIVES.format(share, 'left')}: {why}deltafit never pads there; whoever uses the "
+            "merged model should not either.",
+            'tokenizer.padding_side = "right" (in whatever uses the merged model)',
+        )
+
+
+def _alone_and_padded(model: Loaded, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Return what is read of some texts by themselves, and filled up to one length."""
     longest = min([_SHORT, *model.lengths.values()])
     # Cut so that no two are alike in length, however long the texts are.
     rows = [
         row[: max(1, longest * number // _BATCH)]
         for number, row in enumerate(across_lengths(model.rows, _BATCH), start=1)
     ]
-    with evaluating(classifier.model), torch.inference_mode():
-        alone = torch.cat([_read(classifier, [row]) for row in rows])
-        right = _read(classifier, rows)
-        # Encoders count places from the left edge; only decoders are padded there by anyone.
-        left = _read(classifier, rows, left=True) if classifier.decoder else alone
-    if not bool(alone.isfinite().all()):
-        yield Finding(
-            "error",
-            "model",
-            "The untouched model gives something that is not a number for your texts.",
-            "Download or save the checkpoint again; its weights may be damaged.",
-        )
-        return
-    for side, padded in (("right", right), ("left", left)):
-        share = float((padded - alone).abs().max()) / max(float(alone.abs().max()), 1e-12)
-        if share <= _ROUNDING:
-            continue
-        ours = (
-            "deltafit pads there wherever it pads, so what is said of a text depends on the texts "
-            "beside it"
-            if side == "right"
-            else "deltafit never pads there; whoever uses the merged model should not either"
-        )
-        yield Finding(
-            "warning",
-            "padding",
-            f"A text gives something else (by {share:.1%} of the largest value) when it is filled "
-            f"up on the {side}: {ours}.",
-            f"{case.change('settings.batch_size', '1')}, or another model"
-            if side == "right"
-            else "",
-        )
+    with evaluating(model.classifier.model), torch.inference_mode():
+        alone = torch.cat([_read(model.classifier, [row]) for row in rows])
+        return alone, _read(model.classifier, rows, left=left)
+
+
+def _difference(alone: Tensor, padded: Tensor) -> float:
+    """Return by how much they differ, as a share of the largest value."""
+    return float((padded - alone).abs().max()) / max(float(alone.abs().max()), 1e-12)
+
+
+def _embed_pad_token(folder: str) -> str:
+    """Return the command that gives a checkpoint's model the tokens that its tokenizer has."""
+    code = (
+        f"import transformers as h; f = {folder!r}; t = h.AutoTokenizer.from_pretrained(f); "
+        "m = getattr(h, h.AutoConfig.from_pretrained(f).architectures[0]).from_pretrained(f); "
+        "m.resize_token_embeddings(len(t)); m.save_pretrained(f); t.save_pretrained(f)"
+    )
+    return f"python -c {quote(code)}"
+
+
+def _anew(source: ModelSource) -> str:
+    """Say how a checkpoint whose weights are damaged is had anew."""
+    if Path(source.location).is_dir():
+        return f"Save the model in {source.location} again: its weights are damaged"
+    return f"hf download {source.location} --force-download"
 
 
 def pad_token(case: Case, model: Loaded) -> Iterator[Finding]:
-    """A tokenizer without a pad token of its own, and texts that end with what fills up."""
+    """Texts that end with what fills up, as the tokenizer has no pad token of its own.
+
+    Where no text does, such padding does no harm: it is masked, and the head reads what is not.
+    """
     classifier = model.classifier
     tokenizer, pad = classifier.tokenizer, classifier.pad_token_id
     if pad != tokenizer.eos_token_id or not classifier.decoder:
         return
-    own = classifier.head.kind == "architecture"
     ends = sum(row[-1] == pad for row in model.rows)
-    if own and ends:
+    if classifier.head.kind == "architecture" and ends:
         yield Finding(
             "warning",
             "pad token",
@@ -90,18 +138,6 @@ def pad_token(case: Case, model: Loaded) -> Iterator[Finding]:
             "fills up: the architecture's head takes it for padding, and reads the token before.",
             case.change("head.head", "last"),
         )
-        return
-    reads = {
-        "architecture": "the head reads the last token that is another one",
-        "last": "the head reads the last token that is not masked",
-        "mean": "the head reads the mean of those that are not masked",
-    }[classifier.head.kind]
-    yield Finding(
-        "note",
-        "pad token",
-        f"Batches are filled up on the right with {tokenizer.pad_token!r}, which is the "
-        f"end-of-text token too: the tokenizer has no other. It is masked, and {reads}.",
-    )
 
 
 def truncation(case: Case, model: Loaded) -> Iterator[Finding]:
@@ -134,7 +170,7 @@ def truncation(case: Case, model: Loaded) -> Iterator[Finding]:
             f"95 % have {most} or fewer, and the longest has {all_}.",
             case.flag(row, "max_length", better)
             if better > longest
-            else f"{case.recipe.model} takes no more tokens; choose a model that does.",
+            else f"{case.recipe.model} takes no more tokens: shorter texts, or a model that does",
         )
 
 
@@ -160,3 +196,5 @@ def _read(classifier: Classifier, rows: Sequence[Sequence[int]], *, left: bool =
 
 
 READING_CHECKS: tuple[ModelCheck, ...] = (padding, pad_token, truncation)
+THOROUGH_READING_CHECKS: tuple[ModelCheck, ...] = (left_padding,)
+"""What is worth knowing when one asks, and stands in no run's way."""

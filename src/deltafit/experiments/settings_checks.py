@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from deltafit.experiments.findings import Case, Check, Finding, listed
 from deltafit.methods import AdaLoRA
+from deltafit.methods.values import defaults
 from deltafit.training.config import RunConfig
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.validation import NOTHING_TO_WAIT_FOR
@@ -51,14 +51,22 @@ def few_steps(case: Case) -> Iterator[Finding]:
     for row, steps, settings in _lengths(case):
         if steps < _FEW_STEPS:
             epochs = math.ceil(_FEW_STEPS / (steps // settings.epochs))
+            remedies = [case.flag(row, "epochs", epochs)]
+            if (batch := _batch_for_steps(case, settings)) is not None:
+                remedies.append(case.flag(row, "batch_size", batch))
             yield Finding(
                 "warning",
                 "few steps",
                 f"{_whose(case, row)} makes {steps} optimiser steps in all, fewer than "
                 f"{_FEW_STEPS}: that is too few to learn from.",
-                f"{case.flag(row, 'epochs', epochs)}, or a smaller "
-                f"{case.flag(row, 'batch_size', max(1, settings.batch_size // 4))}",
+                " or ".join(remedies),
             )
+
+
+def _batch_for_steps(case: Case, settings: TrainingSettings) -> int | None:
+    """Return the batch size with which there are steps enough; None if there is none."""
+    in_epoch = max(2, math.ceil(_FEW_STEPS / settings.epochs))
+    return (len(case.splits.train) - 1) // (in_epoch - 1) // settings.accumulation or None
 
 
 def large_step(case: Case) -> Iterator[Finding]:
@@ -72,7 +80,12 @@ def large_step(case: Case) -> Iterator[Finding]:
                 "batch",
                 f"A step of {wanted} rows (batch_size × accumulation) takes all {rows} training "
                 "rows at once, so that an epoch is one step.",
-                case.flag(row, "batch_size", max(1, rows // 8)),
+                " ".join(
+                    [
+                        case.flag(row, "batch_size", max(1, rows // 8 // settings.accumulation)),
+                        *[case.flag(row, "accumulation", 1)] * (settings.accumulation > rows),
+                    ]
+                ),
             )
 
 
@@ -86,7 +99,7 @@ def evaluations(case: Case) -> Iterator[Finding]:
                 "evaluations",
                 f"{_whose(case, row)} is evaluated every {every} steps and has {steps}: it is "
                 "evaluated once, at its end, so that no checkpoint is chosen.",
-                case.flag(row, "evaluate_every", "null") + " evaluates after each epoch",
+                case.flag(row, "evaluate_every", "null") + " (after each epoch)",
             )
         if settings.patience is None:
             continue
@@ -95,7 +108,7 @@ def evaluations(case: Case) -> Iterator[Finding]:
                 "error",
                 "patience",
                 NOTHING_TO_WAIT_FOR,
-                f"{case.flag(row, 'patience', 'null')}, or {case.change('data.validation', '0.1')}",
+                f"{case.flag(row, 'patience', 'null')} or {case.change('data.validation', '0.1')}",
             )
             continue
         count = math.ceil(steps / (every or steps // settings.epochs))
@@ -128,15 +141,34 @@ def allocation(case: Case) -> Iterator[Finding]:
         method, steps = config.method, _steps(config, case)
         if not isinstance(method, AdaLoRA) or method.rank == method.initial_rank:
             continue
-        between = round((1 - method.final) * steps) - round(method.warmup * steps)
+        between = _between(method, steps)
         if between <= method.interval:
             yield Finding(
                 "warning",
                 "ranks",
                 f"{_whose(case, row)} has {between} steps between its warm-up and its last choice "
                 f"of ranks, and chooses every {method.interval}: all ranks go at once.",
-                f"{case.method(row, replace(method, interval=1))}, or more epochs",
+                " or ".join(_more_choices(case, row, method, between)),
             )
+
+
+def _between(method: AdaLoRA, steps: int) -> int:
+    """Return how many steps there are in which ranks may be chosen."""
+    return round((1 - method.final) * steps) - round(method.warmup * steps)
+
+
+def _more_choices(case: Case, row: int, method: AdaLoRA, between: int) -> Iterator[str]:
+    """Yield flags with which AdaLoRA chooses more than once."""
+    share = 1 - method.final - method.warmup
+    if between > 1:
+        yield case.method(row, interval=1)
+    if share > 0:
+        in_epoch = _steps(case.configs[row], case) // case.configs[row].settings.epochs
+        # Two more, since both ends are rounded.
+        yield case.flag(row, "epochs", math.ceil((method.interval + 2) / share / in_epoch))
+    else:
+        usual = defaults(AdaLoRA)
+        yield case.method(row, interval=1, warmup=usual["warmup"], final=usual["final"])
 
 
 def _lengths(case: Case) -> Iterator[tuple[int, int, TrainingSettings]]:
