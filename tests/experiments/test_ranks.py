@@ -422,9 +422,9 @@ def test_other_methods_are_refused_as_truncate_does(
 
 def test_ranks_that_are_tried() -> None:
     assert tried_ranks(1) == [0, 1] and tried_ranks(8) == [*range(9)]
-    assert tried_ranks(16) == [0, 1, 2, 3, 4, 6, 8, 12, 16]
-    assert tried_ranks(20) == [0, 1, 2, 3, 4, 6, 8, 12, 16, 20]
-    assert tried_ranks(64)[-4:] == [24, 32, 48, 64]
+    assert tried_ranks(20) == [*range(21)] and tried_ranks(32) == [*range(33)]
+    assert tried_ranks(33) == [*range(34)]
+    assert tried_ranks(100) == [*range(33), 48, 64, 96, 100]
 
 
 def test_parts_and_their_titles() -> None:

@@ -37,7 +37,7 @@ from deltafit.tasks.inference import tokenise_for
 from deltafit.training.progress import Counted, Reporter
 
 _VARIANT = "variant"  # the name under which one stands on the model
-_ALL_UP_TO = 8
+_ALL_UP_TO = 32
 
 
 @contextmanager
@@ -53,15 +53,14 @@ def wearing(model: nn.Module, stored: StoredAdapter) -> Iterator[None]:
 
 
 def tried_ranks(full: int) -> list[int]:
-    """Return the ranks to look at, from 0: all up to 8, else 1, 2, 3, 4, 6, 8, 12, ... and full.
+    """Return the ranks to look at, from 0: all up to 32, then 48, 64, 96, ... and the full one.
 
     Args:
         full: the largest rank of a matrix.
     """
-    if full <= _ALL_UP_TO:
-        return list(range(full + 1))
     grown = {factor * 2**power for power in range(full.bit_length()) for factor in (2, 3)}
-    return sorted({0, 1, full} | {rank for rank in grown if rank < full})
+    low = min(full, _ALL_UP_TO)
+    return [*range(low + 1), *sorted(r for r in {*grown, full} if low < r <= full)]
 
 
 def parts_of(modules: Collection[str], matrices: bool) -> dict[tuple[PartKind, str], list[str]]:

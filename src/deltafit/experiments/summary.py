@@ -130,13 +130,16 @@ def _against_advised(runs: Sequence[Row]) -> list[str]:
 
 
 def _rates(runs: Sequence[Row]) -> list[str]:
-    """Say of a comparison of methods whether each had a learning rate of its own."""
+    """Say of a comparison whether each row had a learning rate of its own, and a tuned one."""
     known = [row for row in runs if row.get("learning_rate")]
-    if len({row["result_name"] for row in known}) < 2:
+    kinds = {row["result_name"] for row in known}
+    if len(known) < 2:
         return []
     tuned = [row for row in known if "learning_rate" in (row.get("searched") or ())]
     others = [row["name"] for row in known if row not in tuned]
     rates = {row["learning_rate"] for row in known}
+    if len(kinds) == 1 and len(rates) > 1 and not tuned:
+        return []  # one method at several rates: these are what is compared
     if tuned and others:
         were = "was" if len(others) == 1 else "were"
         return [
@@ -147,15 +150,15 @@ def _rates(runs: Sequence[Row]) -> list[str]:
         counts = sorted({row["trials"] for row in tuned})
         span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         return [
-            f"Every method was trained at a learning rate of its own, the best of {span} trials on "
+            f"Every row was trained at a learning rate of its own, the best of {span} trials on "
             "validation rows."
         ]
     what = "rates that were not tuned on these texts (their defaults, or the ones asked for)"
     if len(rates) == 1:
         what = f"the same learning rate, {rates.pop():g}"
     return [
-        f"All methods were trained at {what}. Each may do better at another: a recipe's search "
-        "tunes it for each within the same budget."
+        f"All rows were trained at {what}. Each may do better at another: a recipe's search tunes "
+        "it for each within the same budget."
     ]
 
 
