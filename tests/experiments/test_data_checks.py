@@ -14,7 +14,7 @@ from deltafit.experiments.data_checks import (
     missing_classes,
     small_classes,
 )
-from deltafit.experiments.findings import Finding, listed
+from deltafit.experiments.findings import listed
 from tests.experiments.cases import case_of, healthy_rows, only
 from tests.training.tiny_runs import LABELS
 

@@ -44,7 +44,9 @@ def test_everything_is_told_at_once_and_the_worst_first(model: str, tmp_path: Pa
 
 def test_an_error_stops_a_run_before_anything_is_written(model: str, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, model=model, validation="none", patience=2)
-    with pytest.raises(DeltafitError, match=r"needs validation rows to judge by\. → --set settings"):
+    with pytest.raises(
+        DeltafitError, match=r"needs validation rows to judge by\. → --set settings"
+    ):
         run(recipe, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
@@ -100,7 +102,7 @@ def test_what_flags_ask_for_is_mended_by_flags(model: str, tmp_path: Path) -> No
     assert "→ --lr 5e-4\n" in "\n".join(listening.said)
     recipe = recipe_of(tmp_path, model=model, runs=["adalora:interval=50"])
     consult(experiment_of(recipe).runs(), load_data(recipe.data), listening)
-    assert "→ --method adalora:interval=1 or --epochs " in listening.said[-1]
+    assert "→ --method adalora or --epochs " in listening.said[-1]
 
 
 def test_an_error_stops_a_comparison_before_it_begins(model: str, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from deltafit.errors import DeltafitError
 from deltafit.experiments.doctor import doctor
 from deltafit.experiments.findings import Finding
-from deltafit.experiments.recipe_file import read_recipe
 from tests.experiments.cases import Rows, healthy_rows, write_rows
 from tests.training.tiny_runs import LABELS, save_model
 

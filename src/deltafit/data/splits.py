@@ -88,8 +88,7 @@ def load_splits(
         seed: cuts, balancing and the limit follow it.
         balance: downsample every class of the training rows to the smallest.
         limit: train on a stratified subsample of at most so many rows.
-        drop_duplicates: leave out training rows that stand elsewhere too; see
-            `without_duplicates`.
+        drop_duplicates: see `without_duplicates`.
 
     Returns:
         the parts. ``facts`` has ``data``, ``origin``, ``location``, ``columns``, ``seed``,
@@ -105,11 +104,8 @@ def load_splits(
     source = find_data(data)
     reader = Reader(source, text_column, label_column)
     facts: dict[str, Any] = {
-        "data": source.name,
-        "origin": source.origin,
-        "location": source.location,
-        "seed": seed,
-        "single_row_classes": [],
+        **{"data": source.name, "origin": source.origin, "location": source.location},
+        **{"seed": seed, "single_row_classes": []},
     }
     train = reader.read(source, "train")
     train, test = _test_part(reader, train, test_data, facts)
@@ -117,10 +113,9 @@ def load_splits(
     train, valid = _validation_part(reader, train, how_validation, seed, facts)
     if drop_duplicates:
         train, valid = without_duplicates(train, valid, test, reader.notes)
-    parts = {"train": train, "validation": valid, "test": test}
-    given = {name: part for name, part in parts.items() if part is not None}
-    facts |= {"columns": vars(reader.columns), **describe(given, reader.notes)}
-    return Splits(train, valid, test, facts)
+    splits = Splits(train, valid, test, facts)
+    facts |= {"columns": vars(reader.columns), **describe(splits.parts(), reader.notes)}
+    return splits
 
 
 def check_paths(data: str, test_data: str | None, validation: str) -> None:

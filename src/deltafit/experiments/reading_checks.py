@@ -52,8 +52,8 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "padding",
-            f"{_GIVES.format(share, 'right')}: deltafit pads there wherever it pads, so what is said "
-            "of a text depends on the texts beside it.",
+            f"{_GIVES.format(share, 'right')}: deltafit pads there wherever it pads, so what is "
+            "said of a text depends on the texts beside it.",
             f"{case.change('model', 'minilm')} or another model that does not see padding",
         )
     if _padded_left_by_others(classifier):
