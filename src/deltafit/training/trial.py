@@ -109,7 +109,7 @@ def try_run(
     Raises:
         DeltafitError: the texts or the model cannot be used, or training fails.
     """
-    config, run, splits, features, loading = _prepared(config)
+    config, run, splits, features, loading = _prepared(config, quick=quick)
     # As a run does before training: what it finds out and its memory stay.
     _evaluate(run, 1 if quick else _PASSES)
     looking = adapt_run(config, run, Silent())
@@ -199,12 +199,13 @@ def too_large(foretold: Mapping[str, int]) -> str | None:
 
 
 def _prepared(
-    config: RunConfig, others: Sequence[Any] = ()
+    config: RunConfig, others: Sequence[Any] = (), *, quick: bool = False
 ) -> tuple[RunConfig, Prepared, Splits, FrozenFeatures, float]:
     """Return a run made ready, its head new; and the seconds that took."""
     gc.collect()
     began, reporter = time.perf_counter(), Silent()
     config, splits = with_new_head(config), load_data(config.data)
+    splits = replace(splits, validation=None, test=None) if quick else splits
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
     run = prepare(config, splits, features, reporter, others=others)
     run.classifier.model.to(processes().device)  # where a run evaluates it first
@@ -267,9 +268,7 @@ def _first_course(loop: JoinedLoop) -> Course:
 
 def _whole_peak(peak: PeakMemory, trial: Trial, plan: Arranged, course: Course) -> int:
     """Return the peak of the whole run: it keeps the states of all rows, where it keeps any."""
-    if not course.kept:
-        return peak.process
-    rest = 1 - sum(plan.lengths) / sum(trial.lengths["train"])
+    rest = 1 - sum(plan.lengths) / sum(trial.lengths["train"]) if course.kept else 0
     return peak.process + round(rest * trial.foretold["constant"])
 
 
