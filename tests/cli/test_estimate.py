@@ -25,7 +25,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_estimate(recipe: Path) -> None:
     words = ("estimate", recipe, "--set", "runs=[{method: lora}]")
     text = done(*words)
-    assert "tiny on" in text and "B at most" in text and "2 runs one after another" in text
+    assert "tiny-" in text and "B at most" in text and "2 runs one after another" in text
     assert "From 10 timed steps of each kind of run" in text
     content = json.loads(done(*words, "--json"))
     (row,) = content["rows"]

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_images")]
 
 
 # Runs of seconds, that are evaluated, and so leave a checkpoint, every tenth of one.
-LONG = ["name=tiny", "seeds=[0]", "settings.epochs=150", "settings.evaluate_every=20"]
+LONG = ["name=tiny", "seeds=[0]", "settings.epochs=120", "settings.evaluate_every=20"]
 
 
 def progress_of(store: Path) -> tuple[int, int]:
