@@ -61,7 +61,7 @@ def made_up(
             rows.append(row(name, "baseline", after, None, **known, seconds=2.0))
     rows = with_differences(rows, [answers[each["name"]].predicted == labels for each in rows])
     changes = {
-        f"{method}, seed 0": tuple(
+        str(method): tuple(
             MatrixChange(f"encoder.layer.{i}.attention.self.{m}", (384, 384), 0.3 + i, 20.0, 3.2)
             for i in range(6)
             for m in ("query", "value")
@@ -71,10 +71,20 @@ def made_up(
     }
     even = count // classes
     counts = (*[even] * (classes - 1), even // 5)
-    return rows, Evidence(labels, names, counts, answers, changes)
+    runs = {name: f"{name}, seed 0" for name in changes}
+    return rows, Evidence(labels, names, counts, answers, changes, runs)
 
 
-def losses(rows: Rows) -> dict[str, list[dict[str, float]]]:
-    steps = range(1, 30)
-    curve = [{"step": s, "train_loss": 3 / s, "validation_loss": 0.5 + 2 / s} for s in steps]
-    return {each["name"]: curve for each in rows if each["kind"] == "run"}
+def losses(rows: Rows) -> dict[str, list[list[dict[str, float]]]]:
+    """Curves of as many seeds as a row has, which differ."""
+    return {
+        each["name"]: [
+            [
+                {"step": s, "train_loss": 3 / s + seed, "validation_loss": 0.5 + 2 / s + seed}
+                for s in range(1, 30)
+            ]
+            for seed in range(each["seeds"])
+        ]
+        for each in rows
+        if each["kind"] == "run"
+    }

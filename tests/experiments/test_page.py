@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, list[dict[str,
     """The page of a whole comparison whose class names are hostile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltafit.experiments.report.save_png", lambda figure, path: path.touch())
-        for module in ("sections", "class_sections"):  # pictures take the time
+        for module in ("sections", "page_parts"):  # pictures take the time
             patch.setattr(f"deltafit.experiments.{module}.MOST_RUNS", 1)
         names = (HOSTILE, "spam $x_1$", "rare <b>")
         rows, evidence = made_up(METHODS, names=names)  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ def test_what_rows_do_not_tell_is_said_with_what_would() -> None:
         for name, norm in (("query", 3.0), ("value", 1.0))
     ]
     best = max(rows, key=lambda each: each.row["validation"]).row["name"]
-    first, second, *_ = captions(questions_section(rows, {f"{best}, seed 0": moved}))
+    first, second, *_ = captions(questions_section(rows, {best: moved}))
     assert "do not say: all adapt all linear layers." in first and "deltafit ranks" in first
     assert f"Of ‖ΔW‖² in {best}, query has 90 % and value has 10 %" in first  # 9 to 1
     assert second.startswith("Which layers? These rows do not say")

@@ -25,7 +25,7 @@ def measured(classes: int) -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_folder_holds_report_data_and_every_linked_plot(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
-    histories = {"full": [{"step": 1, "train_loss": 2.0}, {"step": 2, "validation_loss": 1.5}]}
+    histories = {"full": [[{"step": 1, "train_loss": 2.0}, {"step": 2, "validation_loss": 1.5}]]}
     facts = {"seed": 0, "versions": {"torch": "2"}}
     for _ in range(2):  # writing again replaces what was written
         write_report(tmp_path, example(), histories, {"full": measured(3)}, {}, facts)
@@ -73,7 +73,7 @@ def test_a_failed_method_is_in_the_report_and_its_loss_in_the_plots(tmp_path: Pa
     failure = "diverged at step 2: loss nan. Lower --lr."
     rows = [failed_row("full", "all", failure), run("lora", 0.95, None)]
     history = [{"step": 1, "train_loss": 2.0}, {"step": 2, "train_loss": math.nan}]
-    write_report(tmp_path, rows, {"full": history}, {}, {}, {})
+    write_report(tmp_path, rows, {"full": [history]}, {}, {}, {})
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"- full: {failure}" in report and "| failed |" in report
     assert "full diverged at step 2 and is not judged." in report

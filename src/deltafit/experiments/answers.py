@@ -49,7 +49,8 @@ class Evidence:
         label_names: of the classes.
         train_counts: training rows of each class.
         answers: of each method and baseline, by the name of its row.
-        changes: how far each matrix moved, by the run's name.
+        changes: how far each matrix moved in the run that stands for a row, by the row's name.
+        runs: what that run is called.
     """
 
     labels: IntArray
@@ -57,3 +58,4 @@ class Evidence:
     train_counts: tuple[int, ...]
     answers: Mapping[str, Answers]
     changes: Mapping[str, tuple[MatrixChange, ...]] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)

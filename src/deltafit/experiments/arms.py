@@ -71,19 +71,24 @@ class Experiment:
             for config in self.runs_of(arm)
         }
 
+    def varied(self) -> dict[str, dict[str, Any]]:
+        """Return by each arm's name its hyperparameters in which the arms differ."""
+        settings = {arm.name: asdict(self.runs_of(arm)[0].settings) for arm in self.arms}
+        first = next(iter(settings.values()))
+        differing = [
+            key for key in first if any(each[key] != first[key] for each in settings.values())
+        ]
+        return {name: {key: each[key] for key in differing} for name, each in settings.items()}
+
     def facts(self) -> dict[str, Any]:
         """Return what a report says of how it was done, as JSON values."""
-        settings = {arm.name: asdict(config.settings) for arm in self.arms
-                    for config in self.runs_of(arm)[:1]}  # fmt: skip
-        first = next(iter(settings.values()))
-        shared = {key for key in first if len({each[key] for each in settings.values()}) == 1}
+        first = asdict(self.runs()[0].settings)
+        varied = self.varied()
+        differing = varied[self.arms[0].name]
         facts: dict[str, Any] = {"model": self.model, "head": asdict(self.head)}
-        facts["settings"] = {key: value for key, value in first.items() if key in shared}
-        if len(shared) < len(first):
-            facts["settings_by_row"] = {
-                name: {key: value for key, value in each.items() if key not in shared}
-                for name, each in settings.items()
-            }
+        facts["settings"] = {key: value for key, value in first.items() if key not in differing}
+        if differing:
+            facts["settings_by_row"] = varied
         return facts
 
 

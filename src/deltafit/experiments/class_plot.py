@@ -1,13 +1,19 @@
 """How much better or worse each class fares than under a reference, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from deltafit.experiments.class_statistics import ClassDifference
 from deltafit.experiments.drawing import BLUE, GREY, ORANGE, clean, wrapped
+from deltafit.experiments.tables import Outcome, outcome_of
 
 SHOWN = 20
+_FILLS: Mapping[Outcome, dict[str, Any]] = {
+    **{"better": {}, "worse": {}, "within noise": {"markerfacecolor": "white"}},
+    "undecided": {"fillstyle": "left", "markerfacecoloralt": "white"},
+}
 
 
 def most_telling(differences: Sequence[ClassDifference]) -> list[ClassDifference]:
@@ -23,7 +29,10 @@ def most_telling(differences: Sequence[ClassDifference]) -> list[ClassDifference
 
 
 def class_difference_plot(differences: Sequence[ClassDifference]) -> Figure:
-    """Draw the differences in F1 with their 95 % intervals; what is not beyond noise is grey.
+    """Draw the differences in F1 with their 95 % intervals.
+
+    What is not beyond noise is grey: hollow within noise, half filled where it is undecided. Rare
+    classes are diamonds.
 
     Args:
         differences: as `most_telling` returns them; at least one.
@@ -38,8 +47,8 @@ def class_difference_plot(differences: Sequence[ClassDifference]) -> Figure:
         colour = BLUE if found.difference > 0 else ORANGE
         colour = colour if found.beyond_noise else GREY
         axes.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2)
-        marker = "D" if each.rare else "o"
-        axes.plot(100 * found.difference, place, marker, color=colour, ms=6)
+        style = _FILLS[outcome_of(vars(found))] | {"color": colour, "ms": 6}
+        axes.plot(100 * found.difference, place, "D" if each.rare else "o", **style)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("difference in F1, points, with 95 % interval")

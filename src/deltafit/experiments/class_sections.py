@@ -1,20 +1,21 @@
 """The page's sections on classes: differences in F1, and confusions that changed."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 
 from deltafit.experiments.answers import Evidence
 from deltafit.experiments.class_plot import class_difference_plot, most_telling
 from deltafit.experiments.class_statistics import (
     RARE,
+    ClassDifference,
     ConfusionChange,
     class_differences,
     confusion_changes,
 )
 from deltafit.experiments.differences import full_reference
-from deltafit.experiments.page_parts import MOST_RUNS, Part, Section, Table
-from deltafit.experiments.tables import Row, outcome_of
-from deltafit.experiments.verdict import advised
+from deltafit.experiments.page_parts import Part, Section, Table, pictured, runs_in_order
+from deltafit.experiments.tables import Row, format_metric, format_points, with_outcome
 
 CONFUSIONS_SHOWN = 12
 
@@ -32,13 +33,6 @@ def reference_of(rows: Sequence[Row]) -> Row | None:
     return max(cheap, key=lambda row: float(row["after"])) if cheap and runs else None
 
 
-def _compared(rows: Sequence[Row], reference: Row) -> list[Row]:
-    """Return the runs that are shown beside the reference: the advised first, then the best."""
-    chosen = advised(rows)
-    runs = [row for row in rows if row["kind"] == "run" and row is not reference]
-    return sorted(runs, key=lambda row: (row is not chosen, -row["after"]))[:MOST_RUNS]
-
-
 def class_sections(rows: Sequence[Row], evidence: Evidence) -> list[Section]:
     """Return how runs differ from the reference in F1 by class, and in what they confuse.
 
@@ -47,25 +41,29 @@ def class_sections(rows: Sequence[Row], evidence: Evidence) -> list[Section]:
         evidence: what methods said.
     """
     reference = reference_of(rows)
-    runs = [] if reference is None else _compared(rows, reference)
     said = evidence.answers
-    known = [row for row in runs if row["name"] in said]
-    if reference is None or reference["name"] not in said or not known:
+    runs = [row for row in runs_in_order(rows) if row is not reference and row["name"] in said]
+    if reference is None or reference["name"] not in said or not runs:
         return []
+    known, not_drawn = pictured([str(row["name"]) for row in runs])
     parts = [
-        _class_part(row["name"], reference["name"], evidence, folded=index > 0)
-        for index, row in enumerate(known)
+        _class_part(name, reference["name"], evidence, folded=index > 0)
+        for index, name in enumerate(known)
     ]
     rare = f"under {100 * RARE:.0f} % of the training rows that an even share would be"
     text = (
         f"The reference is {reference['name']}. Differences are a method's F1 minus the "
-        "reference's, on the same rows; grey ones are not beyond noise after correction for the "
-        f"number of classes. Diamonds are rare classes: {rare}."
+        "reference's, on the same rows. Within noise: the interval includes 0. Better or worse "
+        "beyond noise: so after correction for the number of classes. What lies between is "
+        f"undecided. Rare classes have {rare}.{not_drawn}"
     )
-    title = "Classes: difference in F1"
+    legend = (
+        "Grey markers are within noise where they are hollow, and undecided where they are half "
+        "filled; diamonds are rare classes."
+    )
     return [
-        Section("classes", title, text, parts),
-        _confusions(known[0]["name"], reference["name"], evidence),
+        Section("classes", "Classes: difference in F1", text, parts, legend),
+        _confusions(known[0], reference["name"], evidence),
     ]
 
 
@@ -85,14 +83,29 @@ def _class_part(name: str, reference: str, evidence: Evidence, *, folded: bool) 
     )
     shown = most_telling(found)
     if len(shown) < len(found):
-        caption += f" The {len(shown)} most telling are drawn."
-    return Part(caption, partial(class_difference_plot, shown), folded=folded)
+        caption += f" The {len(shown)} most telling are shown."
+    table = Table(
+        ["class", "rows", "in training", "F1 %", "reference's F1 %", "difference, points"],
+        [_class_line(each) for each in shown],
+        [{"method": name, "reference": reference, **asdict(each)} for each in found],
+    )
+    return Part(caption, partial(class_difference_plot, shown), table, folded=folded)
+
+
+def _class_line(each: ClassDifference) -> list[str]:
+    comparison = vars(each.comparison)
+    return [
+        f"{each.name} (rare)" if each.rare else each.name,
+        *(f"{count}" for count in (each.support, each.train_count)),
+        *(format_metric(f1, "macro_f1") for f1 in (each.f1, each.reference_f1)),
+        with_outcome(format_points(comparison), comparison),
+    ]
 
 
 def _confusions(name: str, reference: str, evidence: Evidence) -> Section:
     predicted, theirs = (evidence.answers[each].predicted for each in (name, reference))
-    changes = confusion_changes(evidence.labels, evidence.label_names, predicted, theirs)
-    moved = [change for change in changes if change.rows != change.reference_rows]
+    found = confusion_changes(evidence.labels, evidence.label_names, predicted, theirs)
+    moved = [change for change in found.tested if change.rows != change.reference_rows]
     shown = moved[:CONFUSIONS_SHOWN]
     headers = ["true class → taken for", f"rows, {name}", f"rows, {reference}", "change"]
     rows = [
@@ -105,17 +118,25 @@ def _confusions(name: str, reference: str, evidence: Evidence) -> Section:
     ]
     more = f" The {len(shown)} largest of {len(moved)} changes." if len(shown) < len(moved) else ""
     caption = f"{name} against {reference}.{more}"
-    text = (
-        "How many judged rows of a class are taken for another, the mean over seeds. A change is "
-        "beyond noise after correction for the number of confusions that there are, or it is said "
-        "to be within noise, or undecided."
+    tested, all_of_them = len(found.tested), found.occurring
+    which = (
+        f"All {tested} confusions that either method makes were tested"
+        if tested == all_of_them
+        else f"Of the {all_of_them} confusions that either method makes, the {tested} most "
+        "frequent were tested (by the rows of both together, whatever their change)"
     )
-    parts = [Part(caption, table=Table(headers, rows))] if rows else []
+    text = (
+        "How many judged rows of a class are taken for another, the mean over seeds. "
+        f"{which}. A change is beyond noise after correction for these {tested}, or it is said to "
+        "be within noise, or undecided."
+    )
+    records = [
+        {"method": name, "reference": reference, **asdict(change)} for change in found.tested
+    ]
+    parts = [Part(caption, table=Table(headers, rows, records))] if rows else []
     return Section("confusions", "Confusions that changed", text, parts)
 
 
 def _moved(change: ConfusionChange, count: int) -> str:
     found = change.comparison
-    rows = f"{found.difference * count:+.3g}".replace("-", "−")
-    outcome = outcome_of(vars(found))
-    return rows if found.beyond_noise else f"{outcome} ({rows})"
+    return with_outcome(f"{found.difference * count:+.3g}".replace("-", "−"), vars(found))

@@ -26,6 +26,7 @@ RESAMPLES = 2_000
 # A bootstrap of R draws knows no p-value below 2/R, which Holm's correction multiplies by the
 # number of classes: with 60 draws a class the smallest corrected one is 0.03.
 DRAWS_A_CLASS = 60
+# A bootstrap of 10,000 draws knows no p-value below 2/10,001: among 200 that is still 0.04.
 CONFUSIONS_TESTED = 200
 RARE = 0.5  # of the training rows that a class would have if all had as many
 
@@ -62,7 +63,8 @@ class ConfusionChange:
         predicted: what it is taken for.
         rows: judged rows where the method does so, the mean over its seeds.
         reference_rows: where the reference does.
-        comparison: of their shares of the judged rows, corrected for the number of confusions.
+        comparison: of their shares of the judged rows, corrected for the number of confusions
+            that were tested.
     """
 
     truth: str
@@ -70,6 +72,19 @@ class ConfusionChange:
     rows: float
     reference_rows: float
     comparison: PairedComparison
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """What a method and the reference confuse.
+
+    Attributes:
+        occurring: how many confusions either of them makes at all.
+        tested: the 200 most frequent of them at most; the largest changes first.
+    """
+
+    occurring: int
+    tested: tuple[ConfusionChange, ...]
 
 
 def class_f1(labels: IntArray, predicted: IntArray, classes: int) -> FloatArray:
@@ -155,10 +170,12 @@ def class_differences(
 
 def confusion_changes(
     labels: IntArray, label_names: Sequence[str], predicted: IntArray, reference: IntArray
-) -> list[ConfusionChange]:
-    """Compare how often each class is taken for each other; the largest changes first.
+) -> Confusions:
+    """Compare how often each class is taken for each other.
 
-    Of more confusions than 200, those with the smallest changes are left out.
+    Of more than 200 confusions the most frequent are tested, of the method's rows and the
+    reference's together: to choose by the change, and then to correct for the chosen alone, would
+    find changes where there are none.
 
     Args:
         labels: true class indices, ``[n]``.
@@ -167,21 +184,24 @@ def confusion_changes(
         reference: the reference's answers, ``[seeds, n]``.
     """
     ours, theirs = (_confusions(labels, each, len(label_names)) for each in (predicted, reference))
-    a_b = np.argwhere(~np.eye(len(label_names), dtype=bool) & (ours + theirs > 0))
-    order = np.argsort(-abs(ours - theirs)[tuple(a_b.T)], kind="stable")
-    changed = a_b[order[:CONFUSIONS_TESTED]].tolist()
+    off_diagonal = ~np.eye(len(label_names), dtype=bool)
+    a_b = np.argwhere(off_diagonal & (ours + theirs > 0))
+    by_frequency = np.argsort(-(ours + theirs)[tuple(a_b.T)], kind="stable")
+    pairs = a_b[by_frequency[:CONFUSIONS_TESTED]].tolist()
     comparisons = corrected(
         [
             paired_over_seeds((predicted == b) & (labels == a), (reference == b) & (labels == a))
-            for a, b in changed
+            for a, b in pairs
         ]
     )
-    return [
+    tested = [
         ConfusionChange(
             *(label_names[a], label_names[b], float(ours[a, b]), float(theirs[a, b])), comparison
         )
-        for (a, b), comparison in zip(changed, comparisons, strict=True)
+        for (a, b), comparison in zip(pairs, comparisons, strict=True)
     ]
+    tested.sort(key=lambda change: -abs(change.rows - change.reference_rows))
+    return Confusions(len(a_b), tuple(tested))
 
 
 def _confusions(labels: IntArray, predicted: IntArray, classes: int) -> FloatArray:

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from deltafit.experiments.drawing import Span, broken_panels, clean, panel_sizes, wrapped
+from deltafit.experiments.page_parts import Table
 from deltafit.experiments.pareto import pareto_front
 from deltafit.experiments.plots import (
     BROKEN,
@@ -25,7 +26,15 @@ from deltafit.experiments.plots import (
     result_ticks,
     value_of,
 )
-from deltafit.experiments.tables import Row, format_metric, is_best, metric_title
+from deltafit.experiments.tables import (
+    Row,
+    cells_of,
+    format_metric,
+    headers_of,
+    is_best,
+    metric_title,
+    share_of,
+)
 
 # From the middle of the label's left side to its point.
 _LEADER = {"arrowstyle": "-", "relpos": (0, 0.5), "alpha": 0.35, "linewidth": 0.8}
@@ -40,14 +49,18 @@ class Cost:
     """What a result is drawn against.
 
     Attributes:
+        name: as a sentence has it.
         title: of the axis, with its unit.
         of: a row's, in that unit; None where it is not known or nothing.
+        column: of the table of rows that shows it.
         logarithmic: whether the axis always is; else where the largest is ten times the smallest.
         limit: the largest there can be.
     """
 
+    name: str
     title: str
     of: Callable[[Row], float | None]
+    column: str
     logarithmic: bool = False
     limit: float = math.inf
 
@@ -57,9 +70,27 @@ def _share(row: Row) -> float | None:
     return 100.0 * row["trainable"] / row["total"] if row.get("trainable") else None
 
 
-SHARE = Cost("share of parameters trained, %", _share, logarithmic=True, limit=100.0)
-TIME = Cost("training time, seconds", lambda row: row.get("seconds") or None)
-MEMORY = Cost("peak memory, GB", lambda row: (row.get("peak_memory_bytes") or 0) / 1e9 or None)
+SHARE = Cost(
+    name="the share of parameters trained",
+    title="share of parameters trained, %",
+    of=_share,
+    column="share",
+    logarithmic=True,
+    limit=100.0,
+)
+TIME = Cost(
+    name="training time",
+    title="training time, seconds",
+    of=lambda row: row.get("seconds") or None,
+    column="time",
+)
+MEMORY = Cost(
+    name="peak memory",
+    title="peak memory, GB",
+    of=lambda row: (row.get("peak_memory_bytes") or 0) / 1e9 or None,
+    column="memory",
+)
+COSTS = (SHARE, TIME, MEMORY)
 
 
 def cost_plot(rows: Sequence[Row], cost: Cost = SHARE) -> Figure:
@@ -99,6 +130,30 @@ def cost_plot(rows: Sequence[Row], cost: Cost = SHARE) -> Figure:
     styles = MARKER_OF_KIND | {"baseline": style}
     legend_of_kinds(figure, rows, styles, [Line2D([], [], **_FRONT)])
     return figure
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Return the results with every cost, and a mark on those that lie on its Pareto front.
+
+    Args:
+        rows: of the comparison, all of them judged; at least one.
+    """
+    costs = [cost for cost in COSTS if any(cost.of(row) for row in rows)]
+    fronts = {cost.column: [row["name"] for row in _front(rows, cost)] for cost in costs}
+    titles = dict(zip(cells_of(rows[0]), headers_of(rows), strict=True))
+    lines, records = [], []
+    for row in rows:
+        cells, on = cells_of(row), [c for c, names in fronts.items() if row["name"] in names]
+        costs_of_row = [f"{cells[c]} (front)" if c in on else cells[c] for c in fronts]
+        lines.append([cells["method"], cells["after"], *costs_of_row])
+        records.append(
+            {
+                **{"name": row["name"], "metric": row["metric_name"], "after": row["after"]},
+                **{"share": share_of(row), "seconds": row.get("seconds")},
+                **{"peak_memory_bytes": row.get("peak_memory_bytes"), "on_front_of": on},
+            }
+        )
+    return Table([titles[c] for c in ("method", "after", *fronts)], lines, records)
 
 
 def _front(rows: Sequence[Row], cost: Cost) -> list[Row]:

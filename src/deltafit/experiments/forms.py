@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ def markdown_table(
 ) -> str:
     """Return a Markdown table, its first column on the left and the others on the right.
 
+    Cells are text, whatever characters they hold.
+
     Args:
         header: of each column.
         rows: the cells of each row.
@@ -18,13 +21,18 @@ def markdown_table(
     """
     text = [_line(header), _line(["---"] + ["---:"] * (len(header) - 1))]
     for row, is_bold in zip(rows, bold or [False] * len(rows), strict=True):
-        name, *figures = [cell.replace("|", "\\|") for cell in row]
+        name, *figures = row
         text.append(_line([f"**{name}**" if is_bold else name, *figures]))
     return "\n".join(text) + "\n"
 
 
+def _as_text(cell: str) -> str:
+    """Return a cell so that nothing in it is a column, a line or HTML."""
+    return re.sub(r"([|<])", r"\\\1", " ".join(cell.splitlines()))
+
+
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(_as_text, cells)) + " |"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,6 +25,7 @@ from deltafit.experiments.rows import (
     evidence_of,
     loss_history,
 )
+from deltafit.experiments.run_plots import History
 from deltafit.experiments.running import Outcome, RunFolders
 from deltafit.experiments.tables import comparison_markdown
 from deltafit.experiments.training_gap import gap_section
@@ -99,34 +100,24 @@ def judge_runs(
         DeltafitError: what a run left does not fit the texts.
     """
     judged = judged_part(splits)
-    candidates: list[Candidate | Failure] = [*cheap]
-    shown: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for arm in experiment.arms:
-        finished, failed = _came_to(experiment, arm, outcomes, folders)
-        if not finished:
-            candidates.append(Failure(arm.name, arm.method.result_name, failed[0]))
-            continue
-        runs = [*finished.values()]
-        candidate = candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
-        candidate.row |= _settings_of(experiment, arm)
-        candidates.append(candidate)
-        # One run stands for the arm: a mean of curves is none.
-        seed, run = next(iter(finished.items()))
-        shown[f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name] = run
+    finished = _finished(experiment, outcomes, folders, judged, splits)
+    candidates = [*cheap, *finished.candidates]
     facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
-    facts |= _machine({name: metrics for name, (_, metrics) in shown.items()})
+    facts |= _machine({each.name: each.metrics for each in finished.shown.values()})
     rows = compared(candidates)
     if processes().is_main_process:
-        adapters = {name: run / "adapter" for name, (run, _) in shown.items()}
-        evidence = evidence_of(candidates, judged, splits, adapters)
+        shown = finished.shown
+        adapters = {row: each.folder / "adapter" for row, each in shown.items()}
+        names = {row: each.name for row, each in shown.items()}
+        evidence = evidence_of(candidates, judged, splits, adapters, names)
         answers = questions_section(_tried(experiment, rows, candidates), evidence.changes)
         others = [*_published(published, rows, experiment.model), *gap_section(rows), *beside]
         write_report(
             folder,
             rows,
-            {name: loss_history(metrics) for name, (_, metrics) in shown.items()},
-            {name: metrics["after"][judged] for name, (_, metrics) in shown.items()},
-            {name: learned_ranks(adapter) for name, adapter in adapters.items()},
+            finished.histories,
+            {each.name: each.metrics["after"][judged] for each in shown.values()},
+            {names[row]: learned_ranks(adapter) for row, adapter in adapters.items()},
             facts,
             evidence=evidence,
             beside=[*answers, *others],
@@ -144,6 +135,48 @@ def _tried(
         for row, candidate in zip(rows, candidates, strict=True)
         if isinstance(candidate, Candidate) and row["kind"] == "run"
     ]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The run that stands for a row: of matrices, or of a table of confusions, a mean is none."""
+
+    name: str
+    folder: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What the arms of an experiment came to; by the row's name, of those that are judged."""
+
+    candidates: list[Candidate | Failure]
+    shown: dict[str, _Shown]
+    histories: dict[str, list[History]]
+
+
+def _finished(
+    experiment: Experiment,
+    outcomes: Mapping[RunConfig, Outcome],
+    folders: RunFolders,
+    judged: str,
+    splits: Splits,
+) -> _Finished:
+    found, varied = _Finished([], {}, {}), experiment.varied()
+    for arm in experiment.arms:
+        finished, failed = _came_to(experiment, arm, outcomes, folders)
+        if not finished:
+            found.candidates.append(Failure(arm.name, arm.method.result_name, failed[0]))
+            continue
+        runs = [*finished.values()]
+        candidate = candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
+        candidate.row |= _settings_of(experiment, arm) | {"varied": varied[arm.name]}
+        found.candidates.append(candidate)
+        found.histories[arm.name] = [loss_history(metrics) for _, metrics in runs]
+        seed, run = next(iter(finished.items()))
+        name = f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name
+        found.shown[arm.name] = _Shown(name, *run)
+    return found
 
 
 def _settings_of(experiment: Experiment, arm: Arm) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def report_page(
         {
             "title": section.title,
             "name": section.name,
-            "text": section.text,
+            "text": " ".join(filter(None, (section.text, section.legend))),
             "parts": [
                 _part(part, f"{section.name}-{index}")
                 for index, part in enumerate(section.parts, start=1)

@@ -38,7 +38,7 @@ def questions_section(tried: Sequence[Tried], changes: Changes) -> list[Section]
 
     Args:
         tried: what was judged, in the order of the rows.
-        changes: how far each matrix moved, by the run's name.
+        changes: how far each matrix moved, by the row's name.
     """
     found = {name: factors(tried, name) for name in _SETTINGS}
     kinds = _kinds(tried)
@@ -215,9 +215,8 @@ def _open_matrices(low_rank: Sequence[Tried], changes: Changes) -> Part:
         "a run's folder, which leaves each kind out without training again."
     )
     row = best_on_validation(_rows(low_rank))
-    of_row = (moved for run, moved in changes.items() if run.partition(", seed ")[0] == row["name"])
     shares: dict[str, float] = {}
-    for change in next(of_row, ()):
+    for change in changes.get(row["name"], ()):
         kind, _ = matrix_and_block(change.name)
         shares[kind] = shares.get(kind, 0.0) + change.delta_norm**2
     total = sum(shares.values())

@@ -7,10 +7,11 @@ from typing import Any
 from deltafit.experiments.answers import Evidence
 from deltafit.experiments.cost_plots import cost_plot
 from deltafit.experiments.csv_table import comparison_csv
+from deltafit.experiments.forms import markdown_table
 from deltafit.experiments.heading import task, title, what_it_is
 from deltafit.experiments.inline_svg import plain_text
 from deltafit.experiments.page import ABOUT, report_page
-from deltafit.experiments.page_parts import Section, Table
+from deltafit.experiments.page_parts import Section
 from deltafit.experiments.plots import accuracy_plot, save_png
 from deltafit.experiments.rank_plot import rank_plot
 from deltafit.experiments.run_plots import History, class_f1_plot, confusion_plot, loss_plot
@@ -31,7 +32,7 @@ __all__ = ["comparison_csv", "comparison_markdown", "comparison_table", "verdict
 def write_report(
     folder: Path,
     rows: Sequence[Row],
-    histories: Mapping[str, History],
+    histories: Mapping[str, Sequence[History]],
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
@@ -48,12 +49,12 @@ def write_report(
     Args:
         folder: made if absent.
         rows: the comparison, as `deltafit.experiments.tables` describes a row.
-        histories: of each run, by name: records with ``step`` and ``train_loss`` or
-            ``validation_loss``.
+        histories: of each row's runs, by the row's name: records with ``step`` and ``train_loss``
+            or ``validation_loss``.
         metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
-        evidence: what methods said of each judged row, for what the page alone shows.
+        evidence: what methods said of each judged row, and what they changed.
         beside: sections that come before those of the rows.
     """
     with plain_text():
@@ -72,18 +73,21 @@ def write_report(
             "verdict": conclusion,
             "summary": summary(rows),
             "rows": [dict(row) for row in rows],
+            "sections": {
+                section.name: records for section in sections if (records := _records(section))
+            },
             "facts": dict(facts),
         },
     )
     write_text_atomically(
-        folder / "report.md", _markdown_report(rows, conclusion, plots, facts, beside)
+        folder / "report.md", _markdown_report(rows, conclusion, sections, plots, facts)
     )
 
 
 def _write_plots(
     folder: Path,
     rows: Sequence[Row],
-    histories: Mapping[str, History],
+    histories: Mapping[str, Sequence[History]],
     metrics: Mapping[str, Mapping[str, Any]],
     ranks: Mapping[str, Mapping[str, int]],
 ) -> list[tuple[str, str]]:
@@ -94,7 +98,7 @@ def _write_plots(
         figures.append(("Result with its 95 % interval", "accuracy.png", accuracy_plot(judged)))
     if any(row.get("trainable") for row in judged):
         figures.append(("Result against the share trained", "share.png", cost_plot(judged)))
-    if any(histories.values()):
+    if any(history for runs in histories.values() for history in runs):
         figures.append(("Loss in training", "loss.png", loss_plot(histories)))
     for index, (name, measured) in enumerate(metrics.items(), start=1):
         figures += [
@@ -114,11 +118,11 @@ def _write_plots(
 def _markdown_report(
     rows: Sequence[Row],
     conclusion: str,
+    sections: Sequence[Section],
     plots: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
-    beside: Sequence[Section],
 ) -> str:
-    sections = [
+    blocks = [
         f"# {title(facts)}",
         task(rows, facts),
         f"**{headline(rows)}**",
@@ -130,24 +134,30 @@ def _markdown_report(
         _how_to_read(rows),
         "\n".join(f"- {remark}" for remark in remarks(rows)),
     ]
-    for section in beside:
-        sections += [f"## {section.title}", section.text]
-        for part in section.parts:
-            sections += (
-                [part.caption, _markdown_table(part.table)] if part.table else [part.caption]
-            )
+    for section in sections:
+        # Of what is a picture alone there is nothing to say: those stand below.
+        said = [part for part in section.parts if part.table or part.figure is None]
+        if said:
+            blocks += [f"## {section.title}", section.text]
+        for part in said:
+            blocks.append(part.caption)
+            if part.table:
+                blocks.append(markdown_table(part.table.headers, part.table.rows).rstrip())
     for caption, file_name in plots:
-        sections += [f"## {caption}", f"![{caption}](plots/{file_name})"]
+        blocks += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:
         others = {key: value for key, value in facts.items() if key not in ABOUT}
-        sections += ["## Facts", "\n".join(_bullets(others))]
-    return "\n\n".join(filter(None, sections)) + "\n"
+        blocks += ["## Facts", "\n".join(_bullets(others))]
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
-    lines = [table.headers, ["---", *["---:"] * (len(table.headers) - 1)], *table.rows]
-    plain = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in plain)
+def _records(section: Section) -> list[dict[str, Any]]:
+    """Return the figures of a section's tables for programs, each with what they are."""
+    return [
+        {"caption": part.caption, "figures": [dict(record) for record in part.table.records]}
+        for part in section.parts
+        if part.table and part.table.records
+    ]
 
 
 def _how_to_read(rows: Sequence[Row]) -> str:

@@ -28,7 +28,7 @@ _COSTS = (
     *("before", "training", "validation", "trainable", "total", "seconds", "examples_per_second"),
     *("peak_memory_bytes", "saved_bytes"),
     *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings", "targets"),
-    *("against_full", "against_advised", "learning_rate", "searched", "trials"),
+    *("against_full", "against_advised", "learning_rate", "searched", "trials", "varied"),
 )
 MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities
 
@@ -262,6 +262,7 @@ def evidence_of(
     judged: str,
     splits: Splits,
     adapters: Mapping[str, Path],
+    runs: Mapping[str, str],
 ) -> Evidence:
     """Return what a report shows of candidates beside their rows.
 
@@ -269,7 +270,8 @@ def evidence_of(
         candidates: as for `compared`.
         judged: the part.
         splits: the texts.
-        adapters: the folder of the adapter that stands for each method, by the run's name.
+        adapters: the folder of the adapter that stands for each method, by its row's name.
+        runs: what the run is called that it is of.
 
     Raises:
         DeltafitError: an adapter or the base cannot be read.
@@ -286,4 +288,5 @@ def evidence_of(
             if isinstance(each, Candidate) and each.answers is not None
         },
         changes=changes_of_runs(adapters),
+        runs=runs,
     )

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from deltafit.experiments.drawing import BLUE, ORANGE, clean, wrapped
+from deltafit.experiments.drawing import BLUE, GREY, ORANGE, clean, wrapped
 
 History = Sequence[Mapping[str, Any]]
 
@@ -22,30 +25,35 @@ MARKED_POINTS = 40
 LONGEST_CLASS_NAME = 40  # characters
 FAR_ABOVE = 4  # times the highest first loss of all runs
 
+# In stroke and marker too, for those who see no colours.
+_LINE: dict[str, Any] = {"linewidth": 1.3, "markersize": 3.5}
+_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train_loss": ("training", {"color": BLUE, "linestyle": "-", "marker": "o", **_LINE}),
+    "validation_loss": ("validation", {"color": ORANGE, "linestyle": "--", "marker": "s", **_LINE}),
+}
+_THIN: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.7}
 
-def loss_plot(histories: Mapping[str, History], across: int = 3) -> Figure:
-    """Draw training and validation loss, one panel a run on shared axes.
 
-    Losses far above where all runs began, as a run that diverges has them, leave the axis at its
-    top and are given in words.
+def loss_plot(histories: Mapping[str, Sequence[History]], across: int = 3) -> Figure:
+    """Draw training and validation loss, one panel a row on shared axes.
+
+    Of several seeds each has a thin line, and their mean, over the steps that all of them have, a
+    thick one. Losses far above where all runs began, as a run that diverges has them, leave the
+    axis at its top and are given in words.
 
     Args:
-        histories: of each run, by name; at least one.
+        histories: of each row's runs, by the row's name; at least one.
         across: panels beside each other, at most.
     """
     columns = min(across, len(histories))
     lines = -(-len(histories) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.8, 2.6 * lines + 0.8), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    series = [("train_loss", "training", BLUE), ("validation_loss", "validation", ORANGE)]
-    ceiling = _ceiling(histories.values())
-    for axes, (name, history) in zip(panels, histories.items(), strict=False):
-        for key, _, colour in series:
-            steps, losses = _curve(history, key)
-            # Of one point there is no line to be seen; many points would hide it.
-            few = len(steps) == 1 or (key == "validation_loss" and len(steps) <= MARKED_POINTS)
-            axes.plot(steps, losses, "o-" if few else "-", color=colour, linewidth=1.3, ms=3.5)
-        highest = max(_finite(history), default=math.nan)
+    ceiling = _ceiling([history for runs in histories.values() for history in runs])
+    for axes, (name, runs) in zip(panels, histories.items(), strict=False):
+        for key in _LOSSES:
+            _draw_losses(axes, runs, key)
+        highest = max((loss for history in runs for loss in _finite(history)), default=math.nan)
         if not highest <= ceiling:
             text = "no loss is finite" if math.isnan(highest) else f"goes on to {highest:.3g}"
             axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)
@@ -61,16 +69,32 @@ def loss_plot(histories: Mapping[str, History], across: int = 3) -> Figure:
         shared.set_ylim(0, ceiling)
     for axes in panels[len(histories) :]:
         axes.set_visible(False)
-    figure.legend(
-        figure.axes[0].get_lines(),
-        [label for _, label, _ in series],
-        loc="outside upper left",
-        ncols=2,
-        frameon=False,
-    )
+    handles = [Line2D([], [], label=label, **style) for label, style in _LOSSES.values()]
+    several = any(len(runs) > 1 for runs in histories.values())
+    seeds = [Line2D([], [], color=GREY, label="thin: each seed", **_THIN)] if several else []
+    figure.legend(handles=[*handles, *seeds], loc="outside upper left", ncols=3, frameon=False)
     figure.supxlabel("training step", fontsize=10)
     figure.supylabel("loss, nats per example", fontsize=10)
     return figure
+
+
+def _draw_losses(axes: Axes, runs: Sequence[History], key: str) -> None:
+    """Draw one loss of a row's runs: the mean of several seeds above the line of each."""
+    _, style = _LOSSES[key]
+    if len(runs) > 1:
+        for history in runs:
+            axes.plot(*_curve(history, key), **style | _THIN | {"marker": ""})
+    steps, losses = _curve(_mean_history(runs, key), key)
+    # Of one point there is no line to be seen; many points would hide it.
+    few = len(steps) == 1 or (key == "validation_loss" and len(steps) <= MARKED_POINTS)
+    axes.plot(steps, losses, **style if few else style | {"marker": ""})
+
+
+def _mean_history(runs: Sequence[History], key: str) -> History:
+    """Return the mean of a loss over runs, at the steps where all of them have it."""
+    known = [{r["step"]: r[key] for r in history if r.get(key) is not None} for history in runs]
+    common = [step for step in known[0] if all(step in losses for losses in known)] if known else []
+    return [{"step": step, key: fmean(losses[step] for losses in known)} for step in common]
 
 
 def confusion_plot(metrics: Mapping[str, Any], title: str) -> Figure:

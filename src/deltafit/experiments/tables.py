@@ -10,10 +10,10 @@ best cheap baseline's ``name``, and the fields of the `PairedComparison` with it
 ``validation`` and ``training`` (a run's result on those rows, where it was measured),
 ``seeds`` (of which the figures are), ``failed_seeds`` (how many are left out), ``settings`` (the
 method's, as ``Method.to_dict`` gives them), ``targets`` (the names within a block of what it
-adapted, where that is known), ``learning_rate``, ``searched`` (the names of settings
-that a search has chosen) and its ``trials``, ``notes`` and ``failure``; and of its figures over
-seeds ``macro_f1_interval`` (95 %), ``seconds_range`` and ``peak_memory_range`` (smallest and
-largest). Whatever a row lacks is shown as a dash.
+adapted, where that is known), ``learning_rate``, ``searched`` (the names of settings that a search
+has chosen) and its ``trials``, ``varied`` (hyperparameters in which the comparison's runs differ),
+``notes`` and ``failure``; and of its figures over seeds ``macro_f1_interval`` (95 %),
+``seconds_range`` and ``peak_memory_range`` (smallest and largest). Whatever a row lacks is a dash.
 
 ``failure`` is None, or says of a method that cannot be judged what happened, without its subject,
 and what to do: "diverged at step 40: loss nan. Lower --lr.". Such a row has no figures and no
@@ -122,7 +122,12 @@ def format_difference(row: Row) -> str:
         return "failed"
     if is_best(row):
         return "best"
-    text, outcome = format_points(row["difference"]), outcome_of(row["difference"])
+    return with_outcome(format_points(row["difference"]), row["difference"])
+
+
+def with_outcome(text: str, comparison: Mapping[str, Any]) -> str:
+    """Return a difference as it is, or "undecided (…)" or "within noise (…)" where it is that."""
+    outcome = outcome_of(comparison)
     return text if outcome in ("better", "worse") else f"{outcome} ({text})"
 
 
