@@ -62,3 +62,12 @@ def test_the_kept_pairs_are_printed_as_markdown(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == [f"| {name}" for name in CHOSEN]
     assert all("| 2.0× (2.0 to 2.0) |" in line for line in lines[2:5])
+
+
+def test_the_document_shows_the_kept_records(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--table"])
+    speed.main()
+    document = Path(speed.__file__).parents[1] / "docs" / "performance.md"
+    assert capsys.readouterr().out in document.read_text(encoding="utf-8")
