@@ -182,5 +182,8 @@ def test_marks_are_those_of_comparisons_corrected_for_all_rows() -> None:
     marks = {place: mark_of(cell) for place, cell in found.cells.items()}
     expected = {"best": "best", "equal": "tie", "undecided": "undecided", "worse": ""}
     assert marks == {place: expected[kind] for place, kind in kinds.items()}
-    for place, (text, frame) in cells_of(drawn(found)).items():
+    figure = drawn(found)
+    dashed = [frame.get_linestyle() in ("--", "dashed") for frame in figure.axes[0].patches]
+    assert 0 < sum(dashed) == [*kinds.values()].count("undecided") < len(dashed)
+    for place, (text, frame) in cells_of(figure).items():
         assert (text.partition("\n")[2], frame > 0) == (marks[place], kinds[place] != "worse")
