@@ -50,9 +50,9 @@ def others(
     """
     said = ""
     for outcome, words in (
-        ("within noise", "within noise of it"),
-        ("undecided", "undecided: worse looked at alone, and not after correction"),
-        ("worse", "worse beyond noise"),
+        ("within noise", "Within noise of it"),
+        ("undecided", "Undecided (worse looked at alone, and not after correction)"),
+        ("worse", "Worse beyond noise"),
     ):
         levels = [
             level
@@ -64,7 +64,7 @@ def others(
                 f"{name(level)} ({points(level)}{f'; {size(level)} trained' if sizes else ''})"
                 for level in levels
             ]
-            said += f" {capital(named(texts))} {'is' if len(levels) == 1 else 'are'} {words}."
+            said += f" {words}: {named(texts)}."
     return said
 
 
@@ -104,8 +104,3 @@ def points(level: Level) -> str:
     """Return its difference to the best, with its interval."""
     assert level.to_best is not None
     return f"{format_points(vars(level.to_best))} points"
-
-
-def capital(text: str) -> str:
-    """Return a text with its first letter as a sentence begins; α stays what it is."""
-    return (text[:1].upper() if text[:1].isascii() else text[:1]) + text[1:]

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
+from deltafit.experiments.answers import Evidence
 from deltafit.experiments.arms import Arm, Experiment
 from deltafit.experiments.factors import Tried
 from deltafit.experiments.page_parts import Section
@@ -110,8 +111,6 @@ def judge_runs(
         adapters = {row: each.folder / "adapter" for row, each in shown.items()}
         names = {row: each.name for row, each in shown.items()}
         evidence = evidence_of(candidates, judged, splits, adapters, names)
-        answers = questions_section(_tried(experiment, rows, candidates), evidence.changes)
-        others = [*_published(published, rows, experiment.model), *gap_section(rows), *beside]
         write_report(
             folder,
             rows,
@@ -119,22 +118,30 @@ def judge_runs(
             {each.name: each.metrics["after"][judged] for each in shown.values()},
             {names[row]: learned_ranks(adapter) for row, adapter in adapters.items()},
             facts,
-            evidence=evidence,
-            beside=[*answers, *others],
+            evidence,
+            [*_sections(experiment, rows, candidates, evidence, published), *beside],
         )
     return Comparison(folder, rows, verdict(rows), facts)
 
 
-def _tried(
-    experiment: Experiment, rows: Sequence[Row], candidates: Sequence[Candidate | Failure]
-) -> list[Tried]:
-    """Return the arms that were judged, each with its row and which rows it got right."""
+def _sections(
+    experiment: Experiment,
+    rows: Sequence[Row],
+    candidates: Sequence[Candidate | Failure],
+    evidence: Evidence,
+    published: Published | None,
+) -> list[Section]:
+    """Return what a report says of its rows beside what it shows of every comparison."""
     arms = {arm.name: arm for arm in experiment.arms}
-    return [
+    tried = [
         Tried(arms[row["name"]], row, candidate.correct)
         for row, candidate in zip(rows, candidates, strict=True)
         if isinstance(candidate, Candidate) and row["kind"] == "run"
     ]
+    others = gap_section(rows)
+    if published is not None:
+        others = [published_section(published, rows, experiment.model), *others]
+    return [*questions_section(tried, evidence.changes), *others]
 
 
 @dataclass(frozen=True)
@@ -194,10 +201,6 @@ def _machine(shown: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "precision": {name: metrics["precision"] for name, metrics in shown.items()},
         "environment": last["environment"] | last["versions"],
     }
-
-
-def _published(published: Published | None, rows: Sequence[Row], model: str) -> list[Section]:
-    return [published_section(published, rows, model)] if published is not None else []
 
 
 def _came_to(
