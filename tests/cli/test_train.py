@@ -88,7 +88,7 @@ def test_every_setting_has_a_flag_that_sets_it(
         DataConfig: {
             **{"data": tiny.train, "test_data": tiny.test, "validation": "0.3"},
             **{"text_column": "text", "label_column": "label", "balance": True, "limit": 30},
-            **{"split_seed": 4},
+            **{"split_seed": 4, "drop_duplicates": True},
         },
     }
     words: list[object] = ["--model", tiny.model, "--output", tmp_path / "run"]
