@@ -162,8 +162,8 @@ def torchs_dropout() -> AbstractContextManager[Any]:
 
 def show(output: Path) -> None:
     """Print accuracy and last training loss: mean over seeds, and their standard deviation."""
-    print("| data | way | seeds | test accuracy | training loss of the last epoch |")
-    print("|---|---|---|---|---|")
+    print("| data | way | precision | seeds | test accuracy | training loss of the last epoch |")
+    print("|---|---|---|---|---|---|")
     for name in WORKS:
         for way in WAYS:
             paths = [path_of(output, name, way, seed) for seed in SEEDS]
@@ -173,7 +173,8 @@ def show(output: Path) -> None:
                     spread([record[key] for record in records])
                     for key in ("accuracy", "train_loss")
                 )
-                print(f"| {name} | {way} | {len(records)} | {figures} |")
+                precisions = ", ".join(sorted({record["precision"] for record in records}))
+                print(f"| {name} | {way} | {precisions} | {len(records)} | {figures} |")
 
 
 def spread(values: list[float]) -> str:
