@@ -47,9 +47,9 @@ def started(recipe: Path, store: Path, processes: int = 1) -> subprocess.Popen[s
 
 
 def killed_at_random(recipe: Path, store: Path, seed: int) -> None:
-    """Kill the command six times, or fewer if it is faster; at least once."""
+    """Kill the command four times, or fewer if it is faster; at least once."""
     chosen, killed = random.Random(seed), 0
-    while killed < 6:
+    while killed < 4:
         process = started(recipe, store)
         try:
             process.wait(timeout=chosen.uniform(1.5, 5))
