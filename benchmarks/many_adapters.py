@@ -30,7 +30,7 @@ from deltafit.tasks.classification import (
     logits_of,
 )
 from deltafit.tasks.inference import tokenise_for
-from measuring import Stopwatch, in_another_process, inference_record, memory
+from measuring import Stopwatch, in_another_process, memory, record_of
 from roofline import forward_seconds, products_of
 from works import OURS, Work
 
@@ -70,7 +70,7 @@ def run(
         products = products_of(network, {"input_ids": torch.tensor(rows[:1])})
         texts = list(map(len, batches[1:]))
         roofline = forward_seconds(products, tokens, texts, "float32")
-    return inference_record(timed.seconds, sum(tokens), peak, floor, roofline=roofline)
+    return record_of(timed.seconds, sum(tokens), peak, floor, roofline=roofline)
 
 
 def _name(number: int) -> str:

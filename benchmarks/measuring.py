@@ -4,7 +4,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TimedOut
 from dataclasses import dataclass, field
@@ -49,19 +49,13 @@ class Training:
         Args:
             floor: the process's memory before, in bytes.
         """
-        return {
-            "seconds": self.moments[-1]
-            - self.moments[WARM_UP - 1]
-            + (self.ahead if self.replaces_work else 0.0),
-            "ahead": self.ahead,
-            "tokens": sum(self.tokens[WARM_UP : len(self.moments)]),
-            "losses": self.losses,
-            "accuracy": self.accuracy,
-            "precision": self.precision,
-            "memory_above_floor": self.peak - floor,
-            "peak_memory": self.peak,
-            "roofline_seconds": self.roofline,
-        }
+        seconds = self.moments[-1] - self.moments[WARM_UP - 1]
+        return record_of(
+            seconds + (self.ahead if self.replaces_work else 0.0),
+            sum(self.tokens[WARM_UP : len(self.moments)]), self.peak, floor,
+            losses=self.losses, accuracy=self.accuracy, roofline=self.roofline,
+            precision=self.precision,
+        ) | {"ahead": self.ahead}  # fmt: skip
 
 
 class Stopwatch:
@@ -82,23 +76,25 @@ class Stopwatch:
         self.seconds = time.perf_counter() - self._began
 
 
-def inference_record(
+def record_of(
     seconds: float,
     tokens: int,
     peak: int,
     floor: int,
     *,
+    losses: Sequence[float] = (),
     accuracy: float | None = None,
     roofline: float | None = None,
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """Return what is kept of a side that predicts; it has no losses.
+    """Return what is kept of a side, as JSON values.
 
     Args:
-        seconds: of the timed texts.
+        seconds: of the timed steps or texts.
         tokens: what a ratio is taken by: real tokens, or texts.
         peak: the process's largest memory, in bytes.
         floor: its memory before.
+        losses: of each step; none where nothing is trained.
         accuracy: None where the adapters were never trained.
         roofline: seconds of the base's matrix products alone.
         precision: of the matrix products.
@@ -106,7 +102,7 @@ def inference_record(
     return {
         "seconds": seconds,
         "tokens": tokens,
-        "losses": [],
+        "losses": list(losses),
         "accuracy": accuracy,
         "precision": precision,
         "memory_above_floor": peak - floor,

@@ -12,7 +12,7 @@ from deltafit.engine import find_reading
 from deltafit.prediction.folder import SavedClassifier, load_saved
 from deltafit.tasks.classification import batch_of
 from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, tokenise_for
-from measuring import Stopwatch, in_another_process, inference_record, memory
+from measuring import Stopwatch, in_another_process, memory, record_of
 from roofline import DTYPES, forward_seconds, products_of
 from works import BF16, PIPELINE, Work
 
@@ -30,7 +30,7 @@ def predict(
     precision: InferencePrecision = "bf16" if side == BF16 else "float32"
     said, peak, roofline = measure(work, texts, folder, watch, precision)
     right = [part.label_names[y] == one for y, one in zip(part.labels, said, strict=False)]
-    return inference_record(
+    return record_of(
         watch.seconds, len(texts), peak, floor, accuracy=float(np.mean(right)), roofline=roofline,
         precision=precision,
     ) | {"held_out": len(texts)}  # fmt: skip

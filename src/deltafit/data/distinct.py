@@ -1,8 +1,6 @@
 """Training and validation rows without those that would be counted twice."""
 
-from collections import defaultdict
-
-from deltafit.data.facts import duplicates_between, folded
+from deltafit.data.facts import duplicates_between, rows_alike
 from deltafit.data.texts import LabelledTexts
 from deltafit.errors import DeltafitError
 
@@ -53,8 +51,6 @@ def _without(part: LabelledTexts, other: LabelledTexts) -> LabelledTexts:
 
 
 def _distinct(part: LabelledTexts) -> LabelledTexts:
-    rows: dict[str, list[int]] = defaultdict(list)
-    for index, text in enumerate(part.texts):
-        rows[folded(text)].append(index)
-    alike = (same for same in rows.values() if len({part.labels[index] for index in same}) == 1)
-    return part.select([first for first, *_ in alike])
+    alike = rows_alike(part, alike="folded")
+    agreeing = (same for same in alike if len({part.labels[index] for index in same}) == 1)
+    return part.select([first for first, *_ in agreeing])

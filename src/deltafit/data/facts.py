@@ -11,15 +11,14 @@ Alike = Literal["verbatim", "stripped", "folded"]
 or nearly so; or but for case and all whitespace."""
 
 
-def folded(text: str) -> str:
-    """Return a text without what case and whitespace tell."""
+def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
 _KEYS: dict[Alike, Callable[[str], str]] = {
     "verbatim": str,
     "stripped": str.strip,
-    "folded": folded,
+    "folded": _folded,
 }
 
 
@@ -36,6 +35,19 @@ def duplicates_between(
     key = _KEYS[alike]
     seen = {key(text) for text in train.texts}
     return tuple(index for index, text in enumerate(other.texts) if key(text) in seen)
+
+
+def rows_alike(part: LabelledTexts, *, alike: Alike) -> list[list[int]]:
+    """Return the indices of rows by their text, in the order in which texts come first.
+
+    Args:
+        part: of a data set.
+        alike: when two texts count as one.
+    """
+    rows: dict[str, list[int]] = defaultdict(list)
+    for index, text in enumerate(part.texts):
+        rows[_KEYS[alike](text)].append(index)
+    return [*rows.values()]
 
 
 def overlap(first: LabelledTexts, other: LabelledTexts) -> dict[str, int]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from deltafit.adapters.activations import attention_matrices
 from deltafit.engine.attention import NAMES, PACKED, WRITTEN_OUT
-from deltafit.engine.calls import evaluating
+from deltafit.engine.calls import evaluating, weighted_sum
 from deltafit.engine.layout import CannotPackError, find_layout
 from deltafit.engine.packing import find_stack, packed
 from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
@@ -220,7 +220,7 @@ def _run(
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and backward}
         gradients: tuple[Tensor | None, ...] = ()
         if trainable:
-            loss = sum((_weighted(value) for value in outputs.values()), start=torch.zeros(()))
+            loss = sum((weighted_sum(value) for value in outputs.values()), start=torch.zeros(()))
             gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
     named = zip(trainable, gradients, strict=True)
     return (
@@ -235,12 +235,6 @@ def _autocast(
     if mixed is None:
         return nullcontext()
     return torch.autocast(batch["attention_mask"].device.type, mixed)
-
-
-def _weighted(value: Tensor) -> Tensor:
-    """Return a sum in which every element counts by a weight of its own."""
-    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-    return (value.cpu().float() * weights).sum()
 
 
 def _difference(expected: Tensor, found: Tensor, floor: float) -> float:

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from deltafit.adapters.layers import view_of
 from deltafit.adapters.structure import is_matrix, main_stack, repeated_blocks
-from deltafit.engine.calls import evaluating, first_of
+from deltafit.engine.calls import evaluating, first_of, weighted_sum
 from deltafit.errors import DeltafitError
 
 # oneDNN compiles a kernel for every new shape, which costs more than some rows of zeros: numbers of
@@ -227,9 +227,8 @@ def rounding_difference(
         states = left.pop().float()
         if not states.requires_grad:
             return states, states.new_zeros(1)
-        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
         gradients = torch.autograd.grad(
-            states, trainable, weights.to(states.device), allow_unused=True, materialize_grads=True
+            weighted_sum(states), trainable, allow_unused=True, materialize_grads=True
         )
         return states.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
 

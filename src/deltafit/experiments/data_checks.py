@@ -1,10 +1,10 @@
 """What the doctor asks of the texts and their labels."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
 from deltafit.data import LabelledTexts, duplicates_between
-from deltafit.data.facts import duplicates_note
+from deltafit.data.facts import duplicates_note, rows_alike
 from deltafit.experiments.findings import Case, Check, Finding, counted, listed, quoted, rows_of
 
 _SERIOUS = 0.01  # share of a part's rows that stand in training from which figures look better
@@ -57,10 +57,8 @@ def _shared(
 def contradictions(case: Case) -> Iterator[Finding]:
     """Training texts with several labels: all but one of them are wrong."""
     train = case.splits.train
-    places: dict[str, list[int]] = defaultdict(list)
-    for index, text in enumerate(train.texts):
-        places[text.strip()].append(index)
-    found = [rows for rows in places.values() if len({train.labels[row] for row in rows}) > 1]
+    alike = rows_alike(train, alike="stripped")
+    found = [rows for rows in alike if len({train.labels[row] for row in rows}) > 1]
     if found:
         yield Finding(
             "warning",

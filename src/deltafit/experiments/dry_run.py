@@ -197,7 +197,7 @@ def _with_tried(
             left[each.arm] = configs[0]
     kinds: dict[str, RunConfig] = {}
     for config in sorted(left.values(), key=_rank_of):
-        kinds[_size_without(config, (*_NO_COST, *_RANK))] = config  # at last the largest rank
+        kinds[_kind_of(config)] = config  # at last the largest rank
     structure, _ = structure_of(made.recipe.model, made.recipe.head)
     values = sum(math.prod(layer_shape(m)) for m in structure.modules() if is_matrix(m))
     tokens = sum(_tokens_of_trial(config, made.splits) for config in kinds.values())
@@ -210,7 +210,7 @@ def _with_tried(
         tried[kind] = _seconds_tried(config)
 
     def seconds_of(arm: Arm) -> float | None:
-        return tried[_size_without(left[arm], (*_NO_COST, *_RANK))]
+        return tried[_kind_of(left[arm])]
 
     return tuple(
         replace(each, seconds=seconds * (each.runs - each.finished), tried=True)
@@ -269,6 +269,11 @@ class _Sizes:
 def size_of(config: RunConfig) -> str:
     """Return a text that runs share which differ in nothing that costs."""
     return _size_without(config, _NO_COST)
+
+
+def _kind_of(config: RunConfig) -> str:
+    """Return a text that runs share which differ in their rank alone, or in nothing that costs."""
+    return _size_without(config, (*_NO_COST, *_RANK))
 
 
 def _size_without(config: RunConfig, left_out: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from deltafit.experiments.factors import Factor, Level
+from deltafit.experiments.heading import setting_name
 from deltafit.experiments.page_parts import Table
 from deltafit.experiments.tables import (
     NOTHING,
@@ -12,13 +13,14 @@ from deltafit.experiments.tables import (
     format_points,
     outcome_of,
 )
+from deltafit.experiments.training_gap import format_gap
 from deltafit.experiments.verdict import listing, named
 
 
 def of_method(factor: Factor) -> str:
     """Return "Of lora, on average over α 4, 8, 16 and 32, ", as a sentence begins."""
     over = [
-        f"{'α' if name == 'alpha' else name.replace('_', ' ')} {listing([*map(_written, values)])}"
+        f"{setting_name(name)} {listing([*map(_written, values)])}"
         for name, values in factor.over.items()
     ]
     method = factor.best.members[0].arm.method.command_line_name
@@ -84,9 +86,7 @@ def table(factor: Factor, title: str, name: Callable[[Level], str]) -> Table:
 
 def _gap(level: Level) -> str | None:
     training = level.mean("training")
-    return (
-        None if training is None else f"{100 * (training - level.accuracy):+.1f}".replace("-", "−")
-    )
+    return None if training is None else format_gap(training - level.accuracy)
 
 
 def size(level: Level) -> str:

@@ -62,7 +62,12 @@ def _settings(method: Method) -> list[str]:
     shown |= changed(method)
     if isinstance(method, DeltaMethod):
         shown = {k: v for k, v in shown.items() if k not in ("target_modules", "layers")}
-    return [f"{_SIGNS.get(key, key.replace('_', ' '))} {_value(v)}" for key, v in shown.items()]
+    return [f"{setting_name(key)} {_value(v)}" for key, v in shown.items()]
+
+
+def setting_name(name: str) -> str:
+    """Return what a sentence calls a setting: "α", "learning rate"."""
+    return _SIGNS.get(name, name.replace("_", " "))
 
 
 def _value(value: object) -> str:

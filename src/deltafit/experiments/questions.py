@@ -21,7 +21,7 @@ from deltafit.experiments.factors import Factor, Level, Tried, factor_of, factor
 from deltafit.experiments.heading import blocks, matrices
 from deltafit.experiments.page_parts import Part, Section
 from deltafit.experiments.rank_plot import matrix_and_block
-from deltafit.experiments.tables import Row, best_on_validation, format_count
+from deltafit.experiments.tables import best_on_validation, format_count
 from deltafit.experiments.verdict import at_most, listing, named
 from deltafit.methods import DeltaMethod
 
@@ -157,11 +157,7 @@ def _kinds(tried: Sequence[Tried]) -> Factor | None:
             kinds.setdefault(name, []).append(each)
     if len(kinds) < 2:
         return None
-    chosen = [
-        next(each for each in kinds[name] if each.row is best_on_validation(_rows(kinds[name])))
-        for name in ("", *_WHOLE)
-        if name in kinds
-    ]
+    chosen = [_best(kinds[name]) for name in ("", *_WHOLE) if name in kinds]
     return factor_of("method", [{each.row["name"]: each for each in chosen}], len(chosen))
 
 
@@ -200,21 +196,24 @@ def _matrices_part(factor: Factor) -> Part:
 
 
 def _matrices(level: Level) -> str:
-    first = level.members[0]
-    assert isinstance(first.arm.method, DeltaMethod)
-    return matrices(first.arm.method, first.row)
+    return _adapted(level.members[0])
+
+
+def _adapted(tried: Tried) -> str:
+    assert isinstance(tried.arm.method, DeltaMethod)
+    return matrices(tried.arm.method, tried.row)
 
 
 def _open_matrices(low_rank: Sequence[Tried], changes: Changes) -> Part:
     """Say that no rows differ in their matrices alone, and where ΔW of one of them is large."""
-    adapted = {_matrices(Level(None, (each,), 0.0, None)) for each in low_rank}
+    adapted = {*map(_adapted, low_rank)}
     same = f"all adapt {adapted.pop()}" if len(adapted) == 1 else "no two differ in that alone"
     said = (
         f"Which matrices, under a budget of parameters? These rows do not say: {same}. Rows that "
         "differ in target_modules, sized by a budget, would tell, and so does `deltafit ranks` on "
         "a run's folder, which leaves each kind out without training again."
     )
-    row = best_on_validation(_rows(low_rank))
+    row = _best(low_rank).row
     shares: dict[str, float] = {}
     for change in changes.get(row["name"], ()):
         kind, _ = matrix_and_block(change.name)
@@ -244,8 +243,9 @@ def _open_rank(low_rank: Sequence[Tried]) -> Part:
     return Part(f"Which rank is enough? These rows do not say: {why}.{tells}")
 
 
-def _rows(tried: Sequence[Tried]) -> list[Row]:
-    return [each.row for each in tried]
+def _best(tried: Sequence[Tried]) -> Tried:
+    row = best_on_validation([each.row for each in tried])
+    return next(each for each in tried if each.row is row)
 
 
 def _is_tied(level: Level) -> bool:

@@ -6,11 +6,16 @@ from typing import Literal
 
 import numpy as np
 
-from deltafit.experiments.resampling import LEVEL
-from deltafit.experiments.statistics import PairedComparison, holm, paired_comparison
+from deltafit.experiments.statistics import (
+    PairedComparison,
+    holm,
+    paired_comparison,
+    with_p_value,
+)
+from deltafit.experiments.tables import Outcome, outcome_of
 from deltafit.tasks.metrics import classification_metrics
 
-Standing = Literal["best", "within noise", "undecided", "worse", "better"]
+Standing = Literal["best"] | Outcome
 PartKind = Literal["block", "matrix type", "matrix"]
 
 
@@ -154,17 +159,9 @@ class MatrixRow:
     energy: float
 
 
-def standing(comparison: PairedComparison, p_value: float) -> Standing:
-    """Return what may be said of a difference, given its p-value corrected for its family.
-
-    The correction makes it harder to call a difference one, and must not make it easier to call it
-    noise: for that its own interval has to include 0.
-    """
-    if comparison.within_noise:
-        return "within noise"
-    if p_value >= 1 - LEVEL:
-        return "undecided"
-    return "better" if comparison.difference > 0 else "worse"
+def standing(comparison: PairedComparison, p_value: float) -> Outcome:
+    """Return what may be said of a difference, given its p-value corrected for its family."""
+    return outcome_of(vars(with_p_value(comparison, p_value)))
 
 
 def compared_ranks(rows: Sequence[RankRow]) -> list[RankRow]:

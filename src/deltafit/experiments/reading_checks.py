@@ -21,6 +21,7 @@ from deltafit.training.preparation import longest_text
 _BATCH, _SHORT = 4, 32  # texts, and tokens of the longest: a second's work on a CPU
 _ROUNDING = 1e-3  # of the largest value; other positions or masks lie far above
 _OFTEN_CUT = 0.1  # share of texts
+Rows = Sequence[Sequence[int]]
 _GIVES = (
     "A text gives something else (by {:.1%} of the largest value) when it is filled up on the {}"
 )
@@ -39,7 +40,8 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
             _embed_pad_token(classifier.source.location),
         )
         return
-    alone, right = _alone_and_padded(model, left=False)
+    rows = _short(model)
+    alone = _alone(classifier, rows)
     if not bool(alone.isfinite().all()):
         yield Finding(
             "error",
@@ -48,7 +50,7 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
             _anew(classifier.source),
         )
         return
-    if (share := _difference(alone, right)) > _ROUNDING:
+    if (share := _changed(classifier, rows, alone, left=False)) > _ROUNDING:
         yield Finding(
             "warning",
             "padding",
@@ -57,7 +59,7 @@ def padding(case: Case, model: Loaded) -> Iterator[Finding]:
             f"{case.change('model', 'minilm')} or another model that does not see padding",
         )
     if _padded_left_by_others(classifier):
-        yield from _on_the_left(model, "warning", "")
+        yield from _on_the_left(classifier, rows, alone, "warning", "")
 
 
 def left_padding(case: Case, model: Loaded) -> Iterator[Finding]:
@@ -67,15 +69,19 @@ def left_padding(case: Case, model: Loaded) -> Iterator[Finding]:
     """
     if not _padded_left_by_others(model.classifier):
         by_design = "by design it counts places, or its head reads the first, from the left edge; "
-        yield from _on_the_left(model, "note", by_design)
+        rows = _short(model)
+        alone = _alone(model.classifier, rows)
+        yield from _on_the_left(model.classifier, rows, alone, "note", by_design)
 
 
 def _padded_left_by_others(classifier: Classifier) -> bool:
     return classifier.decoder or classifier.tokenizer.padding_side == "left"
 
 
-def _on_the_left(model: Loaded, severity: Severity, why: str) -> Iterator[Finding]:
-    if (share := _difference(*_alone_and_padded(model, left=True))) > _ROUNDING:
+def _on_the_left(
+    classifier: Classifier, rows: Rows, alone: Tensor, severity: Severity, why: str
+) -> Iterator[Finding]:
+    if (share := _changed(classifier, rows, alone, left=True)) > _ROUNDING:
         yield Finding(
             severity,
             "padding",
@@ -85,21 +91,25 @@ def _on_the_left(model: Loaded, severity: Severity, why: str) -> Iterator[Findin
         )
 
 
-def _alone_and_padded(model: Loaded, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Return what is read of some texts by themselves, and filled up to one length."""
+def _short(model: Loaded) -> Rows:
+    """Return some texts, cut so that no two are alike in length, however long they are."""
     longest = min([_SHORT, *model.lengths.values()])
-    # Cut so that no two are alike in length, however long the texts are.
-    rows = [
+    return [
         row[: max(1, longest * number // _BATCH)]
         for number, row in enumerate(across_lengths(model.rows, _BATCH), start=1)
     ]
-    with evaluating(model.classifier.model), torch.inference_mode():
-        alone = torch.cat([_read(model.classifier, [row]) for row in rows])
-        return alone, _read(model.classifier, rows, left=left)
 
 
-def _difference(alone: Tensor, padded: Tensor) -> float:
-    """Return by how much they differ, as a share of the largest value."""
+def _alone(classifier: Classifier, rows: Rows) -> Tensor:
+    """Return what is read of texts by themselves."""
+    with evaluating(classifier.model), torch.inference_mode():
+        return torch.cat([_read(classifier, [row]) for row in rows])
+
+
+def _changed(classifier: Classifier, rows: Rows, alone: Tensor, *, left: bool) -> float:
+    """Return by how much else is read of padded texts, as a share of the largest value."""
+    with evaluating(classifier.model), torch.inference_mode():
+        padded = _read(classifier, rows, left=left)
     return float((padded - alone).abs().max()) / max(float(alone.abs().max()), 1e-12)
 
 

@@ -127,14 +127,13 @@ def corrected(comparisons: Sequence[PairedComparison]) -> list[PairedComparison]
     comparison by itself.
     """
     adjusted = holm([comparison.p_value for comparison in comparisons])
-    return [
-        replace(
-            comparison,
-            adjusted_p_value=p_value,
-            beyond_noise=_is_beyond(p_value, within=comparison.within_noise),
-        )
-        for comparison, p_value in zip(comparisons, adjusted, strict=True)
-    ]
+    return [with_p_value(*pair) for pair in zip(comparisons, adjusted, strict=True)]
+
+
+def with_p_value(comparison: PairedComparison, adjusted: float) -> PairedComparison:
+    """Return a comparison with its p-value as corrected, and what follows from that."""
+    beyond = _is_beyond(adjusted, within=comparison.within_noise)
+    return replace(comparison, adjusted_p_value=adjusted, beyond_noise=beyond)
 
 
 def smallest_visible_difference(count: int) -> float | None:

@@ -23,7 +23,7 @@ def gap_section(rows: Sequence[Row]) -> list[Section]:
             row["name"],
             *(format_metric(row[key], row["metric_name"]) for key in ("training", "after")),
             f"[{', '.join(format_metric(end, row['metric_name']) for end in row['interval'])}]",
-            f"{100 * gap:+.1f}".replace("-", "−"),
+            format_gap(gap),
         ]
         for gap, row in known
     ]
@@ -36,3 +36,8 @@ def gap_section(rows: Sequence[Row]) -> list[Section]:
     )
     part = Part("Training rows and judged rows.", table=Table(headers, lines))
     return [Section("gap", "Training against judged rows", text, [part])]
+
+
+def format_gap(gap: float) -> str:
+    """Return "+1.2" or "−0.3", in points."""
+    return f"{100 * gap:+.1f}".replace("-", "−")

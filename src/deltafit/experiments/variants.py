@@ -29,7 +29,7 @@ def settle(content: dict[str, Any], own: Mapping[str, Any], sets: Mapping[Key, A
     changed = {
         dotted(key): value
         for key, value in sets.items()
-        if key[0] not in _SAID and _at(content, key) != _at(own, key)
+        if key[0] not in _SAID and _differ(content, own, key)
     }
     if not changed:
         return

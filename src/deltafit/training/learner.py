@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deltafit.adapters import frozen_tensors, model_adapters, rate_factors, step_hook
-from deltafit.data import epoch_order
 from deltafit.errors import TrainingError, UsageError
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.metrics import find_metric
@@ -26,6 +25,7 @@ from deltafit.training.checkpoints import (
 from deltafit.training.course import Course, Examples
 from deltafit.training.gradients import loss_weights
 from deltafit.training.optimisation import make_optimiser, rate_factor, set_rates
+from deltafit.training.passes import steps_of
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.tracking import numbers_in
@@ -81,7 +81,7 @@ class Learner:
         self.settings, self.folder, self.reporter = settings, folder, reporter
         self.accelerator, self.trainable = accelerator, dict(trainable)
         self.course = Course()
-        self._order_of_epoch: tuple[int, list[int]] = (-1, [])
+        self._steps_of_epoch: tuple[int, list[list[int]]] = (-1, [])
         head = set(classifier.head_parameters)
         self.watchdog = GradientWatchdog(tuple(self.trainable), head)
         factors = rate_factors(classifier.model)
@@ -89,8 +89,7 @@ class Learner:
         self.optimiser = accelerator.prepare(optimiser)
         weights = loss_weights(train, settings, len(classifier.label_names))
         self.class_weights = weights.to(accelerator.device)
-        self.rows_per_step = settings.rows_per_step
-        self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
+        self.steps_per_epoch = math.ceil(len(train) / settings.rows_per_step)
         self.total_steps = settings.epochs * self.steps_per_epoch
         active = model_adapters(classifier.model).active
         self.hook = step_hook(classifier.model, active, self.total_steps) if active else None
@@ -109,8 +108,9 @@ class Learner:
             rate_factor(course.step, self.total_steps, settings.schedule, settings.warmup),
         )
         epoch, index = divmod(course.step, self.steps_per_epoch)
-        order = self._order(epoch)
-        return order[index * self.rows_per_step : (index + 1) * self.rows_per_step]
+        if self._steps_of_epoch[0] != epoch:
+            self._steps_of_epoch = (epoch, steps_of(len(self.train), settings, epoch))
+        return self._steps_of_epoch[1][index]
 
     def apply(self, rows: list[int], loss: float, seconds: float) -> None:
         """Apply the step whose gradient the parameters hold, and count it.
@@ -204,12 +204,6 @@ class Learner:
         """Put the parameters of the best evaluation back, if there was one."""
         if self.course.best_step is not None and self.course.best_step != self.course.step:
             load_best(self.folder, self.trainable)
-
-    def _order(self, epoch: int) -> list[int]:
-        if self._order_of_epoch[0] != epoch:
-            order = epoch_order(len(self.train), self.settings.seed, epoch)
-            self._order_of_epoch = (epoch, order)
-        return self._order_of_epoch[1]
 
     @property
     def _of_method(self) -> dict[str, Tensor]:
