@@ -10,7 +10,7 @@ from torch import nn
 
 from deltafit.adapters import adapt
 from deltafit.adapters.structure import is_matrix, main_stack
-from deltafit.engine.prefix import find_prefix
+from deltafit.engine.prefix import CannotFeedError, find_prefix
 from deltafit.engine.states import StateStore
 from deltafit.methods import FreezeFirst, Full, Head, LastBlocks, LoRA, Method
 from deltafit.tasks.classification import logits_of
@@ -61,10 +61,11 @@ def gradients(
 def test_fed_is_unfed(architecture: str, top: str) -> None:
     method, count = TOPS[top]
     model = adapted(architecture, method)
-    prefix = find_prefix(model, list(trained(model)), tiny_inputs(model))
     if architecture in HANDED_ON and count < LAYERS:
-        assert prefix is None
+        with pytest.raises(CannotFeedError, match="block to block is more than hidden states"):
+            find_prefix(model, list(trained(model)), tiny_inputs(model))
         return
+    prefix = find_prefix(model, list(trained(model)), tiny_inputs(model))
     assert prefix is not None and len(prefix.blocks) == count
     batch = tiny_inputs(model, batch=4, length=9, seed=1)
     logits, expected = gradients(model, batch)
@@ -94,12 +95,18 @@ def test_fed_is_unfed(architecture: str, top: str) -> None:
         ("bert", LoRA(rank=2)),
         ("bert", LoRA(("word_embeddings",), rank=2)),
         ("llama", LoRA(("embed_tokens",), rank=2)),
-        *((architecture, Head()) for architecture in SHARED_BLOCKS),
     ],
 )
 def test_what_has_no_frozen_prefix(architecture: str, method: Method) -> None:
     model = adapted(architecture, method)
     assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
+
+
+@pytest.mark.parametrize("architecture", SHARED_BLOCKS)
+def test_a_block_that_runs_for_several_layers_cannot_be_fed(architecture: str) -> None:
+    model = adapted(architecture, Head())
+    with pytest.raises(CannotFeedError, match="its blocks share their weights"):
+        find_prefix(model, list(trained(model)), tiny_inputs(model))
 
 
 def test_a_model_without_blocks_has_none() -> None:
@@ -108,14 +115,15 @@ def test_a_model_without_blocks_has_none() -> None:
     assert find_prefix(model, ["item.2.weight"], batch) is None
 
 
-def test_a_model_with_a_way_around_the_boundary_has_none() -> None:
+def test_a_model_with_a_way_around_the_boundary_cannot_be_fed() -> None:
     """What a block keeps for a later one would be that of another batch."""
     model = adapted("bert", LastBlocks(1))
     first, last = (model.get_submodule(main_stack(model).blocks[i]) for i in (0, 2))
     kept: list[torch.Tensor] = []
     first.register_forward_hook(lambda m, args, output: kept.append(output.detach() * 0.5))
     last.register_forward_hook(lambda m, args, output: output + kept[-1])
-    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
+    with pytest.raises(CannotFeedError, match="gives something else when it is fed"):
+        find_prefix(model, list(trained(model)), tiny_inputs(model))
 
 
 def test_the_prefix_has_no_dropout_and_the_rest_has() -> None:
@@ -144,7 +152,7 @@ def test_a_trained_table_that_no_module_is_called_for_leaves_no_prefix() -> None
     assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
 
 
-def test_a_model_that_fails_when_fed_has_none() -> None:
+def test_a_model_that_fails_when_fed_says_so() -> None:
     """As one whose later layers read what the earlier ones have stored."""
     model = adapted("bert", LastBlocks(1))
     inner = model.get_submodule("bert.encoder.layer.0.attention")
@@ -155,7 +163,8 @@ def test_a_model_that_fails_when_fed_has_none() -> None:
         del model.stored
 
     last.register_forward_pre_hook(read)
-    assert find_prefix(model, list(trained(model)), tiny_inputs(model)) is None
+    with pytest.raises(CannotFeedError, match=r"the model fails: .*stored"):
+        find_prefix(model, list(trained(model)), tiny_inputs(model))
 
 
 @pytest.mark.parametrize("memory_limit", [1 << 20, 0])
@@ -196,7 +205,8 @@ def test_a_head_that_starts_at_zero_hides_nothing() -> None:
         return output
 
     encoder.register_forward_hook(add)
-    assert find_prefix(model, names, tiny_inputs(encoder)) is None
+    with pytest.raises(CannotFeedError, match="gives something else when it is fed"):
+        find_prefix(model, names, tiny_inputs(encoder))
 
 
 class Bypassed(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltafit.engine import division
 from deltafit.errors import TrainingError, UsageError
 from deltafit.training.checkpoints import latest_checkpoint
 from deltafit.training.course import Course
@@ -27,6 +28,20 @@ def test_a_model_whose_layers_see_more_than_rows_is_refused_before_training(
     plans = {str(seed): Plan(replace(SETTINGS, seed=seed)) for seed in (0, 1)}
     loop = joined_loop(model, tmp_path / "joined", plans)
     with pytest.raises(UsageError, match=r"one pass.*without --jointly"):
+        loop.run({})
+    assert all(learner.course.step == 0 for learner in loop.learners.values())
+
+
+def test_runs_whose_rows_get_mixed_up_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of one seed, whose untrained adapters give the very same."""
+    cut = division._Sheet.cut
+    monkeypatch.setattr(division._Sheet, "cut", lambda *args: [*reversed(cut(*args))])
+    model = save_model(tmp_path / "model")
+    plans = {"fast": Plan(SETTINGS, rate=1e-2), "slow": Plan(SETTINGS, rate=1e-3)}
+    loop = joined_loop(model, tmp_path / "joined", plans)
+    with pytest.raises(UsageError, match=r"does not give the same .*one pass.*without --jointly"):
         loop.run({})
     assert all(learner.course.step == 0 for learner in loop.learners.values())
 

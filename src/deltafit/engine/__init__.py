@@ -9,10 +9,11 @@ from deltafit.engine.checking import check_packing, find_reading
 from deltafit.engine.dropout import bulk_dropout
 from deltafit.engine.frozen import check_products, frozen_products, reduced_products
 from deltafit.engine.layout import CannotPackError
-from deltafit.engine.mixed import check_mixing, mixed
+from deltafit.engine.mixed import mixed
+from deltafit.engine.mixed_checking import check_mixing
 from deltafit.engine.packing import is_packed, packed
 from deltafit.engine.precision import ProductPrecision, probe_attention, probe_precision
-from deltafit.engine.prefix import FrozenPrefix, find_prefix
+from deltafit.engine.prefix import CannotFeedError, FrozenPrefix, find_prefix
 from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 from deltafit.engine.reduced_attention import (
     attention_shape,
@@ -23,6 +24,7 @@ from deltafit.engine.states import MEMORY_LIMIT, StateStore, StateStores
 
 __all__ = [
     "MEMORY_LIMIT",
+    "CannotFeedError",
     "CannotPackError",
     "FrozenPrefix",
     "KeysAndValues",

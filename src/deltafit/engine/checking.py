@@ -1,5 +1,6 @@
 """Whether a model gives the same packed, or in its first tokens alone: one batch both ways."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -9,18 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltafit.adapters.activations import attention_matrices
+from deltafit.engine.agreement import Results, first_difference
 from deltafit.engine.attention import NAMES, PACKED, WRITTEN_OUT
 from deltafit.engine.calls import evaluating, weighted_sum
 from deltafit.engine.layout import CannotPackError, find_layout
 from deltafit.engine.packing import find_stack, packed
 from deltafit.engine.reading import KeysAndValues, find_keys_and_values, first_tokens
 
-# Of a tensor's largest value, in float32. Rounding stays far below (2e-5 in the gradients of all of
-# SmolLM2's 30 layers); mistakes in positions, masks or the order of rows lie far above.
-_TOLERANCE = 1e-4
-# A gradient that is zero but for rounding (that of a key's bias) is judged by this much of the
-# largest gradient instead of by itself.
-_LEAST_GRADIENT = 1e-2
+_logger = logging.getLogger(__name__)
+
 # In mixed precision: how much farther from float32 packed may be than padded, besides one rounding.
 _STRAYING = 2.0
 
@@ -61,10 +59,10 @@ def check_packing(
         exact = _run(model, owner, batch, gradients)
         try:
             found = _run_packed(model, owner, last, batch, gradients)
-            reason = _first_difference(exact, found)
+            reason = first_difference(exact, found)
             if reason is None and gradients and attention_matrices(owner, packed=True):
                 found = _run_packed(model, owner, last, batch, gradients, attention=WRITTEN_OUT)
-                reason = _first_difference(exact, found)
+                reason = first_difference(exact, found)
             if reason is None and mixed is not None:
                 padded = _run(model, owner, batch, gradients, mixed)
                 found = _run_packed(model, owner, last, batch, gradients, mixed)
@@ -107,14 +105,12 @@ def find_reading(
                 )
                 restore.callback(watch.remove)
                 results = _run(model, owner, batch, gradients, tokens=first)
-        except Exception:  # what blocks unknown here do with few tokens can end in any
+        except Exception as error:  # what blocks unknown here do with few tokens can end in any
+            kind = type(owner).__name__
+            _logger.info("The last block of %s runs for all tokens: %s", kind, error)
             return None
     narrowed = all(bool(states.isnan().all()) for states in others)
-    return layers if narrowed and _first_difference(expected, results) is None else None
-
-
-Results = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Outputs by what they are, and gradients by what they are of."""
+    return layers if narrowed and first_difference(expected, results) is None else None
 
 
 def _run_packed(
@@ -146,21 +142,6 @@ def _run_packed(
     if not found or not all(found):
         raise CannotPackError(f"{kind} ran a batch padded that was to be packed.")
     return results
-
-
-def _first_difference(expected: Results, found: Results) -> str | None:
-    """Return the first thing that differs beyond float32's rounding, and by how much."""
-    outputs, slopes = expected
-    largest = max((float(g.abs().max()) for g in slopes.values()), default=0.0)
-    floors = dict.fromkeys(outputs, 0.0) | dict.fromkeys(slopes, _LEAST_GRADIENT * largest)
-    results = found[0] | found[1]
-    for name, value in (outputs | slopes).items():
-        # What has no gradient at all differs too.
-        result = results.get(name, torch.full_like(value, torch.nan))
-        difference = _difference(value, result, floors[name])
-        if not difference <= _TOLERANCE:  # so that NaN is found
-            return f"{name} differs by {difference:.1g} of its size"
-    return None
 
 
 def _first_straying(
@@ -235,10 +216,3 @@ def _autocast(
     if mixed is None:
         return nullcontext()
     return torch.autocast(batch["attention_mask"].device.type, mixed)
-
-
-def _difference(expected: Tensor, found: Tensor, floor: float) -> float:
-    """Return the largest difference as a share of the largest value, or of ``floor``."""
-    size = max(float(expected.abs().max()), floor)
-    difference = float((expected - found).abs().max())
-    return difference / size if size else difference

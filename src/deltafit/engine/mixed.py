@@ -6,21 +6,19 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deltafit.adapters.layers import is_adapted
-from deltafit.adapters.model import activate, model_adapters, moved_like, refuse_merged
+from deltafit.adapters.model import model_adapters, moved_like, refuse_merged
 from deltafit.adapters.structure import main_stack, within
-from deltafit.engine.calls import evaluating, replaced_forward
+from deltafit.engine.calls import replaced_forward
 from deltafit.engine.layout import find_layout
 from deltafit.engine.mixed_modules import MixedModule, Parameters, Pass
 from deltafit.engine.relative import is_of_bias
 from deltafit.errors import DeltafitError
 from deltafit.methods import LayerMethod
 
-_TOLERANCE = 1e-4  # of the largest logit: rounding stays far below
 _CHECKPOINT = "_gradient_checkpointing_func"
 
 Segment = tuple[str | None, int]
@@ -63,41 +61,6 @@ def mixed(model: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
             stack.callback(hook.remove)
         stack.enter_context(mixture.layouts_recomputed())
         yield
-
-
-def check_mixing(
-    model: nn.Module, batch: Mapping[str, Tensor], adapters: Sequence[str]
-) -> str | None:
-    """Return None if two adapters in one pass give what each gives alone; else why not.
-
-    Args:
-        model: with these adapters; the first is the active one afterwards.
-        batch: its keywords.
-        adapters: names; the first two are run.
-    """
-    pair = adapters[:2]
-    rows = len(next(iter(batch.values())))
-    twice = {name: torch.cat([tensor] * len(pair)) for name, tensor in batch.items()}
-    kind = type(model).__name__
-    try:
-        with evaluating(model), torch.no_grad():
-            with mixed(model, [(adapter, rows) for adapter in pair]):
-                found = _logits(model(**twice))
-            alone: list[Tensor] = []
-            for adapter in reversed(pair):
-                activate(model, adapter)
-                alone.insert(0, _logits(model(**batch)))
-    except Exception as error:  # what layers unknown here do with the rows of two can end in any
-        return f"{kind} cannot run several adapters in one pass: {error}"
-    difference = float((found - torch.cat(alone)).abs().max())
-    if difference <= _TOLERANCE * max(1.0, float(found.abs().max())):
-        return None
-    return f"{kind} gives other logits when several adapters share a pass ({difference:.1g})."
-
-
-def _logits(output: Any) -> Tensor:
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
 
 
 def _checked(model: nn.Module, segments: Sequence[Segment]) -> list[Segment]:

@@ -20,6 +20,10 @@ from deltafit.errors import DeltafitError
 _TOLERANCE = 1e-4  # of a tensor's largest value; feeding is another order of sums at most
 
 
+class CannotFeedError(Exception):
+    """Frozen blocks lie below all that is trained, and cannot be left out; the message says why."""
+
+
 class _Reached(Exception):  # noqa: N818  # no error: the way out of a forward pass half-way
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -106,16 +110,18 @@ class FrozenPrefix:
 def find_prefix(
     model: nn.Module, trained: Collection[str], batch: Mapping[str, Tensor]
 ) -> FrozenPrefix | None:
-    """Return the frozen prefix of a model; None where there is none that can be fed.
+    """Return the frozen prefix of a model; None where no block lies below all that is trained.
 
     One batch goes through the model twice, the second time fed with what left the prefix in the
-    first: where the results differ, as they do if something else passes the boundary, there is no
-    prefix to speak of.
+    first: the results differ if something else passes the boundary.
 
     Args:
         model: on any device; it is left in the mode it was in.
         trained: the names of the trained parameters.
         batch: a batch as the model takes it.
+
+    Raises:
+        CannotFeedError: there are such blocks, and the model does not give the same when it is fed.
     """
     try:
         stack = main_stack(model)
@@ -124,13 +130,17 @@ def find_prefix(
     owners = {name.rpartition(".")[0] for name in trained}
     inside = [stack.index_of(owner) for owner in owners]
     count = min((index for index in inside if index is not None), default=stack.length)
-    if stack.shared or not count:
+    if not count:
         return None
+    if stack.shared:
+        raise CannotFeedError("its blocks share their weights")
     try:
         with evaluating(model):
             return _checked(model, stack, count, owners, batch)
-    except Exception:  # what is fed to models unknown here can end in any
-        return None
+    except CannotFeedError:
+        raise
+    except Exception as error:  # what is fed to models unknown here can end in any
+        raise CannotFeedError(f"fed with their states the model fails: {error}") from error
 
 
 def _without_padding(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -158,7 +168,11 @@ def _checked(
     owners: Collection[str],
     batch: Mapping[str, Tensor],
 ) -> FrozenPrefix | None:
-    """Return the prefix of ``count`` blocks if the model computes the same when it is fed."""
+    """Return the prefix of ``count`` blocks; None if something below it is trained.
+
+    Raises:
+        CannotFeedError: the model does not compute the same when it is fed.
+    """
     names = {module: name for name, module in model.named_modules()}
     blocks = tuple(model.get_submodule(name) for name in stack.blocks[:count])
     # With the tensors of an adapter, the layer that they belong to.
@@ -169,10 +183,12 @@ def _checked(
     before, after = ({names[m] for m in part} for part in (expected.before, expected.after))
     # Whatever is trained outside the blocks must work behind the boundary alone. What is never
     # called (a table that a model reads by itself) may work anywhere.
-    if len(expected.outputs) != 1 or not all(
-        any(within(name, module) for module in after - before) for name in above
-    ):
+    if not all(any(within(name, module) for module in after - before) for name in above):
         return None
+    if len(expected.outputs) != 1:
+        raise CannotFeedError(
+            f"{stack.blocks[count - 1]} runs {len(expected.outputs)} times a pass"
+        )
     (output,) = expected.outputs
     rest = output[1:] if isinstance(output, tuple) else None
     nothing = None if rest is None else (None,) * len(rest)
@@ -180,7 +196,8 @@ def _checked(
     # Something besides the hidden states passes from block to block (T5's bias of its scores).
     crosses = not whole and any(value is not None for value in rest or ())
     if crosses or states.shape[:2] != _shape(batch):
-        return None
+        passed = "more than hidden states" if crosses else "other than a vector for each token"
+        raise CannotFeedError(f"what passes from block to block is {passed}")
     fitting = {names[m] for m, shape in expected.shapes.items() if shape == states.shape}
     inputs = [n for n in fitting - after if _beside_blocks(n, stack)]
     outermost = [n for n in inputs if not any(within(n, m) and n != m for m in inputs)]
@@ -195,7 +212,7 @@ def _checked(
             map(_are_close, fed.results, expected.results)
         ):
             return prefix
-    return None
+    raise CannotFeedError("it gives something else when it is fed with their states")
 
 
 def _beside_blocks(name: str, stack: BlockStack) -> bool:

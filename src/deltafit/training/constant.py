@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltafit.data import across_lengths, length_grouped
-from deltafit.engine import FrozenPrefix, StateStore, StateStores, find_prefix
+from deltafit.engine import CannotFeedError, FrozenPrefix, StateStore, StateStores, find_prefix
 from deltafit.errors import DeltafitError
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.tasks.inference import BATCH_TOKENS
@@ -49,7 +49,7 @@ class ConstantStates:
         trained: names of the trained parameters.
         settings: batch size and maximum length; see ``constant_batches``.
         folder: for states that are too many for memory.
-        reporter: told how computing them goes.
+        reporter: told how computing them goes, or why frozen blocks run in every step.
         shared: of the runs of one command, which find there what an earlier one computed; None
             for a run by itself, whose states go with it.
 
@@ -72,10 +72,7 @@ class ConstantStates:
         self._batches = constant_batches([len(row) for row in train.rows], settings)
         self._store: StateStore | None = None
         self.others_bytes = 0
-        with plain_forward(classifier.model):
-            self._prefix: FrozenPrefix | None = find_prefix(
-                classifier.model, trained, batch_of(classifier, across_lengths(train.rows, 2))
-            )
+        self._prefix = self._found_prefix(trained)
         if shared is not None and self._prefix is None:
             shared.clear()  # training through all blocks is what needs memory most
 
@@ -88,6 +85,18 @@ class ConstantStates:
     def blocks(self) -> tuple[nn.Module, ...]:
         """The blocks of the prefix: they never run in training mode."""
         return () if self._prefix is None else self._prefix.blocks
+
+    def _found_prefix(self, trained: tuple[str, ...]) -> FrozenPrefix | None:
+        model = self._classifier.model
+        batch = batch_of(self._classifier, across_lengths(self._train.rows, 2))
+        try:
+            with plain_forward(model):
+                return find_prefix(model, trained, batch)
+        except CannotFeedError as reason:
+            self._reporter.say(
+                f"{type(model).__name__} runs its frozen blocks anew in every step: {reason}."
+            )
+            return None
 
     def keep(self, course: Course) -> None:
         """Compute or find the states of all rows, if there is a prefix and room for them.

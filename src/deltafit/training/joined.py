@@ -170,7 +170,6 @@ class JoinedLoop:
                 self._failures[name] = TrainingError(learner.course.failure)
         live = self._live()
         if live:
-            self._check_mixing(list(live))
             self._train(live)
         for name, learner in self.learners.items():
             if name not in self._failures:
@@ -187,6 +186,7 @@ class JoinedLoop:
             self.accelerator,
         )  # fmt: skip
         with fast, stop_requested() as asked:
+            self._check_mixing(list(live))
             self.gradients.packed = bool(shared.packed)
             for learner in live.values():
                 learner.course.packed = shared.packed
@@ -221,10 +221,13 @@ class JoinedLoop:
         }
 
     def _check_mixing(self, names: Sequence[str]) -> None:
+        """Raise a UsageError unless the first two runs give the same in one pass as alone."""
+        if len(names) < 2:
+            return
         rows = across_lengths(self.gradients.train.rows, 2)
         with plain_forward(self.classifier.model):
             batch = batch_of(self.classifier, rows)
-            reason = check_mixing(self.classifier.model, batch, names)
+            reason = check_mixing(self.classifier.model, batch, (names[0], names[1]))
         if reason is not None:
             raise UsageError(f"{reason} Train the runs one after another, without --jointly.")
 

@@ -1,0 +1,131 @@
+"""Whether adapters that share a pass give what each gives alone: one batch both ways."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltafit.adapters.model import activate, trained_tensors
+from deltafit.engine.agreement import Results, first_difference
+from deltafit.engine.calls import evaluating, weighted_sum
+from deltafit.engine.mixed import mixed
+
+_NOISE = 0.05  # added to every trained value, far more than rounding and far less than most weights
+
+Trained = dict[str, nn.Parameter]
+
+
+def check_mixing(
+    model: nn.Module, batch: Mapping[str, Tensor], pair: tuple[str, str]
+) -> str | None:
+    """Return None if two adapters in one pass give what each gives alone; else why not.
+
+    The batch runs once for both and once for each, forward and backward, without dropout, and
+    packed or for first tokens where the call is made within ``packed`` or ``first_tokens``.
+    Before training, adapters that start alike give the same, and a head that starts at zero gives
+    nothing; so for the check all that they train is moved a little at random. It is put back.
+
+    Args:
+        model: with these adapters; the first is the active one afterwards.
+        batch: its keywords.
+        pair: the adapters' names.
+    """
+    kind = type(model).__name__
+    tensors = {adapter: trained_tensors(model, adapter) for adapter in pair}
+    try:
+        with evaluating(model), _moved(p for own in tensors.values() for p in own.values()):
+            alone = {adapter: _alone(model, batch, adapter, tensors) for adapter in reversed(pair)}
+            together = _together(model, batch, pair, tensors)
+    except Exception as error:  # what layers unknown here do with the rows of two can end in any
+        return f"{kind} cannot run several adapters in one pass: {error}"
+    for adapter, number in zip(pair, ("first", "second"), strict=True):
+        reason = first_difference(alone[adapter], together[adapter])
+        if reason is not None:
+            return (
+                f"{kind} does not give the same when several adapters share one pass: for the "
+                f"{number} of two {reason}."
+            )
+    return None
+
+
+def _alone(
+    model: nn.Module, batch: Mapping[str, Tensor], adapter: str, tensors: Mapping[str, Trained]
+) -> Results:
+    activate(model, adapter)
+    with torch.enable_grad(), _requiring(tensors[adapter]):
+        logits = _logits(model(**batch))
+        return _results(logits, weighted_sum(logits), tensors[adapter])
+
+
+def _together(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    pair: tuple[str, str],
+    tensors: Mapping[str, Trained],
+) -> dict[str, Results]:
+    rows = len(next(iter(batch.values())))
+    twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
+    both = {f"{adapter}/{n}": p for adapter in pair for n, p in tensors[adapter].items()}
+    with torch.enable_grad(), _requiring(both), mixed(model, [(each, rows) for each in pair]):
+        parts = _logits(model(**twice)).split(rows)
+        # Where one has fewer labels than the other, its rows are padded.
+        logits = {a: part[:, part.isfinite().all(0)] for a, part in zip(pair, parts, strict=True)}
+        loss = sum((weighted_sum(part) for part in logits.values()), start=torch.zeros(()))
+        gradients = _gradients(loss, both)
+    return {
+        adapter: (
+            {"its output": logits[adapter].detach()},
+            {_of(n): g for n in tensors[adapter] if (g := gradients[f"{adapter}/{n}"]) is not None},
+        )
+        for adapter in pair
+    }
+
+
+def _results(logits: Tensor, loss: Tensor, trained: Trained) -> Results:
+    found = _gradients(loss, trained)
+    return {"its output": logits.detach()}, {_of(n): g for n, g in found.items() if g is not None}
+
+
+def _of(name: str) -> str:
+    return f"the gradient of {name}"
+
+
+def _gradients(loss: Tensor, trained: Trained) -> dict[str, Tensor | None]:
+    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    return dict(zip(trained, found, strict=True))
+
+
+@contextmanager
+def _moved(tensors: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Add noise to every value within the block, and put each tensor back bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    with torch.no_grad():
+        for tensor, value in kept:
+            noise = torch.randn(value.shape, generator=generator)
+            tensor.add_(_NOISE * noise.to(value))
+        try:
+            yield
+        finally:
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+
+@contextmanager
+def _requiring(tensors: Trained) -> Iterator[None]:
+    """Let every tensor require a gradient within the block."""
+    required = {name: tensor.requires_grad for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(required[name])
+
+
+def _logits(output: Any) -> Tensor:
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
