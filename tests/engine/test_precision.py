@@ -70,7 +70,7 @@ def test_another_machine_torch_or_number_of_threads_is_measured(
 ) -> None:
     found = measured(monkeypatch, 3.0, 1.0)
     probe_precision(SHAPES)
-    for name in ("_processor", "torch.__version__", "torch.get_num_threads"):
+    for name in ("processor_key", "torch.__version__", "torch.get_num_threads"):
         with monkeypatch.context() as patch:
             value = "99" if name.endswith("__") else lambda: "99"
             patch.setattr(f"deltafit.engine.precision.{name}", value)
@@ -160,15 +160,3 @@ def test_the_cache_is_the_persons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert cache_file().name == "precision.json" and cache_file().parent.name == "deltafit"
     assert cache_file().is_absolute()
-
-
-def test_a_processor_goes_by_its_instructions_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A virtual machine's name may say little."""
-
-    def named(flags: str) -> str:
-        listed = f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
-        monkeypatch.setattr(Path, "read_text", lambda *_, **__: listed)
-        return precision._processor()
-
-    plain, same, units = named("avx2 fma"), named("fma avx2"), named("avx2 fma avx512_bf16")
-    assert plain == same != units and plain.startswith("Some CPU ")

@@ -1,11 +1,9 @@
 """What is faster in bf16 on this machine, frozen products and attention: measured, remembered."""
 
-import platform
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +15,7 @@ from torch.nn import functional
 from deltafit.engine.attention import packed_attention
 from deltafit.engine.frozen import reduced_product
 from deltafit.engine.layout import layout_of
+from deltafit.engine.processor import processor_key
 from deltafit.errors import DeltafitError
 from deltafit.files import read_json, write_json_atomically
 
@@ -81,7 +80,7 @@ def probe_attention(shape: AttentionShape) -> ProductPrecision:
 def _probe(what: str, measure: Callable[[], tuple[float, float]]) -> ProductPrecision:
     if not _has_kernels():
         return "float32"
-    key = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads: {what}"
+    key = f"{processor_key()}, torch {torch.__version__}, {torch.get_num_threads()} threads: {what}"
     known = _read_cache()
     if (kept := known.get(key)) in ("float32", "bf16"):
         return "bf16" if kept == "bf16" else "float32"
@@ -188,20 +187,3 @@ def _has_kernels() -> bool:
     """Return whether torch can hand bf16 products to oneDNN, without which they are slow."""
     backend = torch.backends.mkldnn
     return bool(backend.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _processor() -> str:
-    """Return the processor's name, with a digest of its instructions where the system lists them.
-
-    A virtual machine's name may say little: one and the same has bf16 units here and none there.
-    """
-    name = platform.processor() or platform.machine()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no Linux
-        return name
-    first = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
-    facts = {key.strip(): value.strip() for key, _, value in first}
-    instructions = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))
-    digest = sha256(f"{facts.get('CPU part')} {instructions}".encode()).hexdigest()[:12]
-    return f"{facts.get('model name', name)} {digest}"

@@ -37,6 +37,7 @@ from deltafit.adapters.structure import (
 from deltafit.engine import MEMORY_LIMIT, frozen_products
 from deltafit.engine.layout import CannotPackError
 from deltafit.engine.packing import find_stack
+from deltafit.engine.processor import processor_name
 from deltafit.methods import Full, Method
 from deltafit.tasks.classification import Classifier
 from deltafit.training.accelerator import mixed_precision_of
@@ -96,7 +97,7 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "system": platform.system(),
     }
 
