@@ -195,6 +195,7 @@ _METRICS: dict[str, object] = {
     "after": {},
     "judged_on": None,
     "precision": "float32",
+    "attention_precision": None,
     "costs": {
         **{"trainable_parameters": 1, "total_parameters": 2, "share_trainable": 0.5},
         **{"training_seconds": 1.0, "examples_per_second": 1.0},

@@ -95,7 +95,7 @@ def test_a_failure_inside_leaves_nothing_merged(tmp_path: Path) -> None:
     "case", ["nothing to merge", "no memory", "half precision", "differs", "merged already"]
 )
 def test_where_it_does_not_pay_or_is_not_exact_nothing_is_merged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     found = load(tmp_path, Full() if case == "nothing to merge" else None)
     model = found.classifier.model
@@ -117,6 +117,7 @@ def test_where_it_does_not_pay_or_is_not_exact_nothing_is_merged(
     assert len(probabilities(found, watch)) == len(TEXTS)
     assert set(watch.merged) == {case == "merged already"}
     assert anatomy(model) == before
+    assert ("gives other logits: it runs unmerged" in caplog.text) == (case == "differs")
 
 
 @pytest.mark.slow

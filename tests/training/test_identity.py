@@ -178,6 +178,10 @@ def test_a_run_keeps_it_with_its_metrics_and_its_adapter(tmp_path: Path) -> None
         for name in ("first", "second")
     )
     assert len(first.metrics["run_hash"]) == 64
+    # What was found out on the machine and decides the run can be read there.
+    how = ("packed", "first_tokens", "precision", "attention_precision")
+    assert [first.metrics[key] for key in how] == [True, True, "float32", None]
+    assert first.metrics["states_kept"] is None, "there were none to keep"
     assert first.metrics["run_hash"] == second.metrics["run_hash"]
     facts = read_json(tmp_path / "first" / "adapter" / "deltafit.json")
     assert facts["run_hash"] == first.metrics["run_hash"]

@@ -90,6 +90,8 @@ def show_run(console: Console, result: "RunResult") -> None:
                 f"Without the {without['removed']} {name} rows that also stand in training: "
                 f"{without['accuracy']:.4f}.",
             )
+    attention = metrics["attention_precision"]
+    apart = f" (attention in {attention})" if attention not in (None, metrics["precision"]) else ""
     if metrics["judged_on"] is None:
         say(console, "No rows were held out, so how good this is on new texts is not known.")
     say(
@@ -97,7 +99,7 @@ def show_run(console: Console, result: "RunResult") -> None:
         f"Trained {format_count(costs['trainable_parameters'])} of "
         f"{format_count(costs['total_parameters'])} parameters "
         f"({percent(costs['share_trainable'])}) in {format_seconds(costs['training_seconds'])}, "
-        f"{format_rate(costs['examples_per_second'])}, in {metrics['precision']}; "
+        f"{format_rate(costs['examples_per_second'])}, in {metrics['precision']}{apart}; "
         f"peak memory {format_bytes(costs['peak_memory_bytes'])}.",
     )
     say(console, f"Adapter: {result.folder / 'adapter'} ({format_bytes(costs['saved_bytes'])}).")

@@ -198,7 +198,10 @@ def _machine(shown: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     *_, last = shown.values()
     return {
-        "precision": {name: metrics["precision"] for name, metrics in shown.items()},
+        **{
+            key: {name: metrics[key] for name, metrics in shown.items()}
+            for key in ("precision", "attention_precision")
+        },
         "environment": last["environment"] | last["versions"],
     }
 

@@ -1,5 +1,6 @@
 """Logits of a saved classifier, its adapter in the base's weights for the time of the call."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,8 @@ from deltafit.methods import DeltaMethod
 from deltafit.prediction.canaries import TOLERANCE, largest_difference
 from deltafit.tasks.classification import Classifier
 from deltafit.tasks.inference import BATCH_TOKENS, InferencePrecision, Rows, compute_logits
+
+_logger = logging.getLogger(__name__)
 
 # Merging costs about what a hundred tokens do: LoRA's own products, and copying the weights.
 _LEAST_TOKENS = 2048
@@ -55,6 +58,10 @@ def compute_logits_merged(
         found = compute_logits(classifier, looked_at)
         if largest_difference(found, expected) <= TOLERANCE:  # false for NaN too
             return compute()
+    _logger.warning(
+        "Merged, %s gives other logits: it runs unmerged, which is slower.",
+        type(classifier.model).__name__,
+    )
     return compute()
 
 

@@ -246,9 +246,10 @@ class Learner:
         return _DIVERGED * max(self.course.first_loss or 0.0, chance)
 
     def _diverged(self, step: int, what: str, value: float) -> TrainingError:
+        exact = self.course.precision in (None, "float32")
         return TrainingError(
             f"diverged at step {step} of {self.total_steps}: the {what} became {value:.4g}. "
-            "Lower --lr (a third is a good next try), or train in float32."
+            f"Lower --lr (a third is a good next try){'' if exact else ', or train in float32'}."
         )
 
     def _keep_best(self, entry: dict[str, Any]) -> None:

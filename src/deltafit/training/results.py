@@ -102,6 +102,8 @@ def write_results(
         "history": course.history,
         "best_step": course.best_step,
         "packed": course.packed,
+        "first_tokens": course.first_tokens,
+        "states_kept": course.kept,
         "precision": course.precision,
         "attention_precision": course.attention_precision,
         "truncated": run.truncated,

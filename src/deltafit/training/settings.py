@@ -35,8 +35,8 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the training rows.
         batch_size: rows of a batch; no forward pass holds more.
-        accumulation: batches in one optimiser step; a step's result does not depend on how its
-            rows are cut into passes.
+        accumulation: batches in one optimiser step, each in passes of its own: less memory, and
+            more time. A step's result does not depend on how its rows are cut into passes.
         learning_rate: the highest rate; None takes the method's default.
         head_learning_rate: the same for the head; None takes ``learning_rate``.
         weight_decay: AdamW's, on matrices; biases and norms are left out.
