@@ -123,6 +123,9 @@ def test_the_gap_between_training_and_judged_rows_is_a_section_and_in_the_csv() 
         *(("r=32", "100.0", "94.3", "+5.7"), ("r=4", "96.0", "95.0", "+1.0")),
         ("head", "95.5", "96.0", "−0.5"),
     ]
+    kept = [(record["row"], record["training"], record["after"]) for record in part.table.records]
+    assert kept == [("r=32", 1.0, 0.943), ("r=4", 0.96, 0.95), ("head", 0.955, 0.96)]
+    assert [round(record["gap"], 4) for record in part.table.records] == [0.057, 0.01, -0.005]
     assert "largest gap is that of r=32, 5.7 points, the smallest that of head" in section.text
     header, *lines = [line.split(",") for line in comparison_csv(rows).splitlines()]
     place = header.index("training_gap")

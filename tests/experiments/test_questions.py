@@ -1,5 +1,6 @@
 """A sweep's questions are answered from planted effects, and left open where nothing tells."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -88,6 +89,21 @@ def test_the_smallest_rank_within_noise_is_enough_and_says_how_much_less_it_may_
     if standing[8] is not None:
         assert f"at most {-100 * standing[8].low:.1f} points (95 %) less, with 8.0 k" in said
     assert "A lower one was not tried" not in said
+    (table,) = [
+        part.table for part in section.parts if part.table and part.table.headers[0] == "rank"
+    ]
+    assert json.loads(json.dumps(table.records)) == [
+        {
+            "setting": "rank",
+            "value": str(level.value),
+            "rows": [member.row["name"] for member in level.members],
+            "trainable": 1000 * level.value,
+            "accuracy": pytest.approx(np.mean([m.correct.mean() for m in level.members])),
+            "training": 0.99,
+            "difference": None if level.to_best is None else vars(level.to_best),
+        }
+        for level in rank.levels
+    ]
 
 
 def test_ranks_that_all_tie_are_not_ordered() -> None:

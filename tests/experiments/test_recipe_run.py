@@ -50,6 +50,12 @@ def test_the_report_has_published_figures_beside_ours(done: Comparison) -> None:
     assert "Published: nobody, on nothing" in text and "Three rows on a tiny model." in text
     assert f"| head | 50.00 | {100 * head['after']:.2f} | 100 k | 99 | 2.00 |" in text
     assert f"| r=2 | 60.00 | {100 * small['after']:.2f} | – | 867 | – |" in text
+    (kept,) = read_json(done.folder / "comparison.json")["sections"]["published"]
+    beside = {
+        (one["row"], one["figure"]): (one["published"], one["ours"]) for one in kept["figures"]
+    }
+    assert len(beside) == 6 and beside["head", "accuracy"] == (0.5, head["after"])
+    assert beside["r=2", "minutes"] == (None, small["seconds"] / 60)
     assert "| r=4 |" not in text.partition("## Published")[2].partition("## Result")[0]
 
 

@@ -1,6 +1,8 @@
 """A setting's values in words and as a table: which are as good as the best, and which are not."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from deltafit.experiments.factors import Factor, Level
 from deltafit.experiments.heading import setting_name
@@ -81,7 +83,20 @@ def table(factor: Factor, title: str, name: Callable[[Level], str]) -> Table:
         cells += [format_metric(level.accuracy, "accuracy")]
         cells += [format_difference({"difference": to_best})]
         rows.append(cells + ([gap or NOTHING] if any(gaps) else []))
-    return Table([*headers, *(["training − judged rows"] if any(gaps) else [])], rows)
+    headers += ["training − judged rows"] if any(gaps) else []
+    return Table(headers, rows, [_record(factor, level, name(level)) for level in factor.levels])
+
+
+def _record(factor: Factor, level: Level, name: str) -> dict[str, Any]:
+    return {
+        "setting": factor.setting,
+        "value": name,
+        "rows": [member.row["name"] for member in level.members],
+        "trainable": level.mean("trainable"),
+        "accuracy": level.accuracy,
+        "training": level.mean("training"),
+        "difference": None if level.to_best is None else asdict(level.to_best),
+    }
 
 
 def _gap(level: Level) -> str | None:

@@ -27,14 +27,18 @@ def published_section(
     """
     known = [figure for figure in _TITLES if any(figure in f for f in published.figures.values())]
     heads = [f"{_TITLES[figure]}, {whose}" for figure in known for whose in ("published", "ours")]
-    lines = []
+    lines, records = [], []
     for row in rows:
         figures = published.figures.get(row["name"])
         if figures:
             pairs = [(figure, (figures.get(figure), _ours(figure, row))) for figure in known]
             lines.append([row["name"], *(_shown(what, of) for what, pair in pairs for of in pair)])
+            records += [
+                {"row": row["name"], "figure": what, "published": theirs, "ours": ours}
+                for what, (theirs, ours) in pairs
+            ]
     text = f"Published: {published.source.strip()} Ours: {model}, on the rows of this report."
-    part = Part("Published figures beside ours.", table=Table(["row", *heads], lines))
+    part = Part("Published figures beside ours.", table=Table(["row", *heads], lines, records))
     return Section("published", "Published figures", text, [part])
 
 

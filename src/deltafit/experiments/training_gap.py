@@ -27,6 +27,14 @@ def gap_section(rows: Sequence[Row]) -> list[Section]:
         ]
         for gap, row in known
     ]
+    records = [
+        {
+            "row": row["name"],
+            **{key: row[key] for key in ("training", "after", "interval")},
+            "gap": gap,
+        }
+        for gap, row in known
+    ]
     (largest, most), (least, fewest) = known[0], known[-1]
     text = (
         f"The largest gap is that of {most['name']}, {100 * largest:.1f} points, the smallest that "
@@ -34,7 +42,7 @@ def gap_section(rows: Sequence[Row]) -> list[Section]:
         "says how well the judged figure is known. By itself it makes no row worse than another: "
         "the differences of the table above do."
     )
-    part = Part("Training rows and judged rows.", table=Table(headers, lines))
+    part = Part("Training rows and judged rows.", table=Table(headers, lines, records))
     return [Section("gap", "Training against judged rows", text, [part])]
 
 
