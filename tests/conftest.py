@@ -11,6 +11,7 @@ os.environ["WANDB_MODE"] = "offline"
 # since the tests run in several processes; what a test starts inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import importlib.util
 import random
 from pathlib import Path
@@ -20,6 +21,12 @@ import pytest
 import torch
 
 SEED = 0
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of every later collection of garbage: a run makes two of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
