@@ -2,11 +2,13 @@
 #   make demo   make test   make lint   make bench   make quality   make learning   make speed
 #   make methods   make compiling   make profiling   make clean
 # Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), DATA (a folder
-# with the benchmark's data sets), DEMO_REPORT (where the demo writes).
+# with the benchmark's data sets), RESULTS (a folder for the benchmarks' records, in place of those that
+# are kept here, which are of one machine), DEMO_REPORT (where the demo writes).
 
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
+RESULTS ?=
 DEMO_REPORT ?= demo-report
 
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ help:
 	@echo "make demo     fine-tune the packaged MiniLM on real reviews four ways and compare (minutes)"
 	@echo "make test     lint, then every test"
 	@echo "make lint     ruff, mypy and the import contracts"
-	@echo "make bench    every benchmark; make quality, learning, speed, methods or estimating: one (DATA=folder)"
+	@echo "make bench    every benchmark; make quality, learning, speed, methods or estimating: one (DATA=folder, RESULTS=folder)"
 	@echo "make compiling  does torch.compile pay? make profiling: where a step's time goes (DATA=folder)"
 	@echo "make clean    remove the environment, caches and the demo's report"
 
@@ -80,19 +82,19 @@ test: $(DEV_STAMP)
 bench: quality learning speed methods estimating
 
 quality: $(DEV_STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py $(if $(DATA),--data '$(DATA)')
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py $(if $(DATA),--data '$(DATA)') $(if $(RESULTS),--output '$(RESULTS)/quality')
 
 learning: $(DEV_STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/learning.py $(if $(DATA),--data '$(DATA)')
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/learning.py $(if $(DATA),--data '$(DATA)') $(if $(RESULTS),--output '$(RESULTS)/learning')
 
 speed: $(DEV_STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(if $(DATA),--data '$(DATA)')
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(if $(DATA),--data '$(DATA)') $(if $(RESULTS),--output '$(RESULTS)/speed')
 
 methods: $(DEV_STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py $(if $(DATA),--data '$(DATA)')
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py $(if $(DATA),--data '$(DATA)') $(if $(RESULTS),--output '$(RESULTS)/methods')
 
 estimating: $(DEV_STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/estimating.py $(if $(DATA),--data '$(DATA)')
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/estimating.py $(if $(DATA),--data '$(DATA)') $(if $(RESULTS),--output '$(RESULTS)/estimating')
 
 # What is below keeps nothing, so it is no part of `bench`.
 compiling: $(DEV_STAMP)

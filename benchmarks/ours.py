@@ -61,14 +61,18 @@ def train(work: Work, side: str, model: str, splits: Any, folder: Path) -> Train
         texts=work.batch_size, kept=_tokens_of_kept(rows, settings) if loop.course.kept else None,
     )  # fmt: skip
     logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
-    if (attention := loop.course.attention_precision) is not None:
-        precision += f", attention {attention}"
     return Training(
-        clock.moments, tokens, clock.losses, precision,
+        clock.moments, tokens, clock.losses, precision_of(loop.course),
         accuracy=float((logits.argmax(1) == np.array(held_out.labels[:HELD_OUT])).mean()),
         peak=peak, ahead=clock.began - clock.made, replaces_work=bool(loop.course.kept),
         roofline=roofline,
     )  # fmt: skip
+
+
+def precision_of(course: Course) -> str:
+    """Return what a run's frozen products and its attention were computed in."""
+    attention = course.attention_precision
+    return f"{course.precision or ''}{f', attention {attention}' if attention else ''}"
 
 
 def products_of_run(classifier: Classifier, rows: Examples, course: Course) -> list[Product]:

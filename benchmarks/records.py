@@ -4,19 +4,21 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import deltafit
 from deltafit.files import read_json
 from works import OURS
 
 LAST = 5  # steps whose mean loss is shown
 
 Pair = dict[str, Any]
-"""What every side of a work gave in one round, by side; and ``machine``, ``work`` and
-``wall_seconds``."""
+"""What every side of a work gave in one round, by side; and ``machine``, ``work``, ``code`` (in the
+speed benchmark) and ``wall_seconds``."""
 
 
 def path_of(output: Path, name: str, pair: int) -> Path:
@@ -32,6 +34,15 @@ def read_pairs(output: Path, name: str) -> list[Pair]:
 def paths_of(output: Path, name: str) -> list[Path]:
     """Return where the pairs of a work are kept."""
     return sorted(output.glob(path_of(output, name, 0).name.replace("--0", "--*")))
+
+
+def digest_of_code() -> str:
+    """Return a short digest of deltafit's sources: what was measured, whatever its version says."""
+    root = Path(deltafit.__file__).parent
+    digest = blake2b(digest_size=6)
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def ratios(pairs: Iterable[Pair], side: str, ours: str = OURS) -> list[float]:
@@ -53,6 +64,15 @@ def memory_shares(pairs: Iterable[Pair], side: str) -> list[float]:
 def roofline_shares(pairs: Iterable[Pair]) -> list[float]:
     """Return the matrix products' share of deltafit's time, pair by pair."""
     return [pair[OURS]["roofline_seconds"] / pair[OURS]["seconds"] for pair in pairs]
+
+
+def without_products(pairs: Iterable[Pair], side: str) -> list[float]:
+    """Return a side's time divided by deltafit's without its matrix products, pair by pair."""
+    both = [*pairs]
+    return [
+        ratio / (1 - share)
+        for ratio, share in zip(ratios(both, side), roofline_shares(both), strict=True)
+    ]
 
 
 def last_loss(run: dict[str, Any]) -> float:

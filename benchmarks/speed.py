@@ -27,7 +27,15 @@ from rich.console import Console
 from rich.table import Table
 
 from deltafit.files import write_json_atomically
-from records import Pair, described, expected_seconds, missing, path_of, read_pairs
+from records import (
+    Pair,
+    described,
+    digest_of_code,
+    expected_seconds,
+    missing,
+    path_of,
+    read_pairs,
+)
 from table import BESIDE, SPEED, curves, markdown, notes_on, others, speeds
 from works import REDUCED, WORKS
 
@@ -90,7 +98,7 @@ def one_pair(name: str, pair: int, data: Path, facts: dict[str, Any]) -> Pair:
     runs = {
         side: one_side(name, side, data, facts["threads"]) for side in sides[start:] + sides[:start]
     }
-    kept = {"machine": facts, "work": described(WORKS[name])}
+    kept = {"machine": facts, "work": described(WORKS[name]), "code": digest_of_code()}
     return {**kept, **runs, "wall_seconds": time.monotonic() - began}
 
 

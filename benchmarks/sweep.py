@@ -83,7 +83,7 @@ def _joined(work: Work, side: str, model: str, splits: Any, folder: Path) -> Tra
         logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
         right.append(float((logits.argmax(1) == labels).mean()))
     return Training(
-        clock.moments, tokens, clock.losses, precision,
+        clock.moments, tokens, clock.losses, ours.precision_of(course),
         accuracy=mean(right), peak=peak, ahead=clock.began - clock.made, roofline=roofline,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from records import (
     ratios,
     roofline_shares,
     typical,
+    without_products,
 )
 from works import (
     BF16,
@@ -35,7 +36,7 @@ SPEED = (
 )
 BESIDE = (
     *("work", "precision", "last loss", "accuracy", "held out"),
-    *("roofline", "ahead s", "peak MB", "memory above imports"),
+    *("roofline", "were products free", "ahead s", "peak MB", "memory above imports"),
 )
 NOTES = (
     "Ratios are times for a real token (in prediction, for a text): the rival's divided by "
@@ -54,8 +55,9 @@ NOTES = (
     "deltafit / rival. The steps are too few to learn much: losses that agree show that the "
     "same work was done, and `benchmarks/learning.py` compares what is learned. Roofline is "
     "the time of the base's matrix products alone, at the precision of the run and without "
-    "padding, as a share of deltafit's time; taken right after the run, and as noisy. Ahead: "
-    "what deltafit does before its first step, once a run: looking for frozen layers, running "
+    "padding, as a share of deltafit's time; taken right after the run, and as noisy. Were "
+    "products free: the ratio against the rival if they took no time at all. Ahead: what "
+    " deltafit does before its first step, once a run: looking for frozen layers, running "
     "a batch packed and padded. It is part of the time only where it computes states that "
     "spare the steps their frozen layers. Peak: of the whole process, deltafit / rival. "
     "Memory above imports: deltafit's peak without what the imports take, as a share of the "
@@ -79,6 +81,8 @@ def others(works: Mapping[str, Work], pairs: Mapping[str, list[Pair]]) -> list[l
 
 def _speed(name: str, work: Work, pairs: list[Pair]) -> list[str]:
     rival = work.sides(bf16=False)[1]
+    # What is float32 by itself is not another run with it asked for.
+    pinned = [p for p in pairs if FLOAT32 in p and p[OURS]["precision"] != p[FLOAT32]["precision"]]
     return [
         name,
         str(len(pairs)),
@@ -86,8 +90,7 @@ def _speed(name: str, work: Work, pairs: list[Pair]) -> list[str]:
         spread(ratios(pairs, rival)),
         *(f"{goal:g}×" for goal in (work.bar, work.stretch)),
         *(spread(ratios(pairs, side)) for side in (GROUPED, REDUCED, LORALIB)),
-        spread(ratios(pairs, rival, FLOAT32)),
-        spread(ratios(pairs, GROUPED, FLOAT32)),
+        *(spread(ratios(pinned, side, FLOAT32)) for side in (rival, GROUPED)),
         *(spread(ratios(pairs, rival, ours)) for ours in (BF16, WITHOUT_DROPOUT)),
         spread(ratios(pairs, IN_TURN)),
     ]
@@ -112,6 +115,7 @@ def _beside(name: str, work: Work, pairs: list[Pair]) -> list[str]:
         figures("accuracy", 3) if first["accuracy"] is not None else "–",
         str(first.get("held_out", "–")),
         f"{median(shares):.0%}{ends}",
+        spread(without_products(pairs, rival)),
         f"{typical(pairs, OURS, _ahead):.1f}" if "ahead" in first else "–",
         figures("peak_memory", 0, 1e6),
         f"{median(memory_shares(pairs, rival)):.2f}",
@@ -131,7 +135,9 @@ def notes_on(pairs: Mapping[str, list[Pair]]) -> list[str]:
     machines = {_machine(pair["machine"]) for group in pairs.values() for pair in group}
     units = {pair["machine"]["bf16_units"] for group in pairs.values() for pair in group}
     left_out = [WITHOUT_BF16] if False in units else []
-    return [*NOTES, *left_out, *(f"Machine: {words}." for words in sorted(machines))]
+    codes = sorted({pair["code"] for group in pairs.values() for pair in group})
+    code = f"Code of deltafit, a digest of its sources: {', '.join(codes)}."
+    return [*NOTES, *left_out, *(f"Machine: {words}." for words in sorted(machines)), code]
 
 
 def _machine(facts: Mapping[str, Any]) -> str:

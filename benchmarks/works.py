@@ -66,7 +66,7 @@ class Work:
         if self.method == "sweep":
             return OURS, TRAINER, IN_TURN, *(FLOAT32,) * bf16
         further = (REDUCED,) * bf16 + (LORALIB,) * self.loralib
-        if self.method not in ("full", "head"):  # they have no frozen products in their steps
+        if self.method not in ("full", "last-block", "head"):  # no frozen products in their steps
             further += (FLOAT32,) * bf16
         if self.method.startswith("lora"):
             further += (WITHOUT_DROPOUT,)

@@ -49,6 +49,7 @@ def pair_of(ours: float, rival: float, **sides: dict[str, Any]) -> dict[str, Any
     return {
         "machine": MACHINE,
         "work": records.described(WORK),
+        "code": "c0de",
         OURS: run_of(ours, roofline_seconds=ours / 4, memory_above_floor=150, accuracy=0.75),
         TRAINER: run_of(rival),
         **sides,
@@ -81,8 +82,8 @@ def test_the_rows_of_the_tables() -> None:
         "against grouped": "3.0× (3.0 to 3.0)",
         "against bf16, grouped": "–",
         "against loralib": "–",
-        "in float32": "2.5× (2.0 to 3.0)",
-        "in float32 against grouped": "1.5× (1.5 to 1.5)",
+        "in float32": "3.0×",  # of the pair whose run was not float32 by itself
+        "in float32 against grouped": "1.5×",
         "predicting in bf16": "–",
         "without base dropout": "–",
         "in turn": "–",
@@ -94,6 +95,7 @@ def test_the_rows_of_the_tables() -> None:
         "accuracy": "0.750 / 0.500",
         "held out": "60",
         "roofline": "30% (25% to 35%)",
+        "were products free": "7.3× (5.3 to 9.2)",
         "ahead s": "–",
         "peak MB": "700 / 700",
         "memory above imports": "0.50",
@@ -114,6 +116,7 @@ def test_the_tables_as_markdown_name_the_machine_and_what_was_left_out() -> None
         assert [len(line.split("|")) for line in part] == [len(columns) + 2] * 3
     assert "Machine: Some CPU, without bf16 units, 2 threads; torch 2.9." in lines
     assert table.WITHOUT_BF16 in lines
+    assert "Code of deltafit, a digest of its sources: c0de." in lines
     five = "5.000 4.000 3.000 2.000 1.000"
     assert f"- a work: loss in fifths of the run: {OURS} {five}; {TRAINER} {five}" in text
 
@@ -142,6 +145,22 @@ def test_pairs_of_another_work_or_machine_are_not_added_to(
         records.missing(tmp_path, {"b": work, "a": work}, 2, facts)
 
 
+def test_the_code_that_was_measured_has_a_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "deltafit"
+    (package / "engine").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(records.deltafit, "__file__", str(package / "__init__.py"))
+    seen = [records.digest_of_code()]
+    for name, text in (("engine/a.py", "1"), ("engine/a.py", "2"), ("engine/b.py", "")):
+        (package / name).write_text(text)
+        seen.append(records.digest_of_code())
+    assert len({*seen}) == 4 and all(len(each) == 12 for each in seen)
+    (package / "engine" / "c.txt").write_text("no code")
+    assert records.digest_of_code() == seen[-1]
+
+
 def test_what_was_not_run_is_expected_to_take_as_long_as_the_others(tmp_path: Path) -> None:
     names = ["a", "b", "c"]
     assert records.expected_seconds(tmp_path, names) == {}
@@ -154,7 +173,9 @@ def test_what_was_not_run_is_expected_to_take_as_long_as_the_others(tmp_path: Pa
 def test_who_takes_part_depends_on_the_machine_and_the_model() -> None:
     assert WORK.sides(bf16=False) == (OURS, TRAINER, GROUPED, WITHOUT_DROPOUT)
     assert WORK.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED, FLOAT32, WITHOUT_DROPOUT)
-    full, predict = replace(WORK, method="full"), replace(WORK, method="predict")
-    assert full.sides(bf16=True) == (OURS, TRAINER, GROUPED, REDUCED)
+    predict = replace(WORK, method="predict")
+    for method in ("full", "last-block", "head"):
+        sides = replace(WORK, method=method).sides(bf16=True)
+        assert sides == (OURS, TRAINER, GROUPED, REDUCED)
     assert predict.sides(bf16=False) == (OURS, PIPELINE)
     assert predict.sides(bf16=True) == (OURS, PIPELINE, BF16)
