@@ -12,6 +12,7 @@ so it can be stopped and continued; then the table is printed as Markdown.
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -26,7 +27,6 @@ from rich.console import Console
 
 from deltafit.files import read_json, write_json_atomically
 from deltafit.methods import LoRA
-from deltafit.prediction.folder import versions
 from deltafit.training import execution
 from deltafit.training.config import RunConfig
 from deltafit.training.folders import begun
@@ -35,6 +35,7 @@ from deltafit.training.progress import ConsoleReporter
 from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import BaseDropout, DataConfig, TrainingSettings
 from deltafit.training.train import load_data, run_content
+from measuring import machine
 
 SEEDS = (0, 1, 2)
 PADDED, JOINED = "padded", "packed, joined"
@@ -65,7 +66,7 @@ WORKS = {
     "banking77": Work(
         2000,
         LoRA(target_modules="all-linear"),
-        TrainingSettings(epochs=5, batch_size=32, learning_rate=1e-3, max_length=128),
+        TrainingSettings(epochs=8, batch_size=32, learning_rate=5e-3, max_length=128),
     ),
     "sms_spam": Work(
         1000,
@@ -87,6 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
+    check_machine(options.output, machine(options.threads))
     for seed, name, way in product(SEEDS, WORKS, WAYS):
         path = path_of(options.output, name, way, seed)
         if options.only not in path.stem or path.is_file():
@@ -98,6 +100,16 @@ def main() -> None:
         for each, metrics in zip(seeds, results, strict=True):
             write_json_atomically(path_of(options.output, name, way, each), record_of(metrics))
     show(options.output)
+
+
+def check_machine(output: Path, facts: dict[str, Any]) -> None:
+    """Leave with a sentence if what is kept is of another machine; no mean is taken of both."""
+    for path in sorted(output.glob("*.json")):
+        if (kept := read_json(path)["machine"]) != facts:
+            sys.exit(
+                f"{path} was measured with another machine: {kept}, and now it is {facts}. Keep "
+                "the new records elsewhere with --output."
+            )
 
 
 def path_of(output: Path, name: str, way: str, seed: int) -> Path:
@@ -151,7 +163,7 @@ def record_of(metrics: dict[str, Any]) -> dict[str, Any]:
         "precision": metrics["precision"],
         "train_loss": metrics["history"][-1]["train_loss"],
         "costs": metrics["costs"],
-        "versions": versions(),
+        "machine": machine(torch.get_num_threads()),
     }
 
 

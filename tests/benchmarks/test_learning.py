@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import pytest
 
 import learning
-from deltafit.files import read_json
+from deltafit.files import read_json, write_json_atomically
 
 KEPT = Path(learning.__file__).parent / "results" / "learning"
 DOCUMENT = Path(learning.__file__).parents[1] / "docs" / "performance.md"
@@ -31,6 +31,15 @@ def test_means_differ_by_no_more_than_seeds_do(name: str, way: str, key: str) ->
     # 99 % of a t distribution with four degrees of freedom: of two means of three runs each.
     error = ((stdev(found) ** 2 + stdev(expected) ** 2) / len(learning.SEEDS)) ** 0.5
     assert abs(mean(found) - mean(expected)) < 4.6 * error
+
+
+def test_records_of_another_machine_are_not_added_to(tmp_path: Path) -> None:
+    facts = {"processor": "Some CPU"}
+    learning.check_machine(tmp_path, facts)
+    write_json_atomically(tmp_path / "a.json", {"machine": facts})
+    learning.check_machine(tmp_path, facts)
+    with pytest.raises(SystemExit, match=r"a\.json was measured with another machine: .*Some CPU"):
+        learning.check_machine(tmp_path, {"processor": "Another"})
 
 
 def test_the_slow_path_is_padded_float32_and_the_others_are_the_default() -> None:
