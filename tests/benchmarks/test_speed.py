@@ -3,15 +3,16 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 import measuring
 import speed
-from records import described
+from records import described, ratios, read_pairs
 from tests.benchmarks.test_records import MACHINE, pair_of
-from works import WORKS
+from works import FLOAT32, OURS, TRAINER, WORKS
 
 CHOSEN = [name for name in WORKS if "LoRA q+v" in name]
 
@@ -71,3 +72,22 @@ def test_the_document_shows_the_kept_records(
     speed.main()
     document = Path(speed.__file__).parents[1] / "docs" / "performance.md"
     assert capsys.readouterr().out in document.read_text(encoding="utf-8")
+
+
+def test_the_readme_quotes_the_kept_records() -> None:
+    root = Path(speed.__file__).parents[1]
+    kept = {name: read_pairs(root / "benchmarks" / "results" / "speed", name) for name in WORKS}
+
+    def times(name: str, ours: str = OURS) -> float:
+        return median(ratios(kept[name], TRAINER, ours))
+
+    with_lora = [name for name, work in WORKS.items() if work.method.startswith("lora")]
+    fast, exact = ([times(name, ours) for name in with_lora] for ours in (OURS, FLOAT32))
+    said = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    for words in (
+        f"{min(fast):.1f} to {max(fast):.1f} times as fast in the LoRA rows",
+        f"(in float32 {min(exact):.1f} to {max(exact):.1f})",
+        f"{times('last block, 20 epochs'):.0f} times where the last block is trained",
+        f"{times('head only, 20 epochs'):.0f} times where the head alone is",
+    ):
+        assert words in said
