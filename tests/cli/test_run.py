@@ -35,6 +35,7 @@ def test_it_plans_runs_and_runs_no_more(recipe: Path, tmp_path: Path) -> None:
     (folder,) = store.glob("tiny-*")  # of a changed recipe, whose report replaces no other one
     assert read_json(folder / "comparison.json")["verdict"] in text
     assert f"Report: {folder / 'report.html'}" in text
+    assert "Use it: deltafit predict" not in text, "a baseline is advised"
     assert f"Every run: {folder / 'runs.csv'}" in text
     assert "3 runs, 3 of them finished." in done(*words, "--dry-run")
 
@@ -45,6 +46,17 @@ def test_it_plans_runs_and_runs_no_more(recipe: Path, tmp_path: Path) -> None:
     assert "6 runs, 3 of them finished." in more
     for run in (store / "runs").iterdir():
         assert "canar" in done("verify", run)
+
+
+def test_a_store_is_made_here_where_none_is_named(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("run", recipe, "--set", "seeds=[0]", "--set", "runs=[{method: head}]")
+    assert "1 run, 0 of them finished." in done(*words, "--dry-run")
+    assert not list(tmp_path.iterdir())
+    (folder,) = Path("store").glob("tiny-*") if done(*words) else ()
+    assert (folder / "report.html").is_file()
 
 
 def test_it_plans_a_search_and_says_what_was_chosen(recipe: Path, tmp_path: Path) -> None:

@@ -169,6 +169,23 @@ def test_costs_and_before_are_those_of_the_runs(compared: Comparison) -> None:
         assert row["saved_bytes"] == costs[0]["saved_bytes"]
 
 
+def test_a_row_names_the_folder_of_the_seed_that_validation_chose(compared: Comparison) -> None:
+    for row in compared.rows:
+        if row["kind"] == "baseline":
+            assert row["folder"] is None
+            continue
+        folder = (compared.folder / row["folder"]).resolve()
+        assert not Path(row["folder"]).is_absolute()
+        chosen = read_json(folder / "metrics.json")["after"]["validation"]["accuracy"]
+        name = row["name"].split()[0]
+        others = [
+            read_json(other / "metrics.json")["after"]["validation"]["accuracy"]
+            for other in folder.parent.iterdir()
+            if other.name.startswith(name)
+        ]
+        assert chosen == max(others) and len(others) == 2
+
+
 def test_files_hold_the_same_and_read_back(compared: Comparison) -> None:
     stored = json.loads((compared.folder / "comparison.json").read_text())
     assert stored["rows"] == json.loads(json.dumps(compared.rows))

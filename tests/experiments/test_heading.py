@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deltafit.experiments.csv_table import comparison_csv
-from deltafit.experiments.heading import task, title, what_it_is
+from deltafit.experiments.heading import task, title, what_it_is, where_it_is
 from deltafit.experiments.report import write_report
 from deltafit.experiments.rows import failed_row
 from deltafit.experiments.training_gap import gap_section
@@ -34,7 +34,7 @@ def sweep() -> list[dict[str, Any]]:
     return [
         row("TF-IDF", "baseline", 0.93, difference(-5, 2), count=300),
         of(small, "r=4 α=4", 0.97, difference(-1, 1.5), **against("TF-IDF", 4, 2)),
-        of(Full(), "all", 0.98, None, saved_bytes=10**8, **against("TF-IDF", 5, 2)),
+        of(Full(), "all", 0.98, None, trainable=10**8, **against("TF-IDF", 5, 2)),
     ]
 
 
@@ -95,6 +95,17 @@ def test_settings_of_a_row_go_before_shared_ones() -> None:
         "lora on its default matrices: rank 8, α 16, scaling alpha/r"
     )
     assert what_it_is(None, {}) is what_it_is(row("TF-IDF", "baseline", 0.9, None), {}) is None
+
+
+def test_where_the_advised_files_lie_is_said() -> None:
+    assert where_it_is(None) is where_it_is(of(Full(), "a", 0.9, None)) is None
+    one = of(Full(), "a", 0.9, None, folder="../runs/ab12", seeds=1)
+    assert where_it_is(one) == "It is in ../runs/ab12, seen from this report."
+    assert str(where_it_is(one | {"seeds": 3})).endswith(
+        "this report, of the seed that does best on the validation rows."
+    )
+    said = where_it_is(row("TF-IDF + linear SVM", "baseline", 0.9, None))
+    assert said is not None and said.startswith("No file is kept of TF-IDF + linear SVM")
 
 
 def test_titles_and_tasks_say_as_much_as_is_known() -> None:

@@ -169,7 +169,10 @@ def test_classes_are_compared_with_the_best_baseline_where_nothing_is_full(tmp_p
     page = page_of(tmp_path, rows, {}, {}, {}, {}, evidence)
     words = page.words()
     assert f"The reference is {SVM}." in words
-    assert f"lora:rank=2 against {SVM}: better beyond noise in 3 of 3 classes (1 rare)" in words
+    assert (
+        f"lora:rank=2 against {SVM}: of 3 classes (1 of them rare) better beyond noise in 3, worse "
+        "in 0. Of those told apart 1 is rare." in words
+    )
     only, _ = made_up({LoRA(rank=2): 0.95, LoRA(rank=4): 0.5})
     assert reference_of(only) is None and reference_of(only[:1]) is None
 

@@ -150,7 +150,7 @@ def test_runs_are_compared_with_full_fine_tuning_and_with_what_is_advised() -> N
     made = []
     for name, accuracy in {"head": 0.6, "lora": 0.89, "dora": 0.88, "full": 0.9}.items():
         correct = generator.permutation(np.arange(800) < accuracy * 800)[None]
-        known = {"result_name": "all"} if name == "full" else {"saved_bytes": 1000 + len(made)}
+        known = {"result_name": "all"} if name == "full" else {"trainable": 1000 + len(made)}
         made.append(Candidate(run(name, float(correct.mean()), None, **known), correct))
     rows = {str(each["name"]): each for each in compared(made)}
     correct_of = {str(each.row["name"]): each.correct for each in made}

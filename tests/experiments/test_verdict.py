@@ -16,7 +16,7 @@ def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
     assert (
         "(93.8 % accuracy; the 95 % interval of their difference, −0.4 [−1.0, +0.2] points," in text
     )
-    assert "includes 0), so at most 1.0 points (95 %) less, and the cheapest" in text
+    assert "includes 0), so at most 1.0 points (95 %) less, and it trains the" in text
     cheap = "the best cheap baseline, frozen features + logistic regression,"
     # Of the advised first: that the best beats the baseline says nothing of it.
     assert text.endswith(
@@ -85,7 +85,7 @@ def test_the_best_is_spoken_of_where_a_baseline_is_advised() -> None:
 def test_a_clear_winner_a_best_and_cheapest_and_a_lone_method() -> None:
     clear = [run("lora", 0.95, None), run("head", 0.9, difference(-5, 1))]
     assert "better than every other method beyond noise" in verdict(clear)
-    cheapest = [run("lora", 0.95, None), run("full", 0.94, difference(-1, 2), saved_bytes=10**8)]
+    cheapest = [run("lora", 0.95, None), run("full", 0.94, difference(-1, 2), trainable=10**8)]
     assert "full is within noise of it" in verdict(cheapest)
     assert "nothing else was compared" in verdict([run("lora", 0.95, None)])
     assert verdict([]) == "Nothing was compared."
@@ -155,9 +155,9 @@ def test_what_failed_is_named_and_neither_advised_nor_compared(failure: str, sai
 
 def test_what_only_correction_keeps_from_being_worse_is_not_shipped_for_being_cheap() -> None:
     rows = [
-        run("r=4", 0.91, undecided(-4.7, 3.8), saved_bytes=1000),
-        run("r=8", 0.95, difference(-0.7, 1.5), saved_bytes=2000),
-        run("full", 0.957, None, saved_bytes=90_000_000),
+        run("r=4", 0.91, undecided(-4.7, 3.8), trainable=1000),
+        run("r=8", 0.95, difference(-0.7, 1.5), trainable=2000),
+        run("full", 0.957, None, trainable=90_000_000),
     ]
     assert advised(rows) is rows[1]
     text = verdict(rows)
@@ -197,11 +197,28 @@ def test_a_majority_class_that_is_not_beaten_beyond_noise_decides_nothing() -> N
     assert advised(rows) is rows[1]
 
 
+def test_of_equal_sizes_validation_decides_and_neither_bytes_nor_seconds_do() -> None:
+    """A folder is some bytes smaller where a figure in it has fewer digits."""
+    tied = [
+        run("α=4", 0.94, difference(-1, 2), saved_bytes=444_136, seconds=10.0, validation=0.91),
+        run("α=8", 0.95, None, saved_bytes=444_150, seconds=99.0, validation=0.93),
+        run("α=16", 0.945, difference(-0.5, 2), saved_bytes=444_150, validation=0.95),
+    ]
+    full = run("full", 0.94, difference(-1, 2), trainable=10**8, validation=0.99)
+    text = verdict([*tied, full])
+    assert text.startswith("Ship α=16")
+    assert "and of the 3 of those tied that train the fewest parameters it does best on the" in text
+    untold = [each | {"validation": None} for each in (tied[0], tied[2], tied[1])]
+    assert advised(untold) is untold[2], "the best"
+    worse = [*untold[:2], run("full", 0.96, None, trainable=10**8)]
+    assert verdict(worse).startswith("Ship α=4") and "it came first" in verdict(worse)
+
+
 def test_four_of_a_long_tie_are_named() -> None:
-    tied = [run(f"r={i}", 0.94, difference(-1, 2), saved_bytes=2000 + i) for i in range(19)]
-    text = verdict([*tied, run("full", 0.95, None, saved_bytes=10**8)])
+    tied = [run(f"r={i}", 0.94, difference(-1, 2), trainable=2000 + i) for i in range(19)]
+    text = verdict([*tied, run("full", 0.95, None, trainable=10**8)])
     assert "; r=1, r=2, r=3, r=4 and 14 others tied as well." in text and "r=5" not in text
-    text = verdict([*tied[:5], run("r=32", 0.95, None, saved_bytes=1000)])
+    text = verdict([*tied[:5], run("r=32", 0.95, None, trainable=1000)])
     assert "r=0, r=1, r=2, r=3 and 1 other are within noise of it (the 95 % interval of" in text
 
 

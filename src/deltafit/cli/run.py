@@ -18,7 +18,7 @@ def run(
     output: Annotated[
         Path,
         typer.Option(metavar="DIR", help="The store of runs; recipes may share it."),
-    ],
+    ] = Path("store"),
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Do the runs of a recipe that are not finished yet, and compare them all.
 
-    Example: deltafit run recipes/imdb-bert.yaml --set model=minilm --output runs --dry-run
+    Example: deltafit run recipes/imdb-bert.yaml --set model=minilm --dry-run
     """
     with explained(again()):
         from deltafit.experiments.recipe_file import read_recipe

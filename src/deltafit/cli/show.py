@@ -1,5 +1,7 @@
 """How results look in a terminal."""
 
+import os
+import shlex
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +120,9 @@ def show_comparison(console: Console, comparison: "Comparison") -> None:
     what = what_it_is(chosen, comparison.facts)
     if chosen is not None and what is not None:
         say(console, f"{chosen['name']} is {what}.")
+    if chosen is not None and chosen.get("folder"):
+        folder = Path(os.path.normpath(comparison.folder / chosen["folder"]))
+        say(console, f"Use it: deltafit predict {shlex.quote(str(folder))} --data TEXTS")
     say(console, f"Report: {comparison.folder / 'report.html'}")
 
 

@@ -77,10 +77,13 @@ def _class_part(name: str, reference: str, evidence: Evidence, *, folded: bool) 
     apart = [each for each in found if each.comparison.beyond_noise]
     better = sum(each.comparison.difference > 0 for each in apart)
     rare = [each for each in found if each.rare]
+    told = sum(each.rare for each in apart)
     caption = (
-        f"{name} against {reference}: better beyond noise in {better} of {len(found)} classes "
-        f"({len(rare)} rare), worse in {len(apart) - better}."
+        f"{name} against {reference}: of {len(found)} classes ({len(rare)} of them rare) better "
+        f"beyond noise in {better}, worse in {len(apart) - better}."
     )
+    if rare:
+        caption += f" Of those told apart {told} {'is' if told == 1 else 'are'} rare."
     shown = most_telling(found)
     if len(shown) < len(found):
         caption += f" The {len(shown)} most telling are shown."

@@ -57,6 +57,19 @@ def what_it_is(row: Row | None, facts: Mapping[str, Any]) -> str | None:
     return "; ".join(filter(None, [f"{what}{': ' if own else ''}{', '.join(own)}", ", ".join(how)]))
 
 
+def where_it_is(row: Row | None) -> str | None:
+    """Return where the files of a row lie, seen from the report; None where that is not known."""
+    if row is None:
+        return None
+    if row["kind"] != "run":
+        return f"No file is kept of {row['name']}: scikit-learn fits it anew in little time."
+    if not row.get("folder"):
+        return None
+    several = (row.get("seeds") or 1) > 1
+    which = ", of the seed that does best on the validation rows" if several else ""
+    return f"It is in {row['folder']}, seen from this report{which}."
+
+
 def _settings(method: Method) -> list[str]:
     shown = {key: getattr(method, key) for key in _SAID_ALWAYS if hasattr(method, key)}
     shown |= changed(method)

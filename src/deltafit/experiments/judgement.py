@@ -1,5 +1,6 @@
 """Finished runs of an experiment judged: rows, a verdict and the report's files."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def judge_runs(
         DeltafitError: what a run left does not fit the texts.
     """
     judged = judged_part(splits)
-    finished = _finished(experiment, outcomes, folders, judged, splits)
+    finished = _finished(experiment, outcomes, folders, judged, splits, folder)
     candidates = [*cheap, *finished.candidates]
     facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
     facts |= _machine({each.name: each.metrics for each in finished.shown.values()})
@@ -168,6 +169,7 @@ def _finished(
     folders: RunFolders,
     judged: str,
     splits: Splits,
+    report: Path,
 ) -> _Finished:
     found, varied = _Finished([], {}, {}), experiment.varied()
     for arm in experiment.arms:
@@ -178,12 +180,22 @@ def _finished(
         runs = [*finished.values()]
         candidate = candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
         candidate.row |= _settings_of(experiment, arm) | {"varied": varied[arm.name]}
+        candidate.row["folder"] = Path(os.path.relpath(_to_ship(runs), report)).as_posix()
         found.candidates.append(candidate)
         found.histories[arm.name] = [loss_history(metrics) for _, metrics in runs]
         seed, run = next(iter(finished.items()))
         name = f"{arm.name}, seed {seed}" if len(experiment.seeds) > 1 else arm.name
         found.shown[arm.name] = _Shown(name, *run)
     return found
+
+
+def _to_ship(runs: Sequence[tuple[Path, dict[str, Any]]]) -> Path:
+    """Return the folder of the seed that does best on validation rows, or else of the first."""
+
+    def on_validation(run: tuple[Path, dict[str, Any]]) -> float:
+        return float(run[1]["after"].get("validation", {}).get("accuracy", 0.0))
+
+    return max(runs, key=on_validation)[0]
 
 
 def _settings_of(experiment: Experiment, arm: Arm) -> dict[str, Any]:

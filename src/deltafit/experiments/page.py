@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from deltafit.experiments.heading import task, title, what_it_is
+from deltafit.experiments.heading import task, title, what_it_is, where_it_is
 from deltafit.experiments.inline_svg import inline_svg
 from deltafit.experiments.page_parts import Part, Section
 from deltafit.experiments.summary import headline, summary
@@ -59,6 +59,7 @@ def report_page(
         task=task(rows, facts),
         headline=headline(rows),
         advised=what_it_is(advised(rows), facts),
+        where=where_it_is(advised(rows)),
         verdict=verdict(rows),
         about=[facts[key] for key in ABOUT if facts.get(key)],
         tiles=_tiles(advised(rows)),

@@ -8,7 +8,7 @@ from deltafit.experiments.answers import Evidence
 from deltafit.experiments.cost_plots import cost_plot
 from deltafit.experiments.csv_table import comparison_csv
 from deltafit.experiments.forms import markdown_table
-from deltafit.experiments.heading import task, title, what_it_is
+from deltafit.experiments.heading import task, title, what_it_is, where_it_is
 from deltafit.experiments.inline_svg import plain_text
 from deltafit.experiments.page import ABOUT, report_page
 from deltafit.experiments.page_parts import Section
@@ -70,6 +70,7 @@ def write_report(
             "title": title(facts),
             "advised": (advised(rows) or {}).get("name"),
             "advised_settings": what_it_is(advised(rows), facts),
+            "advised_folder": (advised(rows) or {}).get("folder"),
             "verdict": conclusion,
             "summary": summary(rows),
             "rows": [dict(row) for row in rows],
@@ -127,6 +128,7 @@ def _markdown_report(
         task(rows, facts),
         f"**{headline(rows)}**",
         what_it_is(advised(rows), facts),
+        where_it_is(advised(rows)),
         conclusion,
         *(facts.get(key) for key in ABOUT),
         "\n".join(f"- {sentence}" for sentence in summary(rows)),

@@ -29,6 +29,7 @@ _COSTS = (
     *("peak_memory_bytes", "saved_bytes"),
     *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings", "targets"),
     *("against_full", "against_advised", "learning_rate", "searched", "trials", "varied"),
+    "folder",
 )
 MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities
 

@@ -23,12 +23,13 @@ def verdict(rows: Sequence[Row]) -> str:
     """Say in a few sentences what to ship, and what the figures do not decide.
 
     A method is tied with the best if it cannot be told apart from it looked at alone: if the 95 %
-    interval of their difference includes 0. Of those tied the cheapest is advised: a baseline
-    before an adapter, then the smallest saved size, then the fewest trainable parameters, then the
-    shortest training. What is worse looked at alone, and not after correction for all rows, is
-    undecided: neither called worse nor shipped. That anything beats the majority class, which knows
-    nothing of the text, is a claim of its own that has to stand correction: otherwise nothing is
-    decided.
+    interval of their difference includes 0. Of those tied the cheapest to keep is advised: a
+    baseline (the quickest to fit) before an adapter, then the fewest trained parameters; of equal
+    ones the better on validation rows, then the first. Bytes and seconds have no say in these: they
+    differ by how busy the machine was, say. What is worse looked at alone, and not after
+    correction for all rows, is undecided: neither called worse nor shipped. That anything beats the
+    majority class, which knows nothing of the text, is a claim of its own that has to stand
+    correction: otherwise nothing is decided.
     """
     if not rows:
         return "Nothing was compared."
@@ -141,10 +142,11 @@ def _rows(count: int) -> str:
     return "1 row is" if count == 1 else f"{count} rows are"
 
 
-def _cost(row: Row) -> tuple[float, ...]:
-    unknown = float("inf")
-    amounts = [row.get(key) for key in ("saved_bytes", "trainable", "seconds")]
-    return (row["kind"] == "run", *(unknown if amount is None else amount for amount in amounts))
+def _cost(row: Row) -> tuple[bool, float, float]:
+    if row["kind"] != "run":
+        seconds = row.get("seconds")
+        return False, 0.0, float("inf") if seconds is None else seconds
+    return True, float(row.get("trainable") or 0), -float(row.get("validation") or 0)
 
 
 def _result(row: Row) -> str:
@@ -177,7 +179,7 @@ def _recommendation(chosen: Row, standing: _Standing, count: int) -> str:
         return (
             f"{advice}: within noise of the best, {best['name']} ({_result(best)}; the 95 % "
             f"interval of their difference, {format_points(found)} points, includes 0), so at most "
-            f"{at_most(found)} less, and the cheapest of those tied{also}."
+            f"{at_most(found)} less{_why_it(chosen, [standing.best, *standing.tied])}{also}."
         )
     if standing.tied:
         names = [row["name"] for row in standing.tied]
@@ -189,6 +191,20 @@ def _recommendation(chosen: Row, standing: _Standing, count: int) -> str:
     if standing.undecided:
         return f"{advice}: it is the best, and nothing else is within noise of it."
     return f"{advice}: it is better than every other method beyond noise{_corrected(count)}."
+
+
+def _why_it(chosen: Row, tied: Sequence[Row]) -> str:
+    """Return why this one of a tie: ", and it trains the fewest parameters of those tied"."""
+    if chosen["kind"] != "run":
+        return ", and the cheapest of those tied"
+    alike = [row for row in tied if _cost(row)[:2] == _cost(chosen)[:2]]
+    if len(alike) == 1:
+        return ", and it trains the fewest parameters of those tied"
+    known = all(row.get("validation") is not None for row in alike)
+    return (
+        f", and of the {len(alike)} of those tied that train the fewest parameters it "
+        f"{'does best on the validation rows' if known else 'came first'}"
+    )
 
 
 def _corrected(count: int) -> str:
