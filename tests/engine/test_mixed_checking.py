@@ -100,6 +100,16 @@ def test_a_gradient_that_is_another_adapters_is_found(monkeypatch: pytest.Monkey
     assert reason is not None and "the gradient of" in reason
 
 
+def test_what_overflows_by_itself_is_not_held_against_sharing() -> None:
+    """A run that will diverge is to say so itself, and its neighbour is looked at all the same."""
+    model = classifier("bert")
+    for name, alpha in zip(PAIR, (4.0, 1e30), strict=True):
+        adapt(model, LoRA(rank=2, alpha=alpha), name=name, head=head_of(model))
+    activate(model, "one")
+    assert check_mixing(model, BATCH, PAIR) is None
+    assert check_mixing(model, BATCH, ("two", "one")) is None
+
+
 def test_a_failure_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh()
     tensors = {f"{a}/{n}": p for a in PAIR for n, p in adapter_tensors(model, a).items()}
