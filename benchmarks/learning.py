@@ -12,7 +12,6 @@ so it can be stopped and continued; then the table is printed as Markdown.
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from deltafit.training.run import RunResult, execute
 from deltafit.training.settings import BaseDropout, DataConfig, TrainingSettings
 from deltafit.training.train import load_data, run_content
 from measuring import machine
+from records import refuse_others
 
 SEEDS = (0, 1, 2)
 PADDED, JOINED = "padded", "packed, joined"
@@ -105,11 +105,7 @@ def main() -> None:
 def check_machine(output: Path, facts: dict[str, Any]) -> None:
     """Leave with a sentence if what is kept is of another machine; no mean is taken of both."""
     for path in sorted(output.glob("*.json")):
-        if (kept := read_json(path)["machine"]) != facts:
-            sys.exit(
-                f"{path} was measured with another machine: {kept}, and now it is {facts}. Keep "
-                "the new records elsewhere with --output."
-            )
+        refuse_others(path, {"machine": facts})
 
 
 def path_of(output: Path, name: str, way: str, seed: int) -> Path:

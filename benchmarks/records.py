@@ -113,19 +113,29 @@ def missing(
     """
     for name, work in works.items():
         for path in paths_of(output, name):
-            pair = read_json(path)
-            for key, now in (("machine", dict(facts)), ("work", described(work))):
-                if pair[key] != now:
-                    sys.exit(
-                        f"{path} was measured with another {key}: {pair[key]}, and now it is "
-                        f"{now}. Delete it, or keep the new pairs elsewhere with --output."
-                    )
+            refuse_others(path, {"machine": dict(facts), "work": described(work)})
     return [
         (name, pair)
         for pair in range(count)
         for name in works
         if not path_of(output, name, pair).is_file()
     ]
+
+
+def refuse_others(path: Path, now: Mapping[str, Any]) -> None:
+    """Leave with a sentence if a record that is kept is of something else than what is run now.
+
+    Args:
+        path: of the record.
+        now: what must be the same, by the record's keys.
+    """
+    record = read_json(path)
+    for key, value in now.items():
+        if record[key] != value:
+            sys.exit(
+                f"{path} was measured with another {key}: {record[key]}, and now it is {value}. "
+                "Delete it, or keep the new ones elsewhere with --output."
+            )
 
 
 def expected_seconds(output: Path, names: Iterable[str]) -> dict[str, float]:

@@ -72,9 +72,8 @@ def _joined(work: Work, side: str, model: str, splits: Any, folder: Path) -> Tra
     # Every run has the same seed, and so the same rows in every step.
     each = ours.tokens_of_steps(rows, first.settings)[: work.steps]
     tokens = [len(METHODS) * count for count in each]
-    course = next(iter(loop.learners.values())).course
     roofline = training_seconds(
-        ours.products_of_run(classifier, rows, course), tokens[WARM_UP:], precision,
+        ours.products_of_run(classifier, rows, first.course), tokens[WARM_UP:], precision,
         texts=len(METHODS) * work.batch_size,
     )  # fmt: skip
     labels, right = np.array(held_out.labels[:HELD_OUT]), []
@@ -83,7 +82,7 @@ def _joined(work: Work, side: str, model: str, splits: Any, folder: Path) -> Tra
         logits = compute_logits(classifier, held_out.rows[:HELD_OUT])
         right.append(float((logits.argmax(1) == labels).mean()))
     return Training(
-        clock.moments, tokens, clock.losses, ours.precision_of(course),
+        clock.moments, tokens, clock.losses, ours.precision_of(first.course),
         accuracy=mean(right), peak=peak, ahead=clock.began - clock.made, roofline=roofline,
     )  # fmt: skip
 

@@ -57,7 +57,7 @@ NOTES = (
     "the time of the base's matrix products alone, at the precision of the run and without "
     "padding, as a share of deltafit's time; taken right after the run, and as noisy. Were "
     "products free: the ratio against the rival if they took no time at all. Ahead: what "
-    " deltafit does before its first step, once a run: looking for frozen layers, running "
+    "deltafit does before its first step, once a run: looking for frozen layers, running "
     "a batch packed and padded. It is part of the time only where it computes states that "
     "spare the steps their frozen layers. Peak: of the whole process, deltafit / rival. "
     "Memory above imports: deltafit's peak without what the imports take, as a share of the "

@@ -28,7 +28,7 @@ def page(folder: Path, command: str) -> str:
     """
     title, _, text = (folder / "report.md").read_text(encoding="utf-8").partition("\n")
     words, *_ = re.split(r"^(?:## [^\n]*\n\n!\[|## Facts$)", text, maxsplit=1, flags=re.M)
-    for found in re.finditer(r"(?<![\w.])/(?:[\w.-]+/)+[\w.-]*\w", words):
+    if found := re.search(r"(?<![\w.])/(?:[\w.-]+/)+[\w.-]*\w", words):
         sys.exit(f"{folder / 'report.md'} names {found[0]}, which no reader has.")
     facts = read_json(folder / "comparison.json")["facts"]
     day = date.fromtimestamp((folder / "report.md").stat().st_mtime)

@@ -56,11 +56,11 @@ class QuantisedLinear(nn.Linear):
 
     def _quantised(self, weight: Tensor) -> tuple[Tensor, Any]:
         """Return ``weight`` in few bits, and the statistics to read it by."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of storage has its own
 
     def dequantised(self, stored: Tensor) -> Tensor:
         """Return a stored weight in float32, ``[outputs, inputs]``."""
-        raise NotImplementedError
+        raise NotImplementedError  # as ``_quantised``
 
     def dense(self) -> Tensor:
         """Return the layer's weight, ``[outputs, inputs]``; float32 unless another stands there."""

@@ -92,10 +92,10 @@ def show_run(console: Console, result: "RunResult") -> None:
                 f"Without the {without['removed']} {name} rows that also stand in training: "
                 f"{without['accuracy']:.4f}.",
             )
-    attention = metrics["attention_precision"]
-    apart = f" (attention in {attention})" if attention not in (None, metrics["precision"]) else ""
     if metrics["judged_on"] is None:
         say(console, "No rows were held out, so how good this is on new texts is not known.")
+    attention = metrics["attention_precision"]
+    apart = f" (attention in {attention})" if attention not in (None, metrics["precision"]) else ""
     say(
         console,
         f"Trained {format_count(costs['trainable_parameters'])} of "

@@ -63,8 +63,7 @@ def _is_told(store: Any) -> bool:
 
 def _store() -> Any:
     """Return what processes launched together have in common; None if it cannot be reached."""
-    # torch documents it there.
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented there
 
     try:
         return TCPStore(

@@ -38,7 +38,7 @@ def check_mixing(
     tensors = {adapter: trained_tensors(model, adapter) for adapter in pair}
     try:
         with evaluating(model), _moved(p for own in tensors.values() for p in own.values()):
-            alone = {adapter: _alone(model, batch, adapter, tensors) for adapter in reversed(pair)}
+            alone = {each: _alone(model, batch, each, tensors[each]) for each in reversed(pair)}
             labels = [alone[adapter][0][_OUTPUT].shape[1] for adapter in pair]
             together = _together(model, batch, pair, tensors, labels)
     except Exception as error:  # what layers unknown here do with the rows of two can end in any
@@ -59,12 +59,12 @@ def _finite(results: Results) -> bool:
 
 
 def _alone(
-    model: nn.Module, batch: Mapping[str, Tensor], adapter: str, tensors: Mapping[str, Trained]
+    model: nn.Module, batch: Mapping[str, Tensor], adapter: str, trained: Trained
 ) -> Results:
     activate(model, adapter)
-    with torch.enable_grad(), _requiring(tensors[adapter]):
+    with torch.enable_grad(), _requiring(trained):
         logits = _logits(model(**batch))
-        return _results(logits, weighted_sum(logits), tensors[adapter])
+        return _results(logits, _gradients(weighted_sum(logits), trained))
 
 
 def _together(
@@ -85,21 +85,16 @@ def _together(
         loss = sum((weighted_sum(part) for part in logits.values()), start=torch.zeros(()))
         gradients = _gradients(loss, both)
     return {
-        adapter: (
-            {_OUTPUT: logits[adapter].detach()},
-            {_of(n): g for n in tensors[adapter] if (g := gradients[f"{adapter}/{n}"]) is not None},
+        adapter: _results(
+            logits[adapter], {n: gradients[f"{adapter}/{n}"] for n in tensors[adapter]}
         )
         for adapter in pair
     }
 
 
-def _results(logits: Tensor, loss: Tensor, trained: Trained) -> Results:
-    found = _gradients(loss, trained)
-    return {_OUTPUT: logits.detach()}, {_of(n): g for n, g in found.items() if g is not None}
-
-
-def _of(name: str) -> str:
-    return f"the gradient of {name}"
+def _results(logits: Tensor, gradients: Mapping[str, Tensor | None]) -> Results:
+    named = {f"the gradient of {n}": g for n, g in gradients.items() if g is not None}
+    return {_OUTPUT: logits.detach()}, named
 
 
 def _gradients(loss: Tensor, trained: Trained) -> dict[str, Tensor | None]:

@@ -1,13 +1,14 @@
 """Which processor this is: its name, and what tells it from another one of that name."""
 
 import platform
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
 
 def processor_name() -> str:
     """Return the name that the processor gives itself, where the system lists it (Linux does)."""
-    return _listed().get("model name") or platform.processor() or platform.machine()
+    return _name(_listed())
 
 
 def processor_key() -> str:
@@ -17,10 +18,14 @@ def processor_key() -> str:
     """
     listed = _listed()
     if not listed:
-        return processor_name()
+        return _name(listed)
     instructions = " ".join(sorted((listed.get("flags") or listed.get("Features") or "").split()))
     digest = sha256(f"{listed.get('CPU part')} {instructions}".encode()).hexdigest()[:12]
-    return f"{processor_name()} {digest}"
+    return f"{_name(listed)} {digest}"
+
+
+def _name(listed: Mapping[str, str]) -> str:
+    return listed.get("model name") or platform.processor() or platform.machine()
 
 
 def _listed() -> dict[str, str]:

@@ -54,15 +54,16 @@ def report_page(
         }
         for section in sections
     ]
+    chosen = advised(rows)
     return _template().render(
         title=title(facts),
         task=task(rows, facts),
         headline=headline(rows),
-        advised=what_it_is(advised(rows), facts),
-        where=where_it_is(advised(rows)),
+        advised=what_it_is(chosen, facts),
+        where=where_it_is(chosen),
         verdict=verdict(rows),
         about=[facts[key] for key in ABOUT if facts.get(key)],
-        tiles=_tiles(advised(rows)),
+        tiles=_tiles(chosen),
         sentences=summary(rows),
         headers=[header for _, header in _columns(rows)],
         lines=[_line(row, [column for column, _ in _columns(rows)]) for row in rows],

@@ -62,15 +62,15 @@ def write_report(
         sections = [*beside, *sections_of(rows, histories, ranks, evidence)]
         page = report_page(rows, sections, _how_to_read(rows).replace("*", ""), facts)
     write_text_atomically(folder / "report.html", page)
-    conclusion = verdict(rows)
+    conclusion, chosen = verdict(rows), advised(rows)
     write_text_atomically(folder / "comparison.csv", comparison_csv(rows))
     write_json_atomically(
         folder / "comparison.json",
         {
             "title": title(facts),
-            "advised": (advised(rows) or {}).get("name"),
-            "advised_settings": what_it_is(advised(rows), facts),
-            "advised_folder": (advised(rows) or {}).get("folder"),
+            "advised": (chosen or {}).get("name"),
+            "advised_settings": what_it_is(chosen, facts),
+            "advised_folder": (chosen or {}).get("folder"),
             "verdict": conclusion,
             "summary": summary(rows),
             "rows": [dict(row) for row in rows],
@@ -123,12 +123,13 @@ def _markdown_report(
     plots: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
 ) -> str:
+    chosen = advised(rows)
     blocks = [
         f"# {title(facts)}",
         task(rows, facts),
         f"**{headline(rows)}**",
-        what_it_is(advised(rows), facts),
-        where_it_is(advised(rows)),
+        what_it_is(chosen, facts),
+        where_it_is(chosen),
         conclusion,
         *(facts.get(key) for key in ABOUT),
         "\n".join(f"- {sentence}" for sentence in summary(rows)),

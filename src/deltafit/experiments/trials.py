@@ -78,7 +78,7 @@ Run = Callable[[Arm, Halt], Came | None]
 def check_optuna() -> None:
     """Raise a DeltafitError if what proposes trials is not installed."""
     try:
-        import optuna  # noqa: F401
+        import optuna  # noqa: F401  # whether it can be imported is all that is asked
     except ImportError as error:
         raise DeltafitError(
             "A recipe with a search takes Optuna, which is not installed. Run "
