@@ -28,7 +28,8 @@ from rich.table import Table
 import rivals
 from deltafit.data import load_splits
 from deltafit.experiments.baselines import tfidf_svm
-from deltafit.experiments.statistics import mean_accuracy_interval, paired_over_seeds
+from deltafit.experiments.statistics import mean_accuracy_interval
+from deltafit.experiments.together import paired_over_seeds
 from deltafit.files import read_json, read_tensors, write_json_atomically
 from deltafit.methods import LoRA
 from deltafit.prediction.folder import versions

@@ -49,7 +49,7 @@ def made_up(
         answers[name] = found if "SVM" not in name else Answers(found.predicted, None)
         correct = found.predicted == labels
         known: dict[str, Any] = {"count": count, "seeds": len(correct)}
-        known |= {"interval": mean_accuracy_interval(correct, resamples=500)}
+        known |= {"interval": mean_accuracy_interval(correct)}
         known |= {"macro_f1_interval": macro_f1_interval(labels, found.predicted, classes)}
         after = float(correct.mean())
         if isinstance(method, Method):

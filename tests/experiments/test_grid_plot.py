@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from deltafit.experiments.differences import with_differences
 from deltafit.experiments.grid_plot import Grid, grid_plot, grid_table, grids, mark_of, span_of
 from deltafit.experiments.recipe import Entry, experiment_of
-from deltafit.experiments.statistics import paired_over_seeds
+from deltafit.experiments.together import paired_over_seeds
 from deltafit.methods import AdaLoRA, Full, LoRA, Method
 from tests.experiments.figures import assert_inside, texts
 from tests.experiments.rows import difference, row, run

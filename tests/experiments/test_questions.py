@@ -14,7 +14,7 @@ from deltafit.experiments.arms import Arm
 from deltafit.experiments.factors import Tried, factors
 from deltafit.experiments.page_parts import Section
 from deltafit.experiments.questions import questions_section
-from deltafit.experiments.statistics import holm
+from deltafit.experiments.together import Together
 from deltafit.methods import DoRA, Full, Head, LastBlocks, LoRA, Method
 from deltafit.training.settings import TrainingSettings
 from tests.experiments.rows import run
@@ -72,9 +72,11 @@ def test_a_rank_is_the_mean_over_its_alphas_and_judged_so() -> None:
         assert level.to_best.difference == pytest.approx(difference.mean())
         error = difference.std() / ROWS**0.5  # of the mean of paired differences
         assert level.to_best.high - level.to_best.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    p_values = [level.to_best.p_value for level in others if level.to_best]
-    adjusted = [level.to_best.adjusted_p_value for level in others if level.to_best]
-    assert adjusted == pytest.approx(holm(p_values))
+    together = Together([np.stack([m.correct for m in level.members]) for level in rank.levels])
+    place = [level.value for level in rank.levels].index(best)
+    for index, level in enumerate(rank.levels):
+        if level.to_best is not None:
+            assert level.to_best == together.compare(index, place)
 
 
 def test_the_smallest_rank_within_noise_is_enough_and_says_how_much_less_it_may_be() -> None:
@@ -177,7 +179,7 @@ def test_what_rows_do_not_tell_is_said_with_what_would() -> None:
     ]
     best = max(rows, key=lambda each: each.row["validation"]).row["name"]
     first, second, *_ = captions(questions_section(rows, {best: moved}))
-    assert "do not say: all adapt all linear layers." in first and "deltafit ranks" in first
+    assert "do not say: all adapt all linear layers." in first and "recipes/modules.yaml" in first
     assert f"Of ‖ΔW‖² in {best}, query has 90 % and value has 10 %" in first  # 9 to 1
     assert second.startswith("Which layers? These rows do not say")
     pair = [tried(LoRA(rank=8)), tried(Full(), trainable=22_000_000)]

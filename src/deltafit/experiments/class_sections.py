@@ -9,10 +9,9 @@ from deltafit.experiments.class_plot import class_difference_plot, most_telling
 from deltafit.experiments.class_statistics import (
     RARE,
     ClassDifference,
-    ConfusionChange,
     class_differences,
-    confusion_changes,
 )
+from deltafit.experiments.confusion_statistics import ConfusionChange, confusion_changes
 from deltafit.experiments.differences import full_reference
 from deltafit.experiments.page_parts import Part, Section, Table, pictured, runs_in_order
 from deltafit.experiments.tables import Row, format_metric, format_points, with_outcome
@@ -74,23 +73,30 @@ def _class_part(name: str, reference: str, evidence: Evidence, *, folded: bool) 
         evidence.train_counts,
         *(evidence.answers[each].predicted for each in (name, reference)),
     )
-    apart = [each for each in found if each.comparison.beyond_noise]
+    classes = found.classes
+    apart = [each for each in classes if each.comparison.beyond_noise]
     better = sum(each.comparison.difference > 0 for each in apart)
-    rare = [each for each in found if each.rare]
+    rare = sum(each.rare for each in classes)
     told = sum(each.rare for each in apart)
     caption = (
-        f"{name} against {reference}: of {len(found)} classes ({len(rare)} of them rare) better "
+        f"{name} against {reference}: of {len(classes)} classes ({rare} of them rare) better "
         f"beyond noise in {better}, worse in {len(apart) - better}."
     )
     if rare:
         caption += f" Of those told apart {told} {'is' if told == 1 else 'are'} rare."
-    shown = most_telling(found)
-    if len(shown) < len(found):
+    if found.rare and found.others:
+        rare_ones, others = (
+            with_outcome(f"{format_points(vars(each))} points", vars(each))
+            for each in (found.rare, found.others)
+        )
+        caption += f" Mean F1 of the rare ones: {rare_ones}; of the others: {others}."
+    shown = most_telling(classes)
+    if len(shown) < len(classes):
         caption += f" The {len(shown)} most telling are shown."
     table = Table(
         ["class", "rows", "in training", "F1 %", "reference's F1 %", "difference, points"],
         [_class_line(each) for each in shown],
-        [{"method": name, "reference": reference, **asdict(each)} for each in found],
+        [{"method": name, "reference": reference, **asdict(each)} for each in classes],
     )
     return Part(caption, partial(class_difference_plot, shown), table, folded=folded)
 

@@ -1,10 +1,10 @@
-"""F1 by class and confusions: which differ between two methods, and which differences are noise?
+"""F1 by class: where do two methods differ, and which differences are noise?
 
-Rows and seeds are resampled together as in `deltafit.experiments.statistics.paired_over_seeds`, and
-what is found is corrected for the number of classes or confusions that were looked at.
+Rows are drawn again and seeds add their noise as in `deltafit.experiments.together.Together`, and
+what is found is corrected for the classes that were looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from deltafit.experiments.answers import IntArray
-from deltafit.experiments.resampling import mean_of_drawn_seeds, middle
-from deltafit.experiments.statistics import (
-    PairedComparison,
-    compared_by_draws,
-    corrected,
-    paired_over_seeds,
+from deltafit.experiments.resampling import (
+    FloatArray,
+    SeedNoise,
+    degrees_of_freedom,
+    interval,
 )
+from deltafit.experiments.statistics import PairedComparison
+from deltafit.experiments.together import compared_together
 
-FloatArray = NDArray[np.float64]
-
-RESAMPLES = 2_000
-# A bootstrap of R draws knows no p-value below 2/R, which Holm's correction multiplies by the
-# number of classes: with 60 draws a class the smallest corrected one is 0.03.
-DRAWS_A_CLASS = 60
-# A bootstrap of 10,000 draws knows no p-value below 2/10,001: among 200 that is still 0.04.
-CONFUSIONS_TESTED = 200
+RESAMPLES = 4_000
+# As the two rows of `Together`: a class has few rows, and a handful of them is no certainty.
+PSEUDO_ROWS_A_CLASS = 2
 RARE = 0.5  # of the training rows that a class would have if all had as many
 
 
@@ -55,36 +51,19 @@ class ClassDifference:
 
 
 @dataclass(frozen=True)
-class ConfusionChange:
-    """How often a class is taken for another by a method and by the reference.
+class ClassDifferences:
+    """How a method stands to the reference in F1.
 
     Attributes:
-        truth: the true class.
-        predicted: what it is taken for.
-        rows: judged rows where the method does so, the mean over its seeds.
-        reference_rows: where the reference does.
-        comparison: of their shares of the judged rows, corrected for the number of confusions
-            that were tested.
+        classes: those among the judged rows, in their order.
+        rare: the mean F1 over rare ones, the method's minus the reference's; None where there are
+            none, or no others.
+        others: over the others. The two are corrected for each other.
     """
 
-    truth: str
-    predicted: str
-    rows: float
-    reference_rows: float
-    comparison: PairedComparison
-
-
-@dataclass(frozen=True)
-class Confusions:
-    """What a method and the reference confuse.
-
-    Attributes:
-        occurring: how many confusions either of them makes at all.
-        tested: the 200 most frequent of them at most; the largest changes first.
-    """
-
-    occurring: int
-    tested: tuple[ConfusionChange, ...]
+    classes: tuple[ClassDifference, ...]
+    rare: PairedComparison | None
+    others: PairedComparison | None
 
 
 def class_f1(labels: IntArray, predicted: IntArray, classes: int) -> FloatArray:
@@ -104,8 +83,8 @@ def class_f1(labels: IntArray, predicted: IntArray, classes: int) -> FloatArray:
 def macro_f1_interval(labels: IntArray, predicted: IntArray, classes: int) -> list[float] | None:
     """Return the 95 % interval ``[low, high]`` of macro-F1, the mean over seeds.
 
-    The middle of a bootstrap of rows, and of seeds where there are several. None where every row is
-    right with every seed: rows drawn again from such would show certainty.
+    The middle of a bootstrap of rows, with the noise of seeds where there are several. None where
+    every row is right with every seed: rows drawn again from such would show certainty.
 
     Args:
         labels: true class indices, ``[n]``.
@@ -115,11 +94,15 @@ def macro_f1_interval(labels: IntArray, predicted: IntArray, classes: int) -> li
     if (predicted == labels).all():
         return None
     generator = np.random.default_rng(0)
-    means = []
-    for f1, occurs in _resampled_f1(labels, predicted, classes, RESAMPLES, generator):
-        macro = f1.sum(axis=2) / np.maximum(occurs.sum(axis=2), 1)  # [draws, seeds]
-        means.append(mean_of_drawn_seeds(macro, generator))
-    return list(middle(np.concatenate(means)))
+    drawn = [
+        (f1.sum(axis=2) / np.maximum(occurs.sum(axis=2), 1)).mean(axis=1)
+        for f1, occurs in _resampled_f1(labels, predicted, classes, generator)
+    ]
+    f1, occurs = _weighted_f1(np.ones((1, len(labels))), labels, predicted, classes)
+    noise = SeedNoise.of(f1[0].sum(axis=1) / occurs[0].sum(axis=1))
+    means = np.concatenate(drawn) + noise.drawn(RESAMPLES, generator)
+    low, high = interval(means, degrees_of_freedom(means.var(axis=0), [noise]))
+    return [max(float(low), 0.0), min(float(high), 1.0)]
 
 
 def class_differences(
@@ -128,8 +111,8 @@ def class_differences(
     train_counts: Sequence[int],
     predicted: IntArray,
     reference: IntArray,
-) -> list[ClassDifference]:
-    """Compare the F1 of every class that is among the judged rows, in the order of the classes.
+) -> ClassDifferences:
+    """Compare the F1 of every class that is among the judged rows, and its mean over rare ones.
 
     Args:
         labels: true class indices, ``[n]``.
@@ -138,120 +121,118 @@ def class_differences(
         predicted: the method's answers, ``[seeds, n]``.
         reference: the reference's answers, ``[seeds, n]``.
     """
-    classes, generator = len(label_names), np.random.default_rng(0)
-    draws = max(RESAMPLES, DRAWS_A_CLASS * classes)
-    both, first = np.concatenate([predicted, reference]), len(predicted)
-    resampled = np.concatenate(
-        [
-            mean_of_drawn_seeds(f1[:, :first], generator)
-            - mean_of_drawn_seeds(f1[:, first:], generator)
-            for f1, _ in _resampled_f1(labels, both, classes, draws, generator)
-        ]
-    )  # [draws, classes]
-    f1 = class_f1(labels, both, classes)
-    ours, theirs = f1[:first].mean(axis=0), f1[first:].mean(axis=0)
-    support = np.bincount(labels, minlength=classes)
-    met = [index for index in range(classes) if support[index]]
-    compared = corrected([compared_by_draws(ours[i] - theirs[i], resampled[:, i]) for i in met])
-    even = sum(train_counts) / classes
-    return [
-        ClassDifference(
-            name=label_names[i],
-            support=int(support[i]),
-            train_count=train_counts[i],
-            rare=train_counts[i] < RARE * even,
-            f1=float(ours[i]),
-            reference_f1=float(theirs[i]),
-            comparison=comparison,
-        )
-        for i, comparison in zip(met, compared, strict=True)
-    ]
+    count, methods = len(label_names), (len(predicted), len(reference))
+    support = np.bincount(labels, minlength=count)
+    met = [int(index) for index in np.flatnonzero(support)]
+    both, generator = np.concatenate([predicted, reference]), np.random.default_rng(0)
+    f1 = class_f1(labels, both, count)
+    chunks = _resampled_f1(labels, both, count, generator, methods)
+    drawn = np.concatenate([_apart(each[:, :, met], methods, axis=1) for each, _ in chunks])
+
+    def compared(weights: FloatArray) -> list[PairedComparison]:
+        by_run = f1[:, met] @ weights
+        return _compared_f1(drawn @ weights, by_run, methods)
+
+    rare = np.array(train_counts)[met] < RARE * sum(train_counts) / count
+    groups: list[PairedComparison | None] = [None, None]
+    if 0 < rare.sum() < len(rare):
+        groups[:] = compared(np.stack([rare / rare.sum(), ~rare / (~rare).sum()], axis=1))
+    ours, theirs = (each.mean(axis=0) for each in np.split(f1, [methods[0]]))
+    return ClassDifferences(
+        tuple(
+            ClassDifference(
+                name=label_names[i],
+                support=int(support[i]),
+                train_count=train_counts[i],
+                rare=bool(is_rare),
+                f1=float(ours[i]),
+                reference_f1=float(theirs[i]),
+                comparison=comparison,
+            )
+            for i, is_rare, comparison in zip(met, rare, compared(np.eye(len(met))), strict=True)
+        ),
+        *groups,
+    )
 
 
-def confusion_changes(
-    labels: IntArray, label_names: Sequence[str], predicted: IntArray, reference: IntArray
-) -> Confusions:
-    """Compare how often each class is taken for each other.
+def _apart(f1: FloatArray, methods: tuple[int, int], axis: int) -> FloatArray:
+    """Return the mean over the runs of one method minus that over the other's."""
+    ours, theirs = np.split(f1, [methods[0]], axis=axis)
+    difference: FloatArray = ours.mean(axis=axis) - theirs.mean(axis=axis)
+    return difference
 
-    Of more than 200 confusions the most frequent are tested, of the method's rows and the
-    reference's together: to choose by the change, and then to correct for the chosen alone, would
-    find changes where there are none.
+
+def _compared_f1(
+    drawn: FloatArray, by_run: FloatArray, methods: tuple[int, int]
+) -> list[PairedComparison]:
+    """Compare figures of two methods together.
 
     Args:
-        labels: true class indices, ``[n]``.
-        label_names: of the classes.
-        predicted: the method's answers, ``[seeds, n]``.
-        reference: the reference's answers, ``[seeds, n]``.
+        drawn: their differences, of rows drawn again, ``[draws, figures]``.
+        by_run: the figures of each run, ``[runs, figures]``.
+        methods: how many of the runs are of each method.
     """
-    ours, theirs = (_confusions(labels, each, len(label_names)) for each in (predicted, reference))
-    off_diagonal = ~np.eye(len(label_names), dtype=bool)
-    a_b = np.argwhere(off_diagonal & (ours + theirs > 0))
-    by_frequency = np.argsort(-(ours + theirs)[tuple(a_b.T)], kind="stable")
-    pairs = a_b[by_frequency[:CONFUSIONS_TESTED]].tolist()
-    comparisons = corrected(
-        [
-            paired_over_seeds((predicted == b) & (labels == a), (reference == b) & (labels == a))
-            for a, b in pairs
-        ]
-    )
-    tested = [
-        ConfusionChange(
-            *(label_names[a], label_names[b], float(ours[a, b]), float(theirs[a, b])), comparison
-        )
-        for (a, b), comparison in zip(pairs, comparisons, strict=True)
-    ]
-    tested.sort(key=lambda change: -abs(change.rows - change.reference_rows))
-    return Confusions(len(a_b), tuple(tested))
-
-
-def _confusions(labels: IntArray, predicted: IntArray, classes: int) -> FloatArray:
-    """Return how many rows of each class are taken for each, ``[classes, classes]``."""
-    cells = labels * classes + predicted  # [seeds, n]
-    counts = np.bincount(cells.ravel(), minlength=classes**2) / len(predicted)
-    return counts.reshape(classes, classes)
+    generator = np.random.default_rng(1)
+    noises = [SeedNoise.of(each) for each in np.split(by_run, [methods[0]])]
+    drawn = drawn + sum(noise.drawn(len(drawn), generator) for noise in noises)
+    degrees = degrees_of_freedom(drawn.var(axis=0), noises)
+    return compared_together(_apart(by_run, methods, axis=0), drawn, degrees)
 
 
 def _resampled_f1(
     labels: IntArray,
     predicted: IntArray,
     classes: int,
-    draws: int,
     generator: np.random.Generator,
-) -> list[tuple[FloatArray, NDArray[np.bool_]]]:
-    """Draw rows with replacement; return F1 and which classes occur, ``[draws, runs, classes]``.
+    methods: Sequence[int] = (),
+) -> Iterator[tuple[FloatArray, NDArray[np.bool_]]]:
+    """Draw rows with replacement; give F1 and which classes occur, ``[draws, runs, classes]``.
 
     Args:
         labels: true class indices, ``[n]``.
         predicted: ``[runs, n]``.
         classes: how many there are.
-        draws: how many times rows are drawn.
         generator: of the draws.
+        methods: how many of the runs, in their order, are of each method. If given, every class
+            gets two more rows; see ``pseudo_rows`` of `resampled_means`.
     """
     # Rows on which all runs say the same of the same class are interchangeable.
+    pseudo_rows = PSEUDO_ROWS_A_CLASS if methods else 0
     patterns, counts = np.unique(np.vstack([labels, predicted]), axis=1, return_counts=True)
-    chunks = []
-    for start in range(0, draws, 200):  # all at once would take gigabytes of many rows
-        size = min(200, draws - start)
+    for start in range(0, RESAMPLES, 200):  # all at once would take gigabytes of many rows
+        size = min(200, RESAMPLES - start)
         weights = generator.multinomial(len(labels), counts / len(labels), size=size)
         drawn = weights.astype(np.float64)
-        chunks.append(_weighted_f1(drawn, patterns[0], patterns[1:], classes))
-    return chunks
+        right = generator.normal(
+            pseudo_rows / 2, (pseudo_rows / 4) ** 0.5, (size, len(methods) or 1, classes)
+        )
+        right = np.repeat(right, methods or [1], axis=1)
+        yield _weighted_f1(drawn, patterns[0], patterns[1:], classes, pseudo_rows, right)
 
 
 def _weighted_f1(
-    weights: FloatArray, labels: IntArray, predicted: IntArray, classes: int
+    weights: FloatArray,
+    labels: IntArray,
+    predicted: IntArray,
+    classes: int,
+    added: int = 0,
+    right: FloatArray | float = 0.0,
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Return F1, ``[draws, runs, classes]``, of rows that count ``weights`` ``[draws, n]`` each."""
+    """Return F1, ``[draws, runs, classes]``, of rows that count ``weights`` ``[draws, n]`` each.
+
+    Of every class there are ``added`` rows more, ``right`` of them; the others are taken for no
+    class.
+    """
     truth = _one_hot(labels, classes)
     met = (truth.T @ weights.T).T
-    f1, occurs = [], []
+    hits, both = [], []
     for answers in predicted:
         said = _one_hot(answers, classes)
-        right = (truth.multiply(said).tocsr().T @ weights.T).T
-        both = met + (said.T @ weights.T).T  # [draws, classes]
-        f1.append(2 * right / np.maximum(both, 1e-9))
-        occurs.append(both > 0)
-    return np.stack(f1, axis=1), np.stack(occurs, axis=1)
+        hits.append((truth.multiply(said).tocsr().T @ weights.T).T)
+        both.append(met + (said.T @ weights.T).T)  # [draws, classes]
+    every = np.stack(both, axis=1) + added + right
+    f1 = 2 * (np.stack(hits, axis=1) + right) / np.maximum(every, 1e-9)
+    return f1, every > 0
 
 
 def _one_hot(indices: IntArray, classes: int) -> csr_matrix:

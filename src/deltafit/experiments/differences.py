@@ -1,13 +1,12 @@
 """Which rows of a comparison differ beyond noise: paired on the same judged rows, and corrected."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from typing import Any
 
 from deltafit.experiments.resampling import BoolArray
-from deltafit.experiments.statistics import PairedComparison, corrected, paired_over_seeds
-from deltafit.experiments.tables import Row, best_on_validation, format_points, outcome_of
+from deltafit.experiments.tables import Row, best_on_validation, outcome_of
+from deltafit.experiments.together import Together
 from deltafit.experiments.verdict import advised
 
 FULL = "all"  # the result name of full fine-tuning
@@ -20,9 +19,9 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
     That is, for every row, from the best one (``difference``); and for every run from the best
     cheap baseline (``against_baseline``), from full fine-tuning where that is among them
     (``against_full``; of several such rows from the one with the best validation figure), and from
-    what the verdict advises (``against_advised``). Each of these sets of comparisons is corrected
-    for its number, for what is said to be beyond noise. A run that does not beat the baseline
-    beyond noise gets a note that says so.
+    what the verdict advises (``against_advised``). Most of these are chosen by the judged rows, so
+    all are corrected for all pairs of rows. A run that does not beat the baseline beyond noise gets
+    a note that says so.
 
     Args:
         rows: without these fields; none failed.
@@ -34,18 +33,21 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
     found: list[dict[str, Any]] = [
         {**row, **dict.fromkeys(("difference", *_AGAINST))} for row in rows
     ]
+    if not rows:
+        return found
+    together = Together(correct)
 
-    @cache  # one row may be the best, the best baseline and what is advised
-    def compare(index: int, other: int) -> PairedComparison:
-        return paired_over_seeds(correct[index], correct[other])
+    def to(other: int, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
+        return {i: asdict(together.compare(i, other)) for i in indices if i != other}
 
-    if rows:
-        best = max(every, key=lambda index: float(rows[index]["after"]))
-        for index, difference in _differences(every, best, compare).items():
-            found[index]["difference"] = difference
+    def best_of(indices: Sequence[int]) -> int:
+        return max(indices, key=lambda index: float(rows[index]["after"]))
+
+    for index, difference in to(best_of(every), every).items():
+        found[index]["difference"] = difference
     if cheap:
-        best = max(cheap, key=lambda index: float(rows[index]["after"]))
-        for index, difference in _differences(runs, best, compare).items():
+        best = best_of(cheap)
+        for index, difference in to(best, runs).items():
             found[index] |= _against_baseline(rows[index], rows[best]["name"], difference)
     reference = full_reference(rows)
     full = next((index for index in runs if rows[index] is reference), None)
@@ -53,7 +55,7 @@ def with_differences(rows: Sequence[Row], correct: Sequence[BoolArray]) -> list[
     to_ship = next((index for index in every if found[index] is chosen), None)
     for key, other in (("against_full", full), ("against_advised", to_ship)):
         if other is not None:
-            for index, difference in _differences(runs, other, compare).items():
+            for index, difference in to(other, runs).items():
                 found[index][key] = {"name": rows[other]["name"], **difference}
     return found
 
@@ -64,22 +66,12 @@ def full_reference(rows: Sequence[Row]) -> Row | None:
     return best_on_validation(full) if full else None
 
 
-def _differences(
-    indices: Sequence[int], other: int, compare: Callable[[int, int], PairedComparison]
-) -> dict[int, dict[str, Any]]:
-    """Compare each row but ``other`` with it, corrected for their number; by index."""
-    compared = [index for index in indices if index != other]
-    differences = corrected([compare(index, other) for index in compared])
-    return {i: asdict(each) for i, each in zip(compared, differences, strict=True)}
-
-
 def _against_baseline(run: Row, name: str, difference: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a run's row that its comparison with the baseline ``name`` decides."""
-    notes, points = list(run["notes"]), format_points(difference)
-    notes += {
-        "within noise": [f"does not beat {name} beyond noise ({points})"],
-        "undecided": [f"whether it is better or worse than {name} is undecided ({points})"],
-        "worse": [f"is worse than {name} beyond noise ({points})"],
+    notes = {
+        "within noise": [f"no better than {name} beyond noise"],
+        "undecided": [f"better or worse than {name}: undecided"],
+        "worse": [f"worse than {name} beyond noise"],
         "better": [],
     }[outcome_of(difference)]
-    return {"against_baseline": {"name": name, **difference}, "notes": notes}
+    return {"against_baseline": {"name": name, **difference}, "notes": [*run["notes"], *notes]}

@@ -13,11 +13,9 @@ import numpy as np
 
 from deltafit.experiments.arms import Arm
 from deltafit.experiments.resampling import BoolArray
-from deltafit.experiments.statistics import PairedComparison, corrected, paired_over_settings
+from deltafit.experiments.statistics import PairedComparison
 from deltafit.experiments.tables import Row
-
-# A p-value of 2/2000 stands Holm's correction for the few values that a setting has.
-_RESAMPLES = 2_000
+from deltafit.experiments.together import Together
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +41,8 @@ class Level:
         value: of the setting.
         members: the rows that have it, one for each combination of the other settings.
         accuracy: their mean.
-        to_best: their accuracy minus that of the best value, paired, and corrected for the number
-            of values; None for the best.
+        to_best: their accuracy minus that of the best value, paired, and corrected for all pairs of
+            values; None for the best.
     """
 
     value: Any
@@ -173,13 +171,14 @@ def factor_of(setting: str, blocks: Sequence[Mapping[Any, Tried]], count: int) -
     correct = [np.stack([each.correct for each in level]) for level in members]
     accuracies = [float(right.mean()) for right in correct]
     best = int(np.argmax(accuracies))
-    others = [index for index in range(len(values)) if index != best]
-    compared = corrected(
-        [paired_over_settings(correct[i], correct[best], resamples=_RESAMPLES) for i in others]
-    )
-    to_best = dict(zip(others, compared, strict=True))
+    together = Together(correct)
     levels = tuple(
-        Level(value, members[index], accuracies[index], to_best.get(index))
+        Level(
+            value,
+            members[index],
+            accuracies[index],
+            None if index == best else together.compare(index, best),
+        )
         for index, value in enumerate(values)
     )
     return Factor(setting, levels, _varied(members[0]), count - len(values) * len(blocks))

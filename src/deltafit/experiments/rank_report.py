@@ -130,8 +130,8 @@ def how_to_read(report: RankReport) -> str:
         "head. *Kept* and *energy* are shares of ‖ΔW‖², all matrices together. Differences are to "
         "the whole adapter, in points of accuracy, paired on the same rows, with their 95 % "
         "interval. *Within noise* means that the interval of the difference includes 0 (of a rank: "
-        "of that to the best rank), *worse* that the difference stays one (p < 0.05, McNemar's "
-        "test) when corrected by Holm's method for all that were compared; between the two it is "
+        "of that to the best rank), *worse* that the difference stays one (p < 0.05) "
+        "when corrected for all that were compared; between the two it is "
         "*undecided*. *Changed* counts predictions that are others than the whole adapter's."
     )
 
@@ -257,7 +257,7 @@ def _plain_rank(row: RankRow) -> dict[str, Any]:
         "to_best": to_best.difference if to_best else None,
         "to_best_low": to_best.low if to_best else None,
         "to_best_high": to_best.high if to_best else None,
-        "to_best_p_holm": row.p_value,
+        "to_best_p_corrected": row.p_value,
         "standing": row.standing,
     }
 
@@ -269,7 +269,7 @@ def _plain_part(row: PartRow) -> dict[str, Any]:
         "name": row.name,
         "energy": row.energy,
         **_plain(row.without),
-        "p_holm": row.p_value,
+        "p_corrected": row.p_value,
         "standing": row.standing,
         **alone,
     }

@@ -13,6 +13,7 @@ from deltafit.experiments.statistics import (
     with_p_value,
 )
 from deltafit.experiments.tables import Outcome, outcome_of
+from deltafit.experiments.together import Together
 from deltafit.tasks.metrics import classification_metrics
 
 Standing = Literal["best"] | Outcome
@@ -78,8 +79,8 @@ class RankRow:
         energy_kept: share of ‖ΔW‖², all matrices together, 0 to 1.
         measured: how well it does.
         against_best: its accuracy minus that of the best rank; None for that one.
-        p_value: of ``against_best``, corrected for all ranks that were compared so; None for the
-            best.
+        p_value: for "it is as good as the best", corrected for all pairs of ranks, since the best
+            was chosen by these rows (`Together`); None for the best.
         standing: "best"; "within noise" where the interval of ``against_best`` includes 0; "worse"
             where ``p_value`` is below 0.05; "undecided" between the two.
     """
@@ -169,7 +170,8 @@ def compared_ranks(rows: Sequence[RankRow]) -> list[RankRow]:
     best = max(rows, key=lambda row: (row.measured.accuracy, row.rank))
     others = [row for row in rows if row is not best]
     found = [paired_comparison(row.measured.correct, best.measured.correct) for row in others]
-    corrected = holm([comparison.p_value for comparison in found])
+    together = Together([row.measured.correct[None] for row in [best, *others]])
+    corrected = [together.compare(index, 0).adjusted_p_value for index in range(1, len(others) + 1)]
     judged = [
         replace(row, against_best=one, p_value=p_value, standing=standing(one, p_value))
         for row, one, p_value in zip(others, found, corrected, strict=True)
