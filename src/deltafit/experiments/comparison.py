@@ -168,7 +168,7 @@ def _compared(
     cheap = baselines(score_baselines(splits, judged, frozen, seed, reporter), splits, judged)
     outcomes = do_runs(configs, splits, folders, features, reporter, known=joined)
     folders.tracked.complete(outcomes, reporter)
-    return judge_runs(experiment, outcomes, folders, splits, cheap, folders.root)
+    return judge_runs(experiment, outcomes, folders, splits, cheap, folders.root, reporter=reporter)
 
 
 def _content(configs: Sequence[RunConfig], splits: Splits) -> dict[str, Any]:

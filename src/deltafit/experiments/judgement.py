@@ -11,10 +11,12 @@ from deltafit.data import Splits
 from deltafit.errors import TrainingError, UsageError
 from deltafit.experiments.answers import Evidence
 from deltafit.experiments.arms import Arm, Experiment
+from deltafit.experiments.evidence import evidence_of
 from deltafit.experiments.factors import Tried
-from deltafit.experiments.page_parts import Section
+from deltafit.experiments.left_out import LEFT_OUT_FILE, LeftOut, left_out
+from deltafit.experiments.page_parts import Section, pictured, runs_in_order
 from deltafit.experiments.published import published_section
-from deltafit.experiments.questions import questions_section
+from deltafit.experiments.questions import Look, questions_section
 from deltafit.experiments.rank_plot import learned_ranks
 from deltafit.experiments.recipe import Published
 from deltafit.experiments.report import verdict, write_report
@@ -24,7 +26,6 @@ from deltafit.experiments.rows import (
     Row,
     candidate_of,
     compared,
-    evidence_of,
     loss_history,
 )
 from deltafit.experiments.run_plots import History
@@ -33,6 +34,7 @@ from deltafit.experiments.tables import comparison_markdown
 from deltafit.experiments.training_gap import gap_section
 from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
+from deltafit.training.progress import Reporter, Silent
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def judge_runs(
     facts: Mapping[str, Any] = MappingProxyType({}),
     beside: Sequence[Section] = (),
     published: Published | None = None,
+    reporter: Reporter | None = None,
 ) -> Comparison:
     """Compare what the runs of an experiment came to, and write the report.
 
@@ -97,11 +100,12 @@ def judge_runs(
         facts: what else the report is to say; must be JSON.
         beside: sections of the report that come before those of its rows.
         published: figures to set beside the rows, in a section before these.
+        reporter: told how the work goes; silent by default.
 
     Raises:
         DeltafitError: what a run left does not fit the texts.
     """
-    judged = judged_part(splits)
+    judged, reporter = judged_part(splits), reporter or Silent()
     finished = _finished(experiment, outcomes, folders, judged, splits, folder)
     candidates = [*cheap, *finished.candidates]
     facts = {**facts, **experiment.facts(), "judged_on": judged, "data": splits.facts}
@@ -112,15 +116,22 @@ def judge_runs(
         adapters = {row: each.folder / "adapter" for row, each in shown.items()}
         names = {row: each.name for row, each in shown.items()}
         evidence = evidence_of(candidates, judged, splits, adapters, names)
+        part = splits.parts()[judged]
+
+        def look(name: str) -> LeftOut | None:
+            run = shown[name]
+            kept = folder / LEFT_OUT_FILE
+            return left_out(run.folder, run.metrics["run_hash"], part, kept, reporter)
+
         write_report(
             folder,
             rows,
             finished.histories,
-            {each.name: each.metrics["after"][judged] for each in shown.values()},
+            _pictured(rows, shown, judged),
             {names[row]: learned_ranks(adapter) for row, adapter in adapters.items()},
             facts,
             evidence,
-            [*_sections(experiment, rows, candidates, evidence, published), *beside],
+            [*_sections(experiment, rows, candidates, evidence, look, published), *beside],
         )
     return Comparison(folder, rows, verdict(rows), facts)
 
@@ -130,6 +141,7 @@ def _sections(
     rows: Sequence[Row],
     candidates: Sequence[Candidate | Failure],
     evidence: Evidence,
+    look: Look,
     published: Published | None,
 ) -> list[Section]:
     """Return what a report says of its rows beside what it shows of every comparison."""
@@ -142,7 +154,7 @@ def _sections(
     others = gap_section(rows)
     if published is not None:
         others = [published_section(published, rows, experiment.model), *others]
-    return [*questions_section(tried, evidence.changes), *others]
+    return [*questions_section(tried, evidence.changes, look), *others]
 
 
 @dataclass(frozen=True)
@@ -208,14 +220,28 @@ def _machine(shown: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the metrics of runs say of where and how they were trained, if there are any."""
     if not shown:
         return {}
-    *_, last = shown.values()
-    return {
-        **{
-            key: {name: metrics[key] for name, metrics in shown.items()}
-            for key in ("precision", "attention_precision")
-        },
-        "environment": last["environment"] | last["versions"],
+    found = {name: metrics["environment"] | metrics["versions"] for name, metrics in shown.items()}
+    first, *others = found.values()
+    alike = {
+        key: value for key, value in first.items() if all(each.get(key) == value for each in others)
     }
+    facts = {
+        key: {name: metrics[key] for name, metrics in shown.items()}
+        for key in ("precision", "attention_precision")
+    }
+    for key in {key: None for each in found.values() for key in each if key not in alike}:
+        facts[key] = {name: each.get(key) for name, each in found.items()}
+    return {**facts, "environment": alike}
+
+
+def _pictured(
+    rows: Sequence[Row], shown: Mapping[str, _Shown], judged: str
+) -> dict[str, dict[str, Any]]:
+    """Return figures of the runs that get pictures of their own, by their names."""
+    judged_rows = [row for row in rows if not row["failure"]]
+    names, _ = pictured([row["name"] for row in runs_in_order(judged_rows)])
+    runs = [shown[name] for name in names]
+    return {run.name: run.metrics["after"][judged] for run in runs}
 
 
 def _came_to(

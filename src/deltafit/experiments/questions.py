@@ -19,10 +19,13 @@ from deltafit.experiments.factor_words import (
 )
 from deltafit.experiments.factors import Factor, Level, Tried, factor_of, factors
 from deltafit.experiments.heading import blocks, matrices
+from deltafit.experiments.left_out import LeftOut
+from deltafit.experiments.left_out_words import left_out_part
 from deltafit.experiments.page_parts import Part, Section
 from deltafit.experiments.rank_plot import matrix_and_block
 from deltafit.experiments.tables import best_on_validation, format_count
-from deltafit.experiments.verdict import at_most, listing, named
+from deltafit.experiments.verdict import at_most
+from deltafit.experiments.words import listing, named
 from deltafit.methods import DeltaMethod
 
 # What is trained beside low-rank updates, from the most to the least.
@@ -31,21 +34,28 @@ _SETTINGS = ("target_modules", "layers", "rank", "alpha", "scaling")
 ONE_BUDGET = 2.0  # times as many parameters as another row, and still of one budget
 
 Changes = Mapping[str, Sequence[MatrixChange]]
+Look = Callable[[str], LeftOut | None]
 
 
-def questions_section(tried: Sequence[Tried], changes: Changes) -> list[Section]:
+def questions_section(
+    tried: Sequence[Tried], changes: Changes, look: Look = lambda name: None
+) -> list[Section]:
     """Return the section with the answers; none where no rows differ in what it asks for.
 
     Args:
         tried: what was judged, in the order of the rows.
         changes: how far each matrix moved, by the row's name.
+        look: finds what the adapter of a row is without each kind of its matrices; asked where no
+            rows tell which are needed.
     """
     found = {name: factors(tried, name) for name in _SETTINGS}
     kinds = _kinds(tried)
     low_rank = [each for each in tried if isinstance(each.arm.method, DeltaMethod)]
     if not low_rank or not (kinds or any(found.values())):
         return []
-    parts = [*map(_matrices_part, found["target_modules"])] or [_open_matrices(low_rank, changes)]
+    parts = [*map(_matrices_part, found["target_modules"])] or _open_matrices(
+        low_rank, changes, look
+    )
     parts += [_kinds_part(kinds, low_rank)] if kinds else []
     for each in found["layers"]:
         parts.append(_best_part(each, "Which layers?", "layers", _layers, verb="adapting "))
@@ -57,8 +67,8 @@ def questions_section(tried: Sequence[Tried], changes: Changes) -> list[Section]
         parts.append(_best_part(each, "Which scaling?", "scaling", _scaling))
     text = (
         "Differences are paired on the same rows and given with their 95 % interval. Within noise: "
-        "that interval includes 0. Better or worse beyond noise: p < 0.05 after correction for the "
-        "number of values compared. The answers hold for this model, these texts and settings."
+        "that interval includes 0. Better or worse beyond noise: p < 0.05 after correction for all "
+        "pairs of values. The answers hold for this model, these texts and settings."
     )
     if all(len(each.correct) == 1 for each in tried):
         text += (
@@ -204,16 +214,18 @@ def _adapted(tried: Tried) -> str:
     return matrices(tried.arm.method, tried.row)
 
 
-def _open_matrices(low_rank: Sequence[Tried], changes: Changes) -> Part:
-    """Say that no rows differ in their matrices alone, and where ΔW of one of them is large."""
+def _open_matrices(low_rank: Sequence[Tried], changes: Changes, look: Look) -> list[Part]:
+    """Say that no rows differ in their matrices alone, and what one adapter needs of them."""
     adapted = {*map(_adapted, low_rank)}
     same = f"all adapt {adapted.pop()}" if len(adapted) == 1 else "no two differ in that alone"
     said = (
-        f"Which matrices, under a budget of parameters? These rows do not say: {same}. Rows that "
-        "differ in target_modules, sized by a budget, would tell, and so does `deltafit ranks` on "
-        "a run's folder, which leaves each kind out without training again."
+        f"Which matrices, under a budget of parameters? Rows do not say: {same}. Those of "
+        "recipes/modules.yaml would, which differ in target_modules under one budget."
     )
     row = _best(low_rank).row
+    found = look(row["name"])
+    if found is not None:
+        return [left_out_part(row["name"], found, said)]
     shares: dict[str, float] = {}
     for change in changes.get(row["name"], ()):
         kind, _ = matrix_and_block(change.name)
@@ -226,7 +238,7 @@ def _open_matrices(low_rank: Sequence[Tried], changes: Changes) -> Part:
             f" Of ‖ΔW‖² in {row['name']}, {named(share)}; that a matrix moved far is no proof that "
             "it is needed."
         )
-    return Part(said)
+    return [Part(said)]
 
 
 def _open_rank(low_rank: Sequence[Tried]) -> Part:

@@ -142,7 +142,7 @@ def _reported(
         beside = [search_section(found.rows, recipe.search, metric, seed, tested=tested)]
     result = judge_runs(
         found.experiment, outcomes, store, made.splits, cheap, folder,
-        facts=facts, beside=beside, published=recipe.published,
+        facts=facts, beside=beside, published=recipe.published, reporter=reporter,
     )  # fmt: skip
     if not launched().is_main_process:
         return result
