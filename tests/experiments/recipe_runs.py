@@ -112,6 +112,9 @@ def same_report(one: Path, other: Path) -> None:
         same_row(row, like)
     for key in ("facts", "verdict"):
         assert first[key] == second[key], key
+    assert first["sections"].keys() == second["sections"].keys()
+    for key in first["sections"].keys() - {"costs"}:  # whose seconds are measured
+        assert first["sections"][key] == second["sections"][key], key
 
 
 def lines_of(table: Path) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.comparison import compare, folder_name
 from deltafit.experiments.judgement import Comparison
 from deltafit.experiments.report import verdict
-from deltafit.experiments.statistics import paired_over_seeds
+from deltafit.experiments.together import paired_over_seeds
 from deltafit.files import read_json, read_tensors, write_tensors_atomically
 from deltafit.methods import Full, Head, LoRA
 from deltafit.training.config import RunConfig
@@ -272,7 +272,7 @@ def test_without_a_test_part_validation_judges_and_says_so(
     assert note in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_rows_that_stand_in_training_are_noted(
+def test_figures_without_rows_that_stand_in_training_have_a_column(
     model: str, data: DataConfig, tmp_path: Path
 ) -> None:
     same = replace(data, test_data=data.data)
@@ -280,8 +280,8 @@ def test_rows_that_stand_in_training_are_noted(
     run = result.rows[-1]
     metrics = read_json(run_of(Comparison(result.folder, [], "", {}), "head", 0) / "metrics.json")
     without = metrics["after"]["test"]["without_duplicates"]
-    share = f"accuracy {100 * without['accuracy']:.1f} % without the 36 rows"
-    assert any(note.startswith(share) for note in run["notes"])
+    assert run["after_new_rows"] == pytest.approx(without["accuracy"])
+    assert f"| {100 * without['accuracy']:.1f} |" in (result.folder / "report.md").read_text()
 
     # The baselines too: TF-IDF remembers its training texts best of all.
     splits = load_data(same)
@@ -300,9 +300,8 @@ def test_rows_that_stand_in_training_are_noted(
     }
     rows = by_name(result)
     for name, predicted in said.items():
-        share = f"accuracy {100 * np.mean(predicted == labels):.1f} % without the 36 rows"
-        assert any(note.startswith(share) for note in rows[name]["notes"]), name
-    assert any("without the 36 rows" in note for note in rows[BASELINES[2]]["notes"])
+        assert rows[name]["after_new_rows"] == pytest.approx(np.mean(predicted == labels)), name
+    assert rows[BASELINES[2]]["after_new_rows"] is not None
 
 
 def test_a_shared_head_is_trained_by_all(model: str, data: DataConfig, tmp_path: Path) -> None:

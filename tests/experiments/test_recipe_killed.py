@@ -50,6 +50,19 @@ def test_killed_twenty_times_at_random_the_report_is_that_of_an_undisturbed_run(
     assert not list((tmp_path / "store").glob("runs/*/.*"))
 
 
+def test_killed_on_minilm_the_report_is_that_of_an_undisturbed_run(
+    recipe: Path, minilm_path: Path, tmp_path: Path
+) -> None:
+    changes = ["name=tiny", f"model={minilm_path}", "seeds=[0]"]
+    changes += ["settings.epochs=6", "settings.evaluate_every=5", "data.limit=24"]
+    undisturbed = Killable(recipe, tmp_path / "alone", changes, tmp_path / "marks")
+    undisturbed.finish()
+    disturbed = Killable(recipe, tmp_path / "store", changes, tmp_path / "marks")
+    assert disturbed.killed(random.Random(2), 2.0, training=True).startswith("step ")
+    disturbed.finish()
+    same_report(tmp_path / "store" / "tiny", tmp_path / "alone" / "tiny")
+
+
 def test_two_processes_share_the_runs(recipe: Path, done: Comparison, tmp_path: Path) -> None:
     store = tmp_path / "store"
     other = [started(recipe, store) for _ in range(2)]

@@ -66,7 +66,7 @@ def test_the_report_says_what_the_intervals_hold(tmp_path: Path) -> None:
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "All are judged on the same 3080 rows." in report
     assert "Wilson's where there is one seed, and holds the sampling of rows alone" in report
-    assert "with several seeds it is a bootstrap of rows and seeds both" in report
+    assert "with several seeds it holds rows and seeds both" in report
 
 
 def test_a_failed_method_is_in_the_report_and_its_loss_in_the_plots(tmp_path: Path) -> None:

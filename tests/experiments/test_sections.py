@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 
 from deltafit.adapters.movement import MatrixChange
 from deltafit.experiments.answers import Answers, Evidence
-from deltafit.experiments.class_statistics import class_differences, confusion_changes
+from deltafit.experiments.class_statistics import class_differences
+from deltafit.experiments.confusion_statistics import confusion_changes
 from deltafit.experiments.forms import markdown_table
 from deltafit.experiments.page_parts import MOST_RUNS, Part, Section, runs_in_order
 from deltafit.experiments.pareto import pareto_front
 from deltafit.experiments.report import write_report
 from deltafit.experiments.sections import sections_of
+from deltafit.experiments.tables import format_points
 from deltafit.experiments.verdict import advised
 from deltafit.methods import DoRA, Full, LoRA
 from deltafit.tasks.metrics import calibration_gap
@@ -139,9 +141,11 @@ def test_classes_have_their_figures_and_the_rare_ones_a_mark(made: Any) -> None:
     for part, each in zip(found.parts, others, strict=False):
         assert part.figure is not None and part.table is not None
         ours, full = (evidence.answers[name].predicted for name in (each["name"], "full"))
-        expected = class_differences(
+        compared = class_differences(
             *(evidence.labels, evidence.label_names, evidence.train_counts, ours, full)
         )
+        expected = compared.classes
+        assert compared.rare is not None and format_points(vars(compared.rare)) in part.caption
         assert part.table.records == [
             {"method": each["name"], "reference": "full", **asdict(one)} for one in expected
         ]
@@ -211,7 +215,7 @@ def test_of_many_confusions_it_is_said_how_many_were_tested(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, evidence, _ = made
-    monkeypatch.setattr("deltafit.experiments.class_statistics.CONFUSIONS_TESTED", 14)
+    monkeypatch.setattr("deltafit.experiments.confusion_statistics.CONFUSIONS_TESTED", 14)
     monkeypatch.setattr("deltafit.experiments.class_sections.CONFUSIONS_SHOWN", 5)
     found = section(sections_of(rows, {}, {}, evidence), "confusions")
     (table,) = tables(found)

@@ -39,7 +39,8 @@ def three(lora: dict[str, Any], dora: dict[str, Any], **known: object) -> list[d
 
 def test_a_tie_with_full_fine_tuning_is_said_with_what_it_costs() -> None:
     sentences = summary(three(difference(-0.2, 1), difference(0, 1)))
-    assert sentences[:2] == [
+    assert sentences[:3] == [
+        "Beside the best, full: 2 within noise of it (lora and dora).",
         "lora is within noise of full fine-tuning (−0.2 [−1.2, +0.8] points) at 0.45 % of the "
         "parameters and 0.4× its time.",
         "dora (1.2×) and full (2.5×) cost more time than lora for nothing that these rows show.",
@@ -48,16 +49,37 @@ def test_a_tie_with_full_fine_tuning_is_said_with_what_it_costs() -> None:
 
 
 def test_a_tie_that_may_hide_a_loss_says_so() -> None:
-    (first, *_) = summary(three(difference(-15, 25), difference(0, 1)))
-    assert first.endswith("; with so few rows and seeds, 40.0 points less cannot be excluded.")
-    assert "excluded" not in summary(three(difference(-0.5, 1.4), difference(0, 1)))[0]
+    (_, second, *_) = summary(three(difference(-15, 25), difference(0, 1)))
+    assert second.endswith("; with so few rows and seeds, 40.0 points less cannot be excluded.")
+    assert "excluded" not in summary(three(difference(-0.5, 1.4), difference(0, 1)))[1]
+
+
+def test_a_headline_names_what_to_ship_where_the_tie_may_cost_too_much() -> None:
+    rows = three(difference(0, 1), difference(0, 1))
+    rows[0]["difference"] = difference(-1.4, 1.7)
+    assert headline(rows) == "Ship lora, or full where 3.1 points matter"
+
+
+def test_the_others_are_counted_by_how_they_stand_to_the_best() -> None:
+    rows = [
+        row("majority", "baseline", 0.5, difference(-44, 2)),
+        *(run(f"r={i}", 0.94, difference(-1, 2)) for i in range(6)),
+        run("head", 0.92, undecided(-3, 2.8)),
+        run("full", 0.95, None),
+    ]
+    assert summary(rows)[0] == (
+        "Beside the best, full: 6 within noise of it (r=0, r=1, r=2, r=3 and 2 others); 1 "
+        "undecided: worse looked at alone, not after correction for all pairs (head); 1 worse "
+        "beyond noise."
+    )
+    assert "Beside" not in " ".join(summary(rows[-2:]))
 
 
 def test_better_and_worse_are_said_only_beyond_noise() -> None:
     for points, word in ((3, "better"), (-3, "worse")):
-        (first, *_) = summary(three(difference(points, 1), difference(0, 1)))
+        (_, second, *_) = summary(three(difference(points, 1), difference(0, 1)))
         sign = "+" if points > 0 else "−"
-        assert first.startswith(f"lora ({sign}3.0 [") and f"is {word} than full" in first
+        assert second.startswith(f"lora ({sign}3.0 [") and f"is {word} than full" in second
     text = " ".join(summary(three(difference(3, 4), difference(0, 1))))
     assert "better" not in text and "worse" not in text
 
@@ -78,11 +100,25 @@ def test_times_that_overlap_over_seeds_are_no_difference() -> None:
     rows[1] |= {"seconds_range": [121.0, 150.0]}
     assert any(sentence.startswith("dora (1.2×)") for sentence in summary(rows))
     rows[1] |= {"seconds": 105.0, "seconds_range": None}
-    assert not any("dora" in sentence for sentence in summary(rows))
+    assert not any("dora" in sentence for sentence in summary(rows)[1:])
+
+
+def test_times_under_unlike_conditions_are_not_compared() -> None:
+    rows = three(difference(0, 1), difference(0, 1))
+    for each in rows:
+        each["conditions"] = "AMD EPYC, 2 threads"
+    assert not any("Times compare" in sentence for sentence in summary(rows))
+    rows[0]["conditions"] = "AMD EPYC, 2 threads, jointly"
+    text = " ".join(summary(rows))
+    assert "its time" not in text and "more time" not in text
+    assert (
+        "Times compare only within each of these groups: lora (AMD EPYC, 2 threads, jointly); "
+        "dora and full (AMD EPYC, 2 threads)." in text
+    )
 
 
 def test_what_correction_alone_keeps_from_being_a_difference_is_neither_a_tie_nor_worse() -> None:
-    text = " ".join(summary(three(undecided(-0.9, 0.8), undecided(1.2, 1))))
+    text = " ".join(summary(three(undecided(-0.9, 0.8), undecided(1.2, 1)))[1:])
     assert "Of lora (−0.9 [−1.7, −0.1] points; p = 0.20 among all) it is undecided" in text
     assert "dora (1.2×) costs more time than lora and whether for anything is undecided." in text
     for word in ("within noise", "worse than full", "better than"):
@@ -94,7 +130,7 @@ def test_many_ties_are_counted_after_four() -> None:
     loras = [
         run(f"lora {i}", 0.93, difference(-1, 2), trainable=1000 + i, **tied) for i in range(9)
     ]
-    first, second, *_ = summary([*loras, run("full", 0.94, None, **FULL)])
+    _, first, second, *_ = summary([*loras, run("full", 0.94, None, **FULL)])
     assert first.startswith("lora 0 is within noise of full fine-tuning")
     assert second == "So are lora 1, lora 2, lora 3, lora 4 and 4 others."
 
@@ -103,6 +139,8 @@ def test_seeds_are_spoken_of() -> None:
     one = run("lora", 0.9, None)
     assert summary([one])[-1].startswith("Each method was trained once")
     assert summary([{**one, "seeds": 3}])[-1].startswith("Figures are means over 3 seeds")
+    assert "as far as so few show it" in summary([{**one, "seeds": 4}])[-1]
+    assert summary([{**one, "seeds": 5}])[-1].endswith("hold what seeds change.")
     assert "1 to 3 seeds" in summary([one, {**one, "seeds": 3}])[-1]
 
 

@@ -13,7 +13,6 @@ from deltafit.experiments.csv_table import comparison_csv
 from deltafit.experiments.rows import failed_row
 from deltafit.experiments.tables import (
     comparison_markdown,
-    comparison_table,
     format_bytes,
     format_count,
     format_difference,
@@ -21,7 +20,9 @@ from deltafit.experiments.tables import (
     format_points,
     format_seconds,
     is_best,
+    remarks,
 )
+from deltafit.experiments.terminal_table import comparison_table
 from tests.experiments.rows import between, difference, example, run
 
 FAILURE = "diverged at step 40: loss nan. Lower --lr."
@@ -149,6 +150,29 @@ def test_csv_holds_the_plain_numbers() -> None:
     assert float(lora["difference"]) == pytest.approx(-0.004)
     assert lora["within_noise"] == "True"
     assert read[0]["trainable"] == read[5]["difference"] == ""
+
+
+def test_a_remark_of_several_rows_is_said_once() -> None:
+    rows = [run(f"r={i}", 0.9, None, notes=["no better than TF-IDF", f"note {i}"]) for i in (1, 2)]
+    rows += [failed_row("full", "all", FAILURE)]
+    assert remarks(rows) == [
+        "r=1 and r=2: no better than TF-IDF",
+        "r=1: note 1",
+        "r=2: note 2",
+        f"full: {FAILURE}",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 240])
+def test_differing_rates_and_figures_without_duplicates_have_columns(width: int) -> None:
+    known = {"learning_rate": 5e-4, "after_new_rows": 0.8771}
+    rows = [run("lora", 0.95, None, **known), run("full", 0.9, difference(-5, 1))]
+    shown = printed(width, [rows[0], rows[1] | {"learning_rate": 2e-5}])
+    assert "87.7" in shown and max(map(len, shown.splitlines())) <= width
+    assert "0.0005" in shown and "2e-05" in shown
+    one_rate = comparison_markdown([each | {"learning_rate": 5e-4} for each in rows])
+    assert "without duplicates" in one_rate and "learning rate" not in one_rate
+    assert "without duplicates" not in comparison_markdown([rows[1]])
 
 
 def test_no_rows_is_an_empty_comparison() -> None:

@@ -11,12 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deltafit.experiments.tables import (
-    comparison_table,
-    format_bytes,
-    format_count,
-    format_seconds,
-)
+from deltafit.experiments.tables import format_bytes, format_count, format_seconds
+from deltafit.experiments.terminal_table import comparison_table
 from deltafit.files import read_json
 from deltafit.training.progress import format_rate
 

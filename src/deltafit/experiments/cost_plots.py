@@ -140,7 +140,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     """
     costs = [cost for cost in COSTS if any(cost.of(row) for row in rows)]
     fronts = {cost.column: [row["name"] for row in _front(rows, cost)] for cost in costs}
-    titles = dict(zip(cells_of(rows[0]), headers_of(rows), strict=True))
+    titles = headers_of(rows)
     lines, records = [], []
     for row in rows:
         cells, on = cells_of(row), [c for c, names in fronts.items() if row["name"] in names]

@@ -10,6 +10,7 @@ _PLAIN_BEFORE_INTERVAL = (
     *("name", "kind", "result_name", "seeds", "failed_seeds", "learning_rate", "trials"),
     *("trainable", "total"),
     *("metric_name", "count", "before", "training", "validation", "after"),
+    "after_new_rows",
 )
 _PLAIN_AFTER_INTERVAL = (
     *("macro_f1", "seconds", "examples_per_second", "peak_memory_bytes", "saved_bytes"),

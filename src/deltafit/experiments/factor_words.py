@@ -16,7 +16,7 @@ from deltafit.experiments.tables import (
     outcome_of,
 )
 from deltafit.experiments.training_gap import format_gap
-from deltafit.experiments.verdict import listing, named
+from deltafit.experiments.words import listing, named
 
 
 def of_method(factor: Factor) -> str:

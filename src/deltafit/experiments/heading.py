@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deltafit.experiments.tables import Row
-from deltafit.experiments.verdict import listing
+from deltafit.experiments.words import listing
 from deltafit.methods import DeltaMethod, Method, method_from_dict
 from deltafit.methods.values import changed, write
 

@@ -23,6 +23,7 @@ from deltafit.experiments.tables import (
     remarks,
 )
 from deltafit.experiments.verdict import advised, verdict
+from deltafit.experiments.words import in_words
 
 FIRST_COLUMNS = ("method", "after", "interval", "difference", "macro_f1", "share", "time")
 ABOUT = ("about", "changes")  # facts that stand at the top
@@ -70,7 +71,7 @@ def report_page(
         how_to_read=how_to_read,
         remarks=remarks(rows),
         sections=shown,
-        facts={key: value for key, value in facts.items() if key not in ABOUT},
+        facts={key: in_words(value) for key, value in facts.items() if key not in ABOUT},
     )
 
 
@@ -102,7 +103,7 @@ def _part(part: Part, name: str) -> dict[str, Any]:
 
 def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return the table's columns and their titles: what decides first, for narrow screens."""
-    titles = dict(zip(cells_of(rows[0]), headers_of(rows), strict=True)) if rows else {}
+    titles = headers_of(rows)
     order = [*FIRST_COLUMNS, *(column for column in titles if column not in FIRST_COLUMNS)]
     return [(column, titles[column]) for column in order if column in titles]
 

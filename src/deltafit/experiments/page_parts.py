@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from deltafit.experiments.tables import Row
-from deltafit.experiments.verdict import advised, listing
+from deltafit.experiments.verdict import advised
+from deltafit.experiments.words import listing
 
 MOST_RUNS = 6  # that get pictures of their own
 

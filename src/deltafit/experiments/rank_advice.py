@@ -17,7 +17,7 @@ from deltafit.experiments.rank_rows import (
 )
 from deltafit.experiments.statistics import PairedComparison, holm, smallest_visible_difference
 from deltafit.experiments.tables import format_bytes, format_metric, format_points
-from deltafit.experiments.verdict import listing
+from deltafit.experiments.words import listing
 from deltafit.prediction.certificates import DEFAULT_TOLERANCE
 
 _NAMED = 8  # parts in a sentence

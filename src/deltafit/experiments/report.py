@@ -20,10 +20,12 @@ from deltafit.experiments.summary import headline, summary
 from deltafit.experiments.tables import (
     Row,
     comparison_markdown,
-    comparison_table,
+    headers_of,
     remarks,
 )
-from deltafit.experiments.verdict import advised, verdict
+from deltafit.experiments.terminal_table import comparison_table
+from deltafit.experiments.verdict import advised, alternative, verdict
+from deltafit.experiments.words import in_words
 from deltafit.files import write_folder_atomically, write_json_atomically, write_text_atomically
 
 __all__ = ["comparison_csv", "comparison_markdown", "comparison_table", "verdict", "write_report"]
@@ -51,7 +53,8 @@ def write_report(
         rows: the comparison, as `deltafit.experiments.tables` describes a row.
         histories: of each row's runs, by the row's name: records with ``step`` and ``train_loss``
             or ``validation_loss``.
-        metrics: of each run, by name: what `classification_metrics` returned on the judged rows.
+        metrics: of runs that get pictures of their own, by name: what `classification_metrics`
+            returned on the judged rows.
         ranks: of each run, by name: those of its matrices, where they differ; see `learned_ranks`.
         facts: about data and environment, for the report's last section; must be JSON.
         evidence: what methods said of each judged row, and what they changed.
@@ -71,6 +74,7 @@ def write_report(
             "advised": (chosen or {}).get("name"),
             "advised_settings": what_it_is(chosen, facts),
             "advised_folder": (chosen or {}).get("folder"),
+            "safer": (alternative(rows) or {}).get("name"),
             "verdict": conclusion,
             "summary": summary(rows),
             "rows": [dict(row) for row in rows],
@@ -149,7 +153,7 @@ def _markdown_report(
     for caption, file_name in plots:
         blocks += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:
-        others = {key: value for key, value in facts.items() if key not in ABOUT}
+        others = {key: in_words(value) for key, value in facts.items() if key not in ABOUT}
         blocks += ["## Facts", "\n".join(_bullets(others))]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
@@ -166,16 +170,20 @@ def _records(section: Section) -> list[dict[str, Any]]:
 def _how_to_read(rows: Sequence[Row]) -> str:
     counts = sorted({row["count"] for row in rows if row.get("count")})
     judged = f"All are judged on the same {counts[0]} rows. " if len(counts) == 1 else ""
+    duplicates = ""
+    if "new_rows" in headers_of(rows):
+        duplicates = "“Without duplicates” leaves out judged rows whose text stands in training. "
     return (
         f"{judged}The 95 % interval of a result is Wilson's where there is one seed, and holds "
-        "the sampling of rows alone; with several seeds it is a bootstrap of rows and seeds "
-        "both. The difference to best is in points of accuracy, paired on the same rows, with "
+        "the sampling of rows alone; with several seeds it holds rows and seeds both. The "
+        "difference to best is in points of accuracy, paired on the same rows, with "
         "its 95 % interval; *within noise* means that this interval includes 0, *undecided* that "
-        "it does not, but the p-value, corrected by Holm's method for all rows compared with the "
-        "best, is not below 0.05: of many equal methods some look worse by chance. What is said "
-        "to be better or worse has stood that correction. The best was chosen by these very rows, "
-        "so its own figure flatters it a little. Time and examples/s are training alone; memory "
-        "is the peak of the whole process."
+        "it does not, but the p-value, corrected for all pairs of rows, is not below 0.05: of many "
+        "equal methods some look worse by chance than the one that happens to look best. What is "
+        "said to be better or worse has stood that correction. The best was chosen by these very "
+        "rows, so its own figure flatters it, and the more so the more rows there are. "
+        f"{duplicates}Time and examples/s are training alone; memory is the peak of the whole "
+        "process."
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError
-from deltafit.experiments.answers import Answers, Evidence, answers_of
+from deltafit.experiments.answers import Answers, answers_of
 from deltafit.experiments.baselines import Scored
 from deltafit.experiments.class_statistics import macro_f1_interval
 from deltafit.experiments.differences import with_differences
@@ -17,8 +17,8 @@ from deltafit.experiments.rank_plot import adapted_matrices
 from deltafit.experiments.statistics import mean_accuracy_interval
 from deltafit.files import read_tensors
 from deltafit.methods import Method
-from deltafit.prediction.inspecting import changes_of_runs
 from deltafit.tasks.metrics import classification_metrics
+from deltafit.training.joined import JOINED_NOTE
 from deltafit.training.results import PREDICTIONS_FILE
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ _COSTS = (
     *("peak_memory_bytes", "saved_bytes"),
     *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings", "targets"),
     *("against_full", "against_advised", "learning_rate", "searched", "trials", "varied"),
-    "folder",
+    *("folder", "after_new_rows", "conditions"),
 )
 MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities
 
@@ -87,24 +87,23 @@ def _baseline(
     metrics = classification_metrics(labels, scores, part.label_names)
     answers = answers_of([scores], probabilistic=result_name not in MARGINS)
     correct = answers.predicted == labels
-    notes = (*notes, *_without_known_rows(correct, known))
     row = _row(name, "baseline", result_name, [metrics], correct, notes)
+    row["after_new_rows"] = _on_new_rows(correct, known)
     row["macro_f1_interval"] = macro_f1_interval(labels, answers.predicted, scores.shape[1])
     return Candidate({**row, "seconds": seconds}, correct, answers)
 
 
-def _without_known_rows(correct: np.ndarray, known: Sequence[int]) -> list[str]:
-    """Note the accuracy without the rows ``known`` from training; they reward memory alone.
+def _on_new_rows(correct: np.ndarray, known: Sequence[int]) -> float | None:
+    """Return the accuracy without the rows ``known`` from training; they reward memory alone.
+
+    None where there are none, or no others.
 
     Args:
         correct: which of the judged rows each seed got right, ``[seeds, rows]``.
         known: indices of the judged rows whose text stands in the training part too.
     """
     new = np.setdiff1d(np.arange(correct.shape[1]), known)
-    if not known or not new.size:
-        return []
-    share = 100 * correct[:, new].mean()
-    return [f"accuracy {share:.1f} % without the {len(known)} rows that also stand in training"]
+    return float(correct[:, new].mean()) if known and new.size else None
 
 
 def _row(
@@ -178,7 +177,6 @@ def candidate_of(
     labels = np.asarray(splits.parts()[judged].labels)
     answers = _answers(runs, judged, labels)
     correct = answers.predicted == labels
-    notes += _without_known_rows(correct, splits.duplicates(judged))
     row = _row(name, "run", method.result_name, after, correct, notes)
     # A run that took no measurable time has no speed.
     speeds = [cost["examples_per_second"] for cost in costs if cost["examples_per_second"]]
@@ -186,6 +184,7 @@ def candidate_of(
         "settings": method.to_dict(),
         "targets": adapted_matrices(runs[0][0] / "adapter"),
         "failed_seeds": len(failed),
+        "after_new_rows": _on_new_rows(correct, splits.duplicates(judged)),
         "before": _accuracy(runs, "before", judged),
         "training": _accuracy(runs, "after", "train"),
         "validation": _accuracy(runs, "after", "validation"),
@@ -200,8 +199,20 @@ def candidate_of(
         ),
         "seconds_range": _range([cost["training_seconds"] for cost in costs]),
         "peak_memory_range": _range([cost["peak_memory_bytes"] for cost in costs]),
+        "conditions": "; ".join(dict.fromkeys(_conditions(metrics) for _, metrics in runs)),
     }
     return Candidate(row, correct, answers)
+
+
+def _conditions(metrics: Mapping[str, Any]) -> str:
+    """Return under what a run was timed: "AMD EPYC, 2 threads, jointly"; only such compare."""
+    found = metrics["environment"]
+    on = found["device"] if found["device"] != "cpu" else found["processor"] or "cpu"
+    parts = [str(on)]
+    if found["processes"] > 1:
+        parts.append(f"{found['processes']} processes")
+    parts.append(f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}")
+    return ", ".join(parts + (["jointly"] if JOINED_NOTE in metrics["notes"] else []))
 
 
 def _accuracy(runs: Sequence[tuple[Path, dict[str, Any]]], when: str, part: str) -> float | None:
@@ -256,38 +267,3 @@ def compared(methods: Sequence[Candidate | Failure]) -> list[Row]:
         else next(judged)
         for method in methods
     ]
-
-
-def evidence_of(
-    candidates: Sequence[Candidate | Failure],
-    judged: str,
-    splits: Splits,
-    adapters: Mapping[str, Path],
-    runs: Mapping[str, str],
-) -> Evidence:
-    """Return what a report shows of candidates beside their rows.
-
-    Args:
-        candidates: as for `compared`.
-        judged: the part.
-        splits: the texts.
-        adapters: the folder of the adapter that stands for each method, by its row's name.
-        runs: what the run is called that it is of.
-
-    Raises:
-        DeltafitError: an adapter or the base cannot be read.
-    """
-    part, train = splits.parts()[judged], splits.train
-    counts = np.bincount(np.asarray(train.labels), minlength=len(train.label_names))
-    return Evidence(
-        labels=np.asarray(part.labels),
-        label_names=train.label_names,
-        train_counts=tuple(int(count) for count in counts),
-        answers={
-            str(each.row["name"]): each.answers
-            for each in candidates
-            if isinstance(each, Candidate) and each.answers is not None
-        },
-        changes=changes_of_runs(adapters),
-        runs=runs,
-    )

@@ -13,7 +13,8 @@ from deltafit.experiments.matrix_sections import changes_section, ranks_section
 from deltafit.experiments.page_parts import MOST_RUNS, Part, Section, Table
 from deltafit.experiments.run_plots import History, loss_plot
 from deltafit.experiments.tables import Row
-from deltafit.experiments.verdict import advised, listing
+from deltafit.experiments.verdict import advised
+from deltafit.experiments.words import listing
 
 
 def sections_of(

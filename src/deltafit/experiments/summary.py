@@ -8,26 +8,63 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltafit.experiments.differences import full_reference
-from deltafit.experiments.tables import Row, format_points, outcome_of, share_of
-from deltafit.experiments.verdict import advised, named
+from deltafit.experiments.tables import Row, format_points, is_best, outcome_of, share_of
+from deltafit.experiments.verdict import MATTERS, advised, alternative
+from deltafit.experiments.words import named
 
 FULL = "full fine-tuning"
-MATTERS = 0.02  # of accuracy: a loss that a tie must not hide
+ENOUGH_SEEDS = 5  # Student's factor for so many is 1.4 times the normal one, for two 6.5 times
 LONGER = 1.1  # times; a smaller difference of two wall times is none
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Return "Ship lora:rank=8", "Use TF-IDF + linear SVM" or that nothing is decided."""
-    chosen = advised(rows)
+    """Return "Ship lora:rank=8", "Use TF-IDF + linear SVM" or that nothing is decided.
+
+    Where that may cost more than two points it ends in ", or full where 3.1 points matter".
+    """
+    chosen, other = advised(rows), alternative(rows)
     if chosen is None:
         return "Nothing is decided" if rows else "Nothing was compared"
-    return f"{'Ship' if chosen['kind'] == 'run' else 'Use'} {chosen['name']}"
+    said = f"{'Ship' if chosen['kind'] == 'run' else 'Use'} {chosen['name']}"
+    if other is None:
+        return said
+    loss = -100 * chosen["difference"]["low"]
+    return f"{said}, or {other['name']} where {loss:.1f} points matter"
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
     """Return the sentences that stand beside the verdict; each says how sure it is."""
     runs = [row for row in rows if row["kind"] == "run" and not row.get("failure")]
-    return [*_against_full(runs), *_against_advised(runs), *_rates(runs), *_seeds(runs)]
+    return [
+        *_against_best(rows),
+        *_against_full(runs),
+        *_against_advised(runs),
+        *_conditions(runs),
+        *_rates(runs),
+        *_seeds(runs),
+    ]
+
+
+def _against_best(rows: Sequence[Row]) -> list[str]:
+    """Count how the others stand to the best row."""
+    judged = [row for row in rows if not row.get("failure")]
+    best = next((row for row in judged if is_best(row)), None)
+    by_outcome: dict[str, list[str]] = {}
+    for row in judged:
+        if not is_best(row):
+            by_outcome.setdefault(outcome_of(row["difference"]), []).append(row["name"])
+    if best is None or len(judged) < 3:
+        return []
+    said = []
+    for outcome, what in (
+        ("within noise", "within noise of it"),
+        ("undecided", "undecided: worse looked at alone, not after correction for all pairs"),
+    ):
+        if names := by_outcome.get(outcome):
+            said.append(f"{len(names)} {what} ({named(names)})")
+    if names := by_outcome.get("worse"):
+        said.append(f"{len(names)} worse beyond noise")
+    return [f"Beside the best, {best['name']}: {'; '.join(said)}."]
 
 
 def _against_full(runs: Sequence[Row]) -> list[str]:
@@ -129,6 +166,18 @@ def _against_advised(runs: Sequence[Row]) -> list[str]:
     return sentences
 
 
+def _conditions(runs: Sequence[Row]) -> list[str]:
+    """Say which rows were timed under unlike conditions, so that their times do not compare."""
+    names: dict[str, list[str]] = {}
+    for row in runs:
+        if row.get("conditions"):
+            names.setdefault(row["conditions"], []).append(row["name"])
+    if len(names) < 2:
+        return []
+    said = [f"{named(rows)} ({conditions})" for conditions, rows in names.items()]
+    return [f"Times compare only within each of these groups: {'; '.join(said)}."]
+
+
 def _rates(runs: Sequence[Row]) -> list[str]:
     """Say of a comparison whether each row had a learning rate of its own, and a tuned one."""
     known = [row for row in runs if row.get("learning_rate")]
@@ -156,23 +205,29 @@ def _rates(runs: Sequence[Row]) -> list[str]:
     what = "rates that were not tuned on these texts (their defaults, or the ones asked for)"
     if len(rates) == 1:
         what = f"the same learning rate, {rates.pop():g}"
+    tried = [row["learning_rate"] for row in known]
+    span = f"{{low: {min(tried) / 10:.3g}, high: {10 * max(tried):.3g}}}"
     return [
         f"All rows were trained at {what}. Each may do better at another: a recipe's search tunes "
-        "it for each within the same budget."
+        "it for each within the same budget, as with "
+        f"--set 'search={{trials: 8, space: {{learning_rate: {span}}}}}'."
     ]
 
 
 def _seeds(runs: Sequence[Row]) -> list[str]:
-    counts = {row.get("seeds") or 1 for row in runs}
+    counts = sorted({row.get("seeds") or 1 for row in runs})
     if not counts:
         return []
-    if counts == {1}:
+    if counts == [1]:
         return [
             "Each method was trained once: how much training again would change is not known, and "
-            "not in the intervals. More seeds tell, such as --seeds 0,1,2."
+            "not in the intervals. More seeds tell, such as --seeds 0,1,2,3,4."
         ]
-    span = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(counts.pop())
-    return [f"Figures are means over {span} seeds, and their intervals hold what seeds change."]
+    span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    sentence = f"Figures are means over {span} seeds, and their intervals hold what seeds change"
+    if counts[0] < ENOUGH_SEEDS:
+        sentence += ", as far as so few show it: they are wide for that, and more would narrow them"
+    return [f"{sentence}."]
 
 
 def _points(comparison: Mapping[str, Any]) -> str:
@@ -184,8 +239,13 @@ def _points(comparison: Mapping[str, Any]) -> str:
 
 
 def _longer(row: Row, other: Row) -> bool:
-    """Say whether a row took longer: by a tenth, and with every seed where there are several."""
+    """Say whether a row took longer: by a tenth, and with every seed where there are several.
+
+    Of rows timed under unlike conditions it is not known.
+    """
     if not row.get("seconds") or not other.get("seconds"):
+        return False
+    if row.get("conditions") != other.get("conditions"):
         return False
     low, high = row.get("seconds_range"), other.get("seconds_range")
     apart = not (low and high) or low[0] > high[1]

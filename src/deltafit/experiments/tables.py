@@ -1,8 +1,9 @@
-"""One comparison as a table for the terminal and in Markdown; and how its figures are written.
+"""What a row of a comparison is, and how its figures are written.
 
 A row is a mapping with the keys ``name``, ``kind`` ("baseline" or "run"), ``result_name``,
 ``trainable``, ``total``, ``metric_name``, ``count`` (how many rows were judged), ``before``,
-``after``, ``interval`` (its 95 %, ``[low, high]``), ``macro_f1``, ``seconds``,
+``after``, ``interval`` (its 95 %, ``[low, high]``), ``after_new_rows`` (``after`` without
+the judged rows whose text stands in training; None of no such rows), ``macro_f1``, ``seconds``,
 ``examples_per_second``, ``peak_memory_bytes``, ``saved_bytes``, ``difference`` (the fields of a
 `PairedComparison` with the best row; None for that row itself), ``against_baseline`` (of a run: the
 best cheap baseline's ``name``, and the fields of the `PairedComparison` with it), likewise
@@ -13,23 +14,20 @@ method's, as ``Method.to_dict`` gives them), ``targets`` (the names within a blo
 adapted, where that is known), ``learning_rate``, ``searched`` (the names of settings that a search
 has chosen) and its ``trials``, ``varied`` (hyperparameters in which the comparison's runs differ),
 ``notes`` and ``failure``; and of its figures over seeds ``macro_f1_interval`` (95 %),
-``seconds_range`` and ``peak_memory_range`` (smallest and largest). Whatever a row lacks is a dash.
+``seconds_range`` and ``peak_memory_range`` (smallest and largest); and ``conditions`` (in words,
+what its times depend on; rows in which these differ are not compared in time). Whatever a row lacks
+is a dash.
 
 ``failure`` is None, or says of a method that cannot be judged what happened, without its subject,
 and what to do: "diverged at step 40: loss nan. Lower --lr.". Such a row has no figures and no
 difference, and is not the best.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rich import box, get_console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
-
 from deltafit.experiments.forms import markdown_table
+from deltafit.experiments.words import named
 
 Row = Mapping[str, Any]
 Outcome = Literal["within noise", "undecided", "better", "worse"]
@@ -38,45 +36,20 @@ NOTHING = "–"
 PERCENT_METRICS = frozenset({"accuracy", "macro_f1", "weighted_f1"})
 
 
-def comparison_table(rows: Sequence[Row], width: int | None = None) -> Table:
-    """Lay the comparison out for a terminal ``width`` characters wide (None: the present one).
-
-    Where one line a method does not fit, related figures share a column, one above the other, so
-    that 80 columns show all of them and nothing is cut off.
-    """
-    console = get_console()
-    available = width or console.width
-    options = console.options.update(max_width=10_000)
-    nameless = [
-        {**row, "name": "", "seeds": 1, "failed_seeds": 0} for row in rows
-    ]  # names fold, figures do not
-    for layout in (_one_line_table, _stacked_table):
-        # The maximum: rich's minimum would let figures fold, which their columns do not do.
-        if Measurement.get(console, options, layout(nameless)).maximum <= available:
-            table = layout(rows)
-            break
-    else:
-        table = _listed_table(rows)
-    said = remarks(rows)
-    if said:
-        table.caption = Text("\n".join(said))
-        table.caption_justify = "left"
-    return table
-
-
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Return what is to be said of single rows, "name: remark" each: failures and notes."""
-    return [
-        f"{row['name']}: {remark}"
-        for row in rows
-        for remark in (*filter(None, [row.get("failure")]), *(row.get("notes") or ()))
-    ]
+    """Return what is to be said of rows, "names: remark" each: failures and notes, once each."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for remark in (*filter(None, [row.get("failure")]), *(row.get("notes") or ())):
+            said.setdefault(remark, []).append(row["name"])
+    return [f"{named(names)}: {remark}" for remark, names in said.items()]
 
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """Return the comparison as a Markdown table, all figures in it, the best row in bold."""
-    header, *lines = [headers_of(rows), *([*cells_of(row).values()] for row in rows)]
-    return markdown_table(header, lines, bold=[is_best(row) for row in rows])
+    headers = headers_of(rows)
+    lines = [[cells_of(row)[column] for column in headers] for row in rows]
+    return markdown_table([*headers.values()], lines, bold=[is_best(row) for row in rows])
 
 
 def is_best(row: Row) -> bool:
@@ -190,7 +163,10 @@ def share_of(row: Row) -> float | None:
 
 
 def cells_of(row: Row) -> dict[str, str]:
-    """Return every figure of a row as it is shown, in the order of the full table."""
+    """Return every figure of a row as it is shown, by its column, in the order of the full table.
+
+    Not every column is in it: see `headers_of`.
+    """
     metric, share, interval = row["metric_name"], share_of(row), row.get("interval")
     seeds, speed = row.get("seeds") or 1, row.get("examples_per_second")
     failed = row.get("failed_seeds") or 0
@@ -200,9 +176,11 @@ def cells_of(row: Row) -> dict[str, str]:
         "method": row["name"] + (among if seeds + failed > 1 else ""),
         "trainable": format_count(row.get("trainable")),
         "share": NOTHING if share is None else f"{100 * share:.{0 if share == 1 else 2}f} %",
+        "rate": NOTHING if not row.get("learning_rate") else f"{row['learning_rate']:g}",
         "before": format_metric(row.get("before"), metric),
         "after": format_metric(row.get("after"), metric),
         "interval": f"[{', '.join(bounds)}]" if bounds else NOTHING,
+        "new_rows": format_metric(row.get("after_new_rows"), metric),
         "macro_f1": format_metric(row.get("macro_f1"), "macro_f1"),
         "time": format_seconds(row.get("seconds")),
         "speed": NOTHING if not speed else f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}",
@@ -212,86 +190,23 @@ def cells_of(row: Row) -> dict[str, str]:
     }
 
 
-def headers_of(rows: Sequence[Row]) -> list[str]:
-    """Return the titles of the full table's columns."""
+def headers_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the titles of the full table's columns, by column.
+
+    Learning rates have one where rows differ in them, and so have figures without the judged rows
+    that stand in training, where there are such.
+    """
     metric = metric_title(rows)
-    return [
-        *("method", "trainable", "share", "before", metric, "95 % interval", "macro-F1 %"),
-        *("time", "examples/s", "peak memory", "saved", "difference to best"),
-    ]
-
-
-def _one_line_table(rows: Sequence[Row]) -> Table:
-    table = _new_table(headers_of(rows), method_width=24)
-    _add_rows(table, rows, lambda cells: list(cells.values()))
-    return table
-
-
-def _stacked_table(rows: Sequence[Row]) -> Table:
-    metric = metric_title(rows)
-    table = _new_table(
-        [
-            *("method", "trained\nshare", f"before →\n{metric}\n[95 % int.]", "macro\nF1 %"),
-            *("time\nspeed", "memory\nsaved", "difference\nto best"),
-        ],
-        method_width=12,
-    )
-
-    def stack(cells: dict[str, str]) -> list[str]:
-        before, after, speed = cells["before"], cells["after"], cells["speed"]
-        return [
-            _foldable(cells["method"]),
-            _two_lines(cells["trainable"], cells["share"]),
-            _two_lines(after if before == NOTHING else f"{before} → {after}", cells["interval"]),
-            cells["macro_f1"],
-            _two_lines(cells["time"], speed if speed == NOTHING else f"{speed} ex/s"),
-            _two_lines(cells["memory"], cells["saved"]),
-            re.sub(r" \(| (?=\[)", "\n", cells["difference"]).rstrip(")"),
-        ]
-
-    _add_rows(table, rows, stack)
-    return table
-
-
-def _listed_table(rows: Sequence[Row]) -> Table:
-    """Give each method its figures as running text: for terminals too narrow for columns."""
-    table = Table("method", "figures", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
-
-    def listed(cells: dict[str, str]) -> list[str]:
-        named = dict(zip(headers_of(rows), cells.values(), strict=True))
-        name, difference = named.pop("method"), named.pop("difference to best")
-        figures = [f"{header} {cell}" for header, cell in named.items() if cell != NOTHING]
-        to_best = "" if difference in ("best", "failed") else "difference to best "
-        return [_foldable(name), "; ".join([*figures, to_best + difference])]
-
-    _add_rows(table, rows, listed)
-    return table
-
-
-def _foldable(name: str) -> str:
-    """Let a list of settings or targets fold at its commas."""
-    return re.sub(r",(?=\S)", ", ", name)
-
-
-def _two_lines(first: str, second: str) -> str:
-    return first if second == NOTHING else f"{first}\n{second}"
-
-
-def _new_table(headers: Sequence[str], method_width: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(headers[0], overflow="fold", min_width=method_width)
-    for header in headers[1:]:
-        # Figures never fold: only the method gives way when the terminal is narrow.
-        table.add_column(Text(header), justify="right", no_wrap=True, overflow="fold")
-    return table
-
-
-def _add_rows(
-    table: Table, rows: Sequence[Row], arrange: Callable[[dict[str, str]], list[str]]
-) -> None:
-    for index, row in enumerate(rows):
-        last_of_kind = index + 1 < len(rows) and rows[index + 1].get("kind") != row.get("kind")
-        cells = [Text(cell) for cell in arrange(cells_of(row))]  # Text: "[" is no markup here
-        table.add_row(*cells, style="bold" if is_best(row) else None, end_section=last_of_kind)
+    titles = {
+        **{"method": "method", "trainable": "trainable", "share": "share"},
+        **{"rate": "learning rate", "before": "before", "after": metric},
+        **{"interval": "95 % interval", "new_rows": "without duplicates"},
+        **{"macro_f1": "macro-F1 %", "time": "time", "speed": "examples/s"},
+        **{"memory": "peak memory", "saved": "saved", "difference": "difference to best"},
+    }
+    rates = {row.get("learning_rate") for row in rows} - {None}
+    left_out = {
+        "rate": len(rates) < 2,
+        "new_rows": all(row.get("after_new_rows") is None for row in rows),
+    }
+    return {column: title for column, title in titles.items() if not left_out.get(column)}

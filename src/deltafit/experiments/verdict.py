@@ -14,20 +14,22 @@ from deltafit.experiments.tables import (
     format_points,
     is_best,
     outcome_of,
+    with_outcome,
 )
 
-NAMED = 4  # methods that a sentence names before it counts the rest
+MATTERS = 0.02  # of accuracy: a loss that a tie must not hide
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Say in a few sentences what to ship, and what the figures do not decide.
+    """Say in three sentences what to ship and why, how sure that is, and what baselines do.
 
     A method is tied with the best if it cannot be told apart from it looked at alone: if the 95 %
     interval of their difference includes 0. Of those tied the cheapest to keep is advised: a
     baseline (the quickest to fit) before an adapter, then the fewest trained parameters; of equal
     ones the better on validation rows, then the first. Bytes and seconds have no say in these: they
-    differ by how busy the machine was, say. What is worse looked at alone, and not after
-    correction for all rows, is undecided: neither called worse nor shipped. That anything beats the
+    differ by how busy the machine was, say. Where a loss of more than two points to the best cannot
+    be excluded, that is said with what to ship if it matters. What is worse looked at alone, and
+    not after correction for all pairs of rows, is undecided: not shipped. That anything beats the
     majority class, which knows nothing of the text, is a claim of its own that has to stand
     correction: otherwise nothing is decided.
     """
@@ -83,14 +85,11 @@ def _of_judged(rows: Sequence[Row]) -> list[str]:
     if chosen is None:
         assert standing.majority is not None
         return _nothing_decided(standing.majority, standing.best, rows)
-    sentences = [_recommendation(chosen, standing, len(rows))]
-    runs = [row for row in rows if row["kind"] == "run"]
-    if len(rows) > 1 and runs and all(row.get("seeds") == 1 for row in runs):
-        sentences.append("All were trained with one seed: another may order them otherwise.")
-    sentences += _against_baselines(chosen, standing.best, rows)
-    if standing.undecided:
-        sentences.append(_undecided(standing.undecided, standing.best, len(rows)))
-    return sentences
+    return [
+        _recommendation(chosen, standing, len(rows)),
+        *_how_sure(chosen, standing.best),
+        *_against_baselines(chosen, standing.best, rows),
+    ]
 
 
 def _failed(row: Row) -> str:
@@ -173,20 +172,18 @@ def _recommendation(chosen: Row, standing: _Standing, count: int) -> str:
     if count == 1:
         return f"{advice}: nothing else was compared with it."
     if chosen is not best:
-        found = chosen["difference"]
-        others = [row["name"] for row in standing.tied if row is not chosen]
-        also = f"; {named(others)} tied as well" if others else ""
+        points = format_points(chosen["difference"])
         return (
             f"{advice}: within noise of the best, {best['name']} ({_result(best)}; the 95 % "
-            f"interval of their difference, {format_points(found)} points, includes 0), so at most "
-            f"{at_most(found)} less{_why_it(chosen, [standing.best, *standing.tied])}{also}."
+            f"interval of their difference, {points} points, includes 0)"
+            f"{_why_it(chosen, [standing.best, *standing.tied])}."
         )
     if standing.tied:
-        names = [row["name"] for row in standing.tied]
-        are, whose = ("is", "its difference") if len(names) == 1 else ("are", "each difference")
+        count = len(standing.tied)
+        are = f"{standing.tied[0]['name']} is" if count == 1 else f"{count} others are"
         return (
-            f"{advice}: the best and the cheapest of a tie; {named(names)} {are} within noise of "
-            f"it (the 95 % interval of {whose} includes 0)."
+            f"{advice}: the best and the cheapest of a tie; {are} within noise of it (the 95 % "
+            "interval of the difference includes 0)."
         )
     if standing.undecided:
         return f"{advice}: it is the best, and nothing else is within noise of it."
@@ -209,7 +206,28 @@ def _why_it(chosen: Row, tied: Sequence[Row]) -> str:
 
 def _corrected(count: int) -> str:
     """Return what "beyond noise" means, of a best row among so many."""
-    return f" (p < 0.05, corrected for {count - 1} comparisons)" if count > 2 else " (p < 0.05)"
+    return f" (p < 0.05, corrected for all pairs of {count} rows)" if count > 2 else " (p < 0.05)"
+
+
+def alternative(rows: Sequence[Row]) -> Row | None:
+    """Return what to ship where the loss that advice may mean matters: the best row.
+
+    None where no loss of more than two points is left open, or nothing is decided.
+    """
+    chosen = advised(rows)
+    if chosen is None or is_best(chosen) or -chosen["difference"]["low"] <= MATTERS:
+        return None
+    return next((row for row in rows if is_best(row)), None)
+
+
+def _how_sure(chosen: Row, best: Row) -> list[str]:
+    """Say how much worse what is advised may be than the best."""
+    if chosen is best:
+        return []
+    sentence = f"At most {at_most(chosen['difference'])} less"
+    if alternative([best, chosen]) is None:
+        return [f"{sentence}."]
+    return [f"{sentence}: where that matters, {best['name']} is safer, and more rows would tell."]
 
 
 def at_most(comparison: Mapping[str, Any]) -> str:
@@ -217,28 +235,23 @@ def at_most(comparison: Mapping[str, Any]) -> str:
     return f"{max(0.0, -100 * comparison['low']):.1f} points (95 %)"
 
 
-def _undecided(rows: Sequence[Row], best: Row, count: int) -> str:
-    are = "is" if len(rows) == 1 else "are"
-    return (
-        f"{named([row['name'] for row in rows])} {are} undecided: worse than {best['name']} looked "
-        f"at alone, and not after correction for {count - 1} comparisons, so neither called worse "
-        "nor shipped as a tie."
-    )
-
-
 def _against_baselines(chosen: Row, best: Row, rows: Sequence[Row]) -> list[str]:
-    """Say of what is advised, and of the best, how it stands to the best cheap baseline."""
+    """Say of what is advised, or else of the best run, how it stands to the best cheap baseline."""
     runs = [row for row in rows if row.get("against_baseline")]
     if not runs:
         return []
-    spoken_of = [chosen] if chosen is best else [chosen, best]
-    said = [_against_baseline(row) for row in spoken_of if row["kind"] == "run"]
+    spoken_of = next((row for row in (chosen, best) if row["kind"] == "run"), None)
     if any(outcome_of(row["against_baseline"]) == "better" for row in runs):
-        return said
+        return [] if spoken_of is None else [_against_baseline(spoken_of)]
     name = runs[0]["against_baseline"]["name"]
     baseline = next(row for row in rows if row["name"] == name)
-    reaches = "" if baseline is chosen else f": {name} reaches {_result(baseline)} without one"
-    return [f"No adapter beats the cheap baselines beyond noise{reaches}.", *said]
+    parts = [] if baseline is chosen else [f"{name} reaches {_result(baseline)} without one"]
+    if spoken_of is not None:
+        compared = spoken_of["against_baseline"]
+        points = with_outcome(f"{format_points(compared)} points", compared)
+        parts.append(f"of {spoken_of['name']} to {name} it is {points}")
+    said = f": {'; '.join(parts)}" if parts else ""
+    return [f"No adapter beats the cheap baselines beyond noise{said}."]
 
 
 def _against_baseline(row: Row) -> str:
@@ -251,15 +264,3 @@ def _against_baseline(row: Row) -> str:
         "worse": f"{name} is worse than {cheap} beyond noise",
     }
     return f"{said[outcome_of(compared)]} ({format_points(compared)} points)."
-
-
-def named(names: Sequence[str]) -> str:
-    """Return a listing of at most four names, and how many there are besides."""
-    rest = len(names) - NAMED
-    others = f"{rest} other{'s' if rest > 1 else ''}"
-    return listing([*names[:NAMED], others] if rest > 0 else names)
-
-
-def listing(names: Sequence[str]) -> str:
-    """Return "a, b and c"; there is at least one."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
