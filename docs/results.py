@@ -33,20 +33,25 @@ def page(folder: Path, command: str) -> str:
     facts = read_json(folder / "comparison.json")["facts"]
     day = date.fromtimestamp((folder / "report.md").stat().st_mtime)
     made = (
-        f"`{command}`, on {_machine(facts['environment'])}; {day}. {_precision(facts)} What "
+        f"`{command}`, on {_machine(facts)}; {day}. {_precision(facts)} What "
         "follows is `report.md` as it was written there, without its pictures and list of facts."
     )
     return f"{title}\n\n{made}\n{words.rstrip()}\n"
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
+def _machine(facts: Mapping[str, Any]) -> str:
+    def known(key: str) -> str:
+        """Return what all rows have in common, or what any of them has."""
+        if key in facts["environment"]:
+            return str(facts["environment"][key])
+        return " or ".join(dict.fromkeys(str(value) for value in facts[key].values()))
+
+    names = ("deltafit", "torch", "transformers", "scikit-learn")
     versions = ", ".join(
-        f"{name} {version}"
-        for name, version in environment.items()
-        if name in ("deltafit", "torch", "transformers", "scikit-learn")
+        f"{name} {known(name)}" for name in names if name in {*facts, *facts["environment"]}
     )
-    cores, threads = environment["cores"], environment["threads"]
-    return f"{environment['processor']} ({cores} cores, threads a run: {threads}), {versions}"
+    cores, threads = known("cores"), known("threads")
+    return f"{known('processor')} ({cores} cores, threads a run: {threads}), {versions}"
 
 
 def _precision(facts: Mapping[str, Any]) -> str:

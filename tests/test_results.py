@@ -36,6 +36,13 @@ def test_a_page_has_the_reports_words_and_says_how_it_was_made(page: Any, tmp_pa
     assert "![" not in text and "somebody" not in text and "## Facts" not in text
 
 
+def test_what_runs_do_not_have_in_common_is_said_of_each(page: Any, tmp_path: Path) -> None:
+    facts = FACTS | {"environment": {"processor": "Some CPU", "cores": 2}}
+    facts |= {"threads": {"head": 1, "full": 2, "lora": 1}}
+    write_report(tmp_path, example(), {}, {}, {}, facts)
+    assert "Some CPU (2 cores, threads a run: 1 or 2)" in page(tmp_path, "deltafit run")
+
+
 def test_a_page_that_names_a_folder_of_ones_own_is_refused(page: Any, tmp_path: Path) -> None:
     write_report(tmp_path, example(), {}, {}, {}, FACTS | {"about": "Of /home/me/texts.csv."})
     with pytest.raises(SystemExit, match=r"names /home/me/texts\.csv, which no reader has"):
