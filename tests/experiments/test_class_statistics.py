@@ -69,11 +69,14 @@ def test_a_class_that_got_worse_is_found_and_the_others_are_not() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("classes", "rows", "seeds", "accuracy"),
-    [(5, 40, 1, 0.8), (5, 60, 3, 0.9), (77, 40, 1, 0.88), (77, 40, 1, 0.97)],
+    ("classes", "rows", "seeds", "accuracy", "between"),
+    [
+        *((5, 40, 1, 0.8, 0), (5, 60, 3, 0.9, 0), (77, 40, 1, 0.88, 0), (77, 40, 1, 0.97, 0)),
+        *((20, 40, 2, 0.9, 0.3), (20, 40, 3, 0.9, 0.3)),
+    ],
 )
 def test_equal_methods_rarely_differ_in_any_class(
-    classes: int, rows: int, seeds: int, accuracy: float
+    classes: int, rows: int, seeds: int, accuracy: float, between: float
 ) -> None:
     """Also where classes are many, and each has few rows with few errors."""
     generator = np.random.default_rng(0)
@@ -83,6 +86,7 @@ def test_equal_methods_rarely_differ_in_any_class(
     for _ in range(60 if classes > 5 else 200):
         hard, mistaken = generator.normal(size=labels.shape), generator.integers(1, 4, labels.shape)
         own = generator.normal(size=(2, seeds, labels.size))
+        own += generator.normal(0, between, size=(2, seeds, 1))  # of a seed, the same for all rows
         right = (hard + own) / 2**0.5 < norm.ppf(accuracy)
         said = np.where(right, labels, (labels + mistaken) % classes)
         found = class_differences(labels, names, counts, *said).classes
@@ -90,6 +94,18 @@ def test_equal_methods_rarely_differ_in_any_class(
         alone.append(np.mean([not each.comparison.within_noise for each in found]))
     assert np.mean(alarms) <= 0.07
     assert np.mean(alone) <= 0.06
+
+
+def test_classes_with_a_row_each_that_are_never_said_stay_within_bounds() -> None:
+    labels = np.arange(100)
+    ours = np.where(labels % 3 == 0, 0, labels)[None]
+    theirs = np.where(labels % 2 == 0, 0, labels)[None]
+    counts = (1,) * 10 + (50,) * 90
+    found = class_differences(labels, tuple(map(str, labels)), counts, ours, theirs)
+    assert found.rare is not None and found.others is not None
+    assert found.others.high - found.others.low < 0.4
+    for each in found.classes:
+        assert -1 <= each.comparison.low <= each.comparison.high <= 1
 
 
 def test_rare_classes_and_the_others_are_compared_by_their_mean() -> None:

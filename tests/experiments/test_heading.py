@@ -53,7 +53,7 @@ def test_the_first_screen_names_task_method_settings_rows_seed_and_baseline(
             "Ship r=4 α=4",
             "lora on all linear layers: rank 4, α 4, scaling alpha; learning rate 5e-05, "
             "20 epochs, batches of 8",
-            *("97.0 % accuracy, one seed,", "At most 2.5 points (95 %) less"),
+            *("97.0 % accuracy, one seed,", "at most 2.5 points (95 %) less"),
             "r=4 α=4 beats the best cheap baseline, TF-IDF, beyond noise (+4.0 [+2.0, +6.0]",
             *(FACTS["about"], FACTS["changes"]),
         ):

@@ -61,7 +61,7 @@ def test_rows_are_those_of_runs_one_after_another(
         said = [note for note in one["notes"] if "trained jointly with others:" in note]
         assert bool(said) == one["name"].startswith("lora")
         assert [note for note in one["notes"] if note not in said] == other["notes"]
-    assert (folder / "report.md").read_text().count("trained jointly with others:") == 2
+    assert (folder / "report.md").read_text().count("trained jointly with others:") == 1
     metrics = {path.parent.name: read_json(path) for path in folder.glob("runs/*/metrics.json")}
     assert [content.get("joined") for _, content in sorted(metrics.items())] == [None, 2, 2]
     # All is finished: nothing is trained again.

@@ -1,5 +1,6 @@
 """Kinds of matrices that are left out: as ``ranks`` measures them, found once, said as they are."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from deltafit.adapters import read_adapter
 from deltafit.data import load_labelled
 from deltafit.experiments import left_out as rooms
-from deltafit.experiments.left_out import KindLeftOut, LeftOut, left_out
+from deltafit.experiments.left_out import KindLeftOut, LeftOut, left_out, spread
 from deltafit.experiments.left_out_words import left_out_part
 from deltafit.experiments.rank_judging import Judge
 from deltafit.experiments.statistics import paired_comparison
@@ -60,7 +61,14 @@ def test_it_is_what_ranks_finds_and_is_found_once(
             left_out(folder, "run 2", part, kept, Silent())
         with pytest.raises(AssertionError, match="it is known"):
             left_out(folder, "run 1", part.select(range(50)), kept, Silent())
-    for damaged in ("", "{}", "[1]", kept.read_text().replace('"count": 60', '"count": 3')):
+    with_list = json.dumps(json.loads(kept.read_text()) | {"without": [*expected]})
+    for damaged in (
+        "",
+        "{}",
+        "[1]",
+        with_list,
+        kept.read_text().replace('"count": 60', '"count": 3'),
+    ):
         kept.write_text(damaged)
         assert left_out(folder, "run 1", part, kept, Silent()) == found
 
@@ -72,8 +80,14 @@ def test_of_many_rows_some_are_looked_at_spread_evenly(
     folder = adapter(base, tmp_path / "run", LoRA(rank=2))
     part = load_labelled(write_table(tmp_path / "test.csv", 50, seed=5), LABELS)
     found = left_out(folder, "run", part, tmp_path / "left_out.json", Silent())
-    thinned = left_out(folder, "run", part.select(range(0, 50, 3)), tmp_path / "b.json", Silent())
-    assert found == thinned and found is not None and found.count == 17
+    assert found is not None and (found.count, found.total) == (20, 50)
+    thinned = part.select(spread(50, 20))
+    again = left_out(folder, "run", thinned, tmp_path / "b.json", Silent())
+    assert again is not None and again.kinds == found.kinds
+    for count, most in ((1001, 1000), (7, 1000), (1, 5), (2500, 1000)):
+        indices = spread(count, most)
+        assert len({*indices}) == len(indices) == min(count, most)
+        assert indices[0] == 0 and indices[-1] == count - 1 and indices == sorted(indices)
 
 
 @pytest.mark.parametrize("method", [IA3(), LoRA(["query"], rank=2)])
@@ -89,13 +103,14 @@ def test_it_is_said_by_what_may_be_said() -> None:
     for title, cells in (("dense", (100, 1, 40, 9)), ("query", (120, 8, 10, 12))):
         comparison = paired_comparison(*answers(*cells))
         kinds.append(KindLeftOut(title, 0.5, 0.9, comparison))
-    part = left_out_part("r=4", LeftOut(150, 0.93, tuple(kinds)), "Which?")
+    part = left_out_part("r=4", LeftOut(150, 4000, 0.93, tuple(kinds)), "Which?")
     assert part.caption.startswith("Which? Of r=4 one kind of matrix at a time was left out")
-    assert "On 150 of the judged rows (93.0 % with all) it is worse beyond noise without" in (
-        part.caption
+    assert (
+        "On 150 of the 4,000 judged rows (93.0 % with all) it is worse beyond noise without dense; "
+        "within noise of the whole without query (corrected for 2 kinds)." in part.caption
     )
-    assert "dense (−26.0 [" in part.caption
-    assert "; within noise of the whole without query (−1.3 [" in part.caption
+    every = left_out_part("r=4", LeftOut(150, 150, 0.93, tuple(kinds)), "Which?")
+    assert "On all 150 judged rows (" in every.caption
     assert part.table is not None and len(part.table.rows) == 2
     assert part.table.rows[1][-1].startswith("within noise (−1.3")
     assert np.isclose(part.table.records[0]["to_whole"]["difference"], -0.26)

@@ -58,7 +58,9 @@ def test_killed_on_minilm_the_report_is_that_of_an_undisturbed_run(
     undisturbed = Killable(recipe, tmp_path / "alone", changes, tmp_path / "marks")
     undisturbed.finish()
     disturbed = Killable(recipe, tmp_path / "store", changes, tmp_path / "marks")
-    assert disturbed.killed(random.Random(2), 2.0, training=True).startswith("step ")
+    disturbed.killed(random.Random(2), 2.0, training=True)
+    finished, steps = progress_of(tmp_path / "store")
+    assert finished < 3 and finished + steps > 0
     disturbed.finish()
     same_report(tmp_path / "store" / "tiny", tmp_path / "alone" / "tiny")
 

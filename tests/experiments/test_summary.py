@@ -57,7 +57,7 @@ def test_a_tie_that_may_hide_a_loss_says_so() -> None:
 def test_a_headline_names_what_to_ship_where_the_tie_may_cost_too_much() -> None:
     rows = three(difference(0, 1), difference(0, 1))
     rows[0]["difference"] = difference(-1.4, 1.7)
-    assert headline(rows) == "Ship lora, or full where 3.1 points matter"
+    assert headline(rows) == "Ship lora, or full where up to 3.1 points matter"
 
 
 def test_the_others_are_counted_by_how_they_stand_to_the_best() -> None:
@@ -142,6 +142,7 @@ def test_seeds_are_spoken_of() -> None:
     assert "as far as so few show it" in summary([{**one, "seeds": 4}])[-1]
     assert summary([{**one, "seeds": 5}])[-1].endswith("hold what seeds change.")
     assert "1 to 3 seeds" in summary([one, {**one, "seeds": 3}])[-1]
+    assert summary([one, {**one, "seeds": 3}])[-1].endswith("of one seed hold the rows alone.")
 
 
 def test_what_failed_or_was_not_trained_says_nothing() -> None:

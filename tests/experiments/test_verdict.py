@@ -16,8 +16,8 @@ def test_the_cheapest_of_a_tie_is_advised_and_the_tie_is_named() -> None:
     assert "within noise of the best, lora rank=16 alpha=32 targets=all-linear (93.8 %" in text
     assert (
         "(93.8 % accuracy; the 95 % interval of their difference, −0.4 [−1.0, +0.2] points, "
-        "includes 0), and it trains the fewest parameters of those tied. At most 1.0 points (95 %) "
-        "less. " in text
+        "includes 0), and it trains the fewest parameters of those tied. It gets at most 1.0 "
+        "points (95 %) less than the best. " in text
     )
     cheap = "the best cheap baseline, frozen features + logistic regression,"
     # Of the advised: that the best beats the baseline says nothing of it.
@@ -34,12 +34,12 @@ def test_a_tie_that_may_cost_much_names_what_costs_nothing() -> None:
     ]
     assert advised(rows) is rows[0] and alternative(rows) is rows[1]
     assert verdict(rows).endswith(
-        "At most 3.1 points (95 %) less: where that matters, big is safer, and more rows would "
-        "tell."
+        "It gets at most 3.1 points (95 %) less than the best: where that matters, big is safer, "
+        "and more rows would tell."
     )
     near = [run("small", 0.95, difference(-0.4, 1.5), trainable=1_000), rows[1]]
     assert advised(near) is near[0] and alternative(near) is None
-    assert verdict(near).endswith("At most 1.9 points (95 %) less.")
+    assert verdict(near).endswith("It gets at most 1.9 points (95 %) less than the best.")
     assert alternative(rows[1:]) is None and alternative([]) is None
 
 
@@ -60,7 +60,7 @@ def test_a_baseline_in_the_tie_is_said_to_suffice() -> None:
     assert text.startswith("Use TF-IDF + linear SVM (96.0 % accuracy): within noise of the best")
     # It is the best cheap baseline itself, so its result is not said again.
     assert text.endswith(
-        "No adapter beats the cheap baselines beyond noise: of lora to TF-IDF + linear SVM it is "
+        "No adapter beats the cheap baselines beyond noise: lora against TF-IDF + linear SVM: "
         "within noise (+1.0 [−0.5, +2.5] points)."
     )
 
@@ -120,7 +120,7 @@ def test_too_few_rows_to_leave_the_majority_class_behind_decide_nothing() -> Non
     assert verdict(rows) == (
         "8 rows are too few to decide: the best, lora (87.5 % accuracy), is within noise of the "
         "majority class (50.0 % accuracy, a difference of −37.5 [−81.2, +1.9] points). They "
-        "cannot show a difference under 50.0 points at all. Judge on more rows; if the tie "
+        "cannot show a difference under 50 points at all. Judge on more rows; if the tie "
         "stays, nothing was learned."
     )
 
@@ -172,6 +172,13 @@ def test_what_failed_is_named_and_neither_advised_nor_compared(failure: str, sai
     assert verdict([failed, *example()]) == f"{verdict(example())} {said} not judged."
 
 
+def test_rows_that_failed_alike_are_named_together() -> None:
+    failed = [failed_row(f"lr={i}", "lora", f"diverged at step 2: loss {i}.") for i in range(6)]
+    assert verdict([*failed, run("lora", 0.95, None)]).endswith(
+        " lr=0, lr=1, lr=2, lr=3 and 2 others diverged at step 2 and are not judged."
+    )
+
+
 def test_what_only_correction_keeps_from_being_worse_is_not_shipped_for_being_cheap() -> None:
     rows = [
         run("r=4", 0.91, undecided(-4.7, 3.8), trainable=1000),
@@ -180,7 +187,7 @@ def test_what_only_correction_keeps_from_being_worse_is_not_shipped_for_being_ch
     ]
     assert advised(rows) is rows[1]
     text = verdict(rows)
-    assert text.startswith("Ship r=8 (95.0 % accuracy, one seed, ") and "At most 2.2 points" in text
+    assert text.startswith("Ship r=8 (95.0 % accuracy, one seed, ") and "at most 2.2 points" in text
     # Without a tie the best is shipped, and no win over what is undecided is claimed.
     text = verdict([rows[0], rows[2]])
     assert text.startswith("Ship full (") and "nothing else is within noise of it." in text
@@ -196,7 +203,7 @@ def test_a_win_over_baselines_has_to_stand_correction_too() -> None:
     text = verdict(rows)
     assert text.startswith("Ship lora (") and "beats the best" not in text
     assert "No adapter beats the cheap baselines beyond noise: TF-IDF reaches 93.0 %" in text
-    assert text.endswith("of lora to TF-IDF it is undecided (+2.0 [+0.2, +3.8] points).")
+    assert text.endswith("lora against TF-IDF: undecided (+2.0 [+0.2, +3.8] points).")
 
 
 def test_a_majority_class_that_is_not_beaten_beyond_noise_decides_nothing() -> None:

@@ -19,11 +19,9 @@ from deltafit.experiments.resampling import (
     interval,
 )
 from deltafit.experiments.statistics import PairedComparison
-from deltafit.experiments.together import compared_together
+from deltafit.experiments.together import PSEUDO_ROWS, Known, compared_together
 
-RESAMPLES = 4_000
-# As the two rows of `Together`: a class has few rows, and a handful of them is no certainty.
-PSEUDO_ROWS_A_CLASS = 2
+F1_RESAMPLES = 4_000
 RARE = 0.5  # of the training rows that a class would have if all had as many
 
 
@@ -100,8 +98,9 @@ def macro_f1_interval(labels: IntArray, predicted: IntArray, classes: int) -> li
     ]
     f1, occurs = _weighted_f1(np.ones((1, len(labels))), labels, predicted, classes)
     noise = SeedNoise.of(f1[0].sum(axis=1) / occurs[0].sum(axis=1))
-    means = np.concatenate(drawn) + noise.drawn(RESAMPLES, generator)
-    low, high = interval(means, degrees_of_freedom(means.var(axis=0), [noise]))
+    means = np.concatenate(drawn) + noise.drawn(F1_RESAMPLES, generator)
+    variance = means.var(axis=0)
+    low, high = interval(means.mean(axis=0), variance**0.5, degrees_of_freedom(variance, [noise]))
     return [max(float(low), 0.0), min(float(high), 1.0)]
 
 
@@ -175,8 +174,9 @@ def _compared_f1(
     generator = np.random.default_rng(1)
     noises = [SeedNoise.of(each) for each in np.split(by_run, [methods[0]])]
     drawn = drawn + sum(noise.drawn(len(drawn), generator) for noise in noises)
-    degrees = degrees_of_freedom(drawn.var(axis=0), noises)
-    return compared_together(_apart(by_run, methods, axis=0), drawn, degrees)
+    variance = np.maximum(drawn.var(axis=0), np.finfo(np.float64).tiny)
+    known = Known(drawn.mean(axis=0), variance**0.5, degrees_of_freedom(variance, noises))
+    return compared_together(_apart(by_run, methods, axis=0), drawn, known, known)
 
 
 def _resampled_f1(
@@ -194,13 +194,13 @@ def _resampled_f1(
         classes: how many there are.
         generator: of the draws.
         methods: how many of the runs, in their order, are of each method. If given, every class
-            gets two more rows; see ``pseudo_rows`` of `resampled_means`.
+            gets two more rows, as in `Together`: of few rows a handful is no certainty.
     """
     # Rows on which all runs say the same of the same class are interchangeable.
-    pseudo_rows = PSEUDO_ROWS_A_CLASS if methods else 0
+    pseudo_rows = PSEUDO_ROWS if methods else 0
     patterns, counts = np.unique(np.vstack([labels, predicted]), axis=1, return_counts=True)
-    for start in range(0, RESAMPLES, 200):  # all at once would take gigabytes of many rows
-        size = min(200, RESAMPLES - start)
+    for start in range(0, F1_RESAMPLES, 200):  # all at once would take gigabytes of many rows
+        size = min(200, F1_RESAMPLES - start)
         weights = generator.multinomial(len(labels), counts / len(labels), size=size)
         drawn = weights.astype(np.float64)
         right = generator.normal(
@@ -232,7 +232,7 @@ def _weighted_f1(
         both.append(met + (said.T @ weights.T).T)  # [draws, classes]
     every = np.stack(both, axis=1) + added + right
     f1 = 2 * (np.stack(hits, axis=1) + right) / np.maximum(every, 1e-9)
-    return f1, every > 0
+    return np.clip(f1, 0.0, 1.0), every > 0  # what is added is normal, and has no bounds
 
 
 def _one_hot(indices: IntArray, classes: int) -> csr_matrix:

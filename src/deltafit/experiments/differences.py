@@ -70,7 +70,7 @@ def _against_baseline(run: Row, name: str, difference: dict[str, Any]) -> dict[s
     """Return the fields of a run's row that its comparison with the baseline ``name`` decides."""
     notes = {
         "within noise": [f"no better than {name} beyond noise"],
-        "undecided": [f"better or worse than {name}: undecided"],
+        "undecided": [f"whether better or worse than {name} is undecided"],
         "worse": [f"worse than {name} beyond noise"],
         "better": [],
     }[outcome_of(difference)]

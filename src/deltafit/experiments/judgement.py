@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deltafit.data import Splits
-from deltafit.errors import TrainingError, UsageError
+from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.answers import Evidence
 from deltafit.experiments.arms import Arm, Experiment
 from deltafit.experiments.evidence import evidence_of
@@ -119,9 +119,12 @@ def judge_runs(
         part = splits.parts()[judged]
 
         def look(name: str) -> LeftOut | None:
-            run = shown[name]
-            kept = folder / LEFT_OUT_FILE
-            return left_out(run.folder, run.metrics["run_hash"], part, kept, reporter)
+            run, kept = shown[name], folder / LEFT_OUT_FILE
+            try:
+                return left_out(run.folder, run.metrics["run_hash"], part, kept, reporter)
+            except DeltafitError as error:  # which is no reason to have no report
+                reporter.say(f"No kind of matrix is left out of {name}: {error}")
+                return None
 
         write_report(
             folder,

@@ -47,11 +47,13 @@ class LeftOut:
 
     Attributes:
         count: judged rows that were looked at.
+        total: judged rows that there are.
         accuracy: of the whole adapter on them.
         kinds: the one that is missed most first; at least two.
     """
 
     count: int
+    total: int
     accuracy: float
     kinds: tuple[KindLeftOut, ...]
 
@@ -85,8 +87,8 @@ def left_out(
     }
     if not kinds:
         return None
-    step = -(-len(part) // MOST_ROWS)
-    part = part.select(range(0, len(part), step))
+    total = len(part)
+    part = part.select(spread(total, MOST_ROWS))
     known = {"run": run, "rows": part.content_hash()}
     found = _kept(kept, known, [*kinds])
     if found is None:
@@ -107,10 +109,15 @@ def left_out(
             },
         }
         _keep(kept, known, found)
-    return _compared(found, titles_of(changes))
+    return _compared(found, titles_of(changes), total)
 
 
-def _compared(found: Mapping[str, Any], titles: Mapping[str, str]) -> LeftOut:
+def spread(count: int, most: int) -> list[int]:
+    """Return at most so many indices of ``count``, spread evenly."""
+    return [int(index) for index in np.linspace(0, count - 1, min(count, most)).round()]
+
+
+def _compared(found: Mapping[str, Any], titles: Mapping[str, str], total: int) -> LeftOut:
     whole: BoolArray = found["whole"]
     without: Mapping[str, BoolArray] = found["without"]
     comparisons = corrected([paired_comparison(each, whole) for each in without.values()])
@@ -119,7 +126,7 @@ def _compared(found: Mapping[str, Any], titles: Mapping[str, str]) -> LeftOut:
         for (name, correct), comparison in zip(without.items(), comparisons, strict=True)
     ]
     kinds.sort(key=lambda kind: (kind.to_whole.difference, -kind.energy))
-    return LeftOut(len(whole), float(whole.mean()), tuple(kinds))
+    return LeftOut(len(whole), total, float(whole.mean()), tuple(kinds))
 
 
 def _keep(path: Path, known: Mapping[str, str], found: Mapping[str, Any]) -> None:
@@ -146,7 +153,7 @@ def _kept(path: Path, known: Mapping[str, str], kinds: Sequence[str]) -> dict[st
             "without": {k: _correct(wrong, count) for k, wrong in content["without"].items()},
             "energy": {name: float(content["energy"][name]) for name in kinds},
         }
-    except (DeltafitError, OSError, KeyError, TypeError, ValueError, IndexError):
+    except (DeltafitError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None  # there is none, or somebody wrote in it: it is found again
 
 

@@ -27,14 +27,15 @@ def left_out_part(name: str, found: LeftOut, before: str) -> Part:
         ("within noise", "within noise of the whole without"),
     ):
         if kinds := by_outcome.get(outcome):
-            names = [
-                f"{each.title} ({format_points(vars(each.to_whole))} points)" for each in kinds
-            ]
-            said.append(f"{words} {listing(names)}")
+            said.append(f"{words} {listing([each.title for each in kinds])}")
+    rows = f"all {found.count:,} judged rows"
+    if found.count < found.total:
+        rows = f"{found.count:,} of the {found.total:,} judged rows"
     return Part(
         f"{before} Of {name} one kind of matrix at a time was left out, in all blocks, and nothing "
-        f"trained again. On {found.count:,} of the judged rows ({_percent(found.accuracy)} % with "
-        f"all) it is {'; '.join(said)}. What is not missed alone may be missed with another.",
+        f"trained again. On {rows} ({_percent(found.accuracy)} % with all) it is {'; '.join(said)} "
+        f"(corrected for {len(found.kinds)} kinds). What is not missed alone may be missed with "
+        "another.",
         table=Table(
             ["without", "of ‖ΔW‖²", "accuracy %", "difference to the whole"],
             [_line(kind) for kind in found.kinds],

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from deltafit.experiments.tables import Row
 from deltafit.experiments.verdict import advised
-from deltafit.experiments.words import listing
+from deltafit.experiments.words import named
 
 MOST_RUNS = 6  # that get pictures of their own
 
@@ -75,4 +75,4 @@ def runs_in_order(rows: Sequence[Row]) -> list[Row]:
 def pictured(names: Sequence[str]) -> tuple[Sequence[str], str]:
     """Return the first names, which get pictures, and a sentence on the others if there are any."""
     others = names[MOST_RUNS:]
-    return names[:MOST_RUNS], f" Not drawn: {listing(others)}." if others else ""
+    return names[:MOST_RUNS], f" Not drawn: {named(others)}." if others else ""

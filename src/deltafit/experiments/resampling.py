@@ -122,12 +122,9 @@ def as_normal(statistic: FloatArray, degrees: FloatArray) -> FloatArray:
     return equivalent
 
 
-def interval(drawn: FloatArray, degrees: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the 95 % intervals of figures from their draws ``[draws, ...]``: lower, upper ends.
-
-    They are the mean of the draws with as many of their standard errors on both sides as Student's
-    distribution asks.
-    """
-    centre, error = drawn.mean(axis=0), drawn.std(axis=0)
+def interval(
+    centre: FloatArray, error: FloatArray, degrees: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the ends of Student's 95 % intervals, given their centres and standard errors."""
     half = student.ppf(0.5 + LEVEL / 2, degrees) * error
     return centre - half, centre + half

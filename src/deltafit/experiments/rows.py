@@ -18,7 +18,6 @@ from deltafit.experiments.statistics import mean_accuracy_interval
 from deltafit.files import read_tensors
 from deltafit.methods import Method
 from deltafit.tasks.metrics import classification_metrics
-from deltafit.training.joined import JOINED_NOTE
 from deltafit.training.results import PREDICTIONS_FILE
 
 Row = dict[str, Any]
@@ -205,14 +204,16 @@ def candidate_of(
 
 
 def _conditions(metrics: Mapping[str, Any]) -> str:
-    """Return under what a run was timed: "AMD EPYC, 2 threads, jointly"; only such compare."""
+    """Return under what a run was timed: "AMD EPYC, 2 threads, 16 runs jointly"."""
     found = metrics["environment"]
-    on = found["device"] if found["device"] != "cpu" else found["processor"] or "cpu"
+    device = found["device"].partition(":")[0]
+    on = (found["processor"] if device == "cpu" else found.get("gpu")) or device
     parts = [str(on)]
     if found["processes"] > 1:
         parts.append(f"{found['processes']} processes")
     parts.append(f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}")
-    return ", ".join(parts + (["jointly"] if JOINED_NOTE in metrics["notes"] else []))
+    together = metrics.get("joined")
+    return ", ".join(parts + ([f"{together} runs jointly"] if together else []))
 
 
 def _accuracy(runs: Sequence[tuple[Path, dict[str, Any]]], when: str, part: str) -> float | None:

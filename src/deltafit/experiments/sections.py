@@ -53,6 +53,8 @@ def _costs(rows: Sequence[Row]) -> Section:
         "On a Pareto front nothing gets more for less. It follows the measured figures; of two "
         "methods within noise of each other either could be on it."
     )
+    if len({row.get("conditions") for row in rows} - {None}) > 1:
+        text += " Not all rows were timed under the same conditions: of time the front says little."
     legend = (
         "The grey line is the front. Hollow markers are worse than the best beyond noise. Dashed "
         "lines are baselines whose cost in this is not known."

@@ -20,7 +20,7 @@ LONGER = 1.1  # times; a smaller difference of two wall times is none
 def headline(rows: Sequence[Row]) -> str:
     """Return "Ship lora:rank=8", "Use TF-IDF + linear SVM" or that nothing is decided.
 
-    Where that may cost more than two points it ends in ", or full where 3.1 points matter".
+    Where that may cost more than two points it ends in ", or full where up to 3.1 points matter".
     """
     chosen, other = advised(rows), alternative(rows)
     if chosen is None:
@@ -29,7 +29,7 @@ def headline(rows: Sequence[Row]) -> str:
     if other is None:
         return said
     loss = -100 * chosen["difference"]["low"]
-    return f"{said}, or {other['name']} where {loss:.1f} points matter"
+    return f"{said}, or {other['name']} where up to {loss:.1f} points matter"
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -106,7 +106,9 @@ def _chosen_by(full: Row) -> str:
 def _tied_with_full(tied: Sequence[Row], full: Row, what: str) -> list[str]:
     if not tied:
         return []
-    advised_name = (tied[0].get("against_advised") or {}).get("name")
+    advised_name = next(
+        (row["against_advised"]["name"] for row in tied if row.get("against_advised")), None
+    )
     first, *others = sorted(
         tied, key=lambda row: (row["name"] != advised_name, row["trainable"] or 0)
     )
@@ -227,6 +229,8 @@ def _seeds(runs: Sequence[Row]) -> list[str]:
     sentence = f"Figures are means over {span} seeds, and their intervals hold what seeds change"
     if counts[0] < ENOUGH_SEEDS:
         sentence += ", as far as so few show it: they are wide for that, and more would narrow them"
+    if counts[0] == 1:
+        sentence += "; those of one seed hold the rows alone"
     return [f"{sentence}."]
 
 

@@ -7,9 +7,11 @@ common, and so takes less than a bound for so many would.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import norm
 
 from deltafit.errors import DeltafitError
 from deltafit.experiments.resampling import (
@@ -28,7 +30,7 @@ from deltafit.experiments.statistics import PairedComparison, comparison_of, mir
 # Agresti & Min (2005) add two rows to the 2 × 2 table of (a right, b right), half a one a cell. A
 # row that each method gets right as a coin falls is just that for every pair of them.
 PSEUDO_ROWS = 2
-_MOST_FIGURES = 20_000_000  # draws × pairs that are in memory at once, 160 MB
+_MOST_FIGURES = 5_000_000  # draws × pairs; some five arrays of them are in memory, 200 MB
 
 
 class Together:
@@ -39,8 +41,11 @@ class Together:
     over ``k`` seeds gets normal noise with the variance that the seeds show. That variance is known
     from ``k - 1`` degrees of freedom only, so intervals are widened, and p-values raised, as
     Student's distribution asks with the degrees of `degrees_of_freedom`. Of one seed the noise of
-    training is not known, and *not* counted. Agresti & Min's two rows are added, so that a handful
-    of disagreements is no certainty, and one run each gets the interval of `paired_comparison`.
+    training is not known, and *not* counted. For corrected p-values no method's noise is below what
+    the seeds of all show on average (`at_least_the_average`), since of many methods some have seeds
+    that agree by chance; an interval is of its two methods alone. Agresti & Min's two rows are
+    added, so that a handful of disagreements is no certainty, and one run each gets the interval of
+    `paired_comparison`.
 
     A seed's noise is taken as one method's own. A method may be a mean over settings, such as rank
     4 over four α; these are taken as they are, and a seed is one of all settings.
@@ -78,19 +83,33 @@ class Together:
         resamples = max(1_000, min(resamples, _MOST_FIGURES // len(pairs)))
         by_row = np.stack([each.mean(axis=(0, 1)) for each in methods])
         drawn = resampled_means(by_row, PSEUDO_ROWS, resamples, generator)
-        noises = at_least_the_average([SeedNoise.of(each.mean(axis=(0, 2))) for each in methods])
+        own = [SeedNoise.of(each.mean(axis=(0, 2))) for each in methods]
+        noises = at_least_the_average(own)
         drawn += np.stack([noise.drawn(resamples, generator) for noise in noises], axis=1)
         first, second = np.array(pairs).T
-        apart = drawn[:, first] - drawn[:, second]
-        variances = apart.var(axis=0)
-        degrees = np.array(
-            [
+        means, rows = by_row.mean(axis=1), by_row.shape[1]
+        covariance = np.cov(by_row, bias=True)
+        of_rows = (
+            rows * (np.diag(covariance)[first] + np.diag(covariance)[second])
+            - 2 * rows * covariance[first, second]
+            + PSEUDO_ROWS / 2
+        ) / (rows + PSEUDO_ROWS) ** 2
+
+        def known_with(noises: Sequence[SeedNoise]) -> Known:
+            """Return what is known of all pairs' differences, given what seeds add."""
+            variances = of_rows + np.array(
+                [noises[a].variance + noises[b].variance for a, b in pairs]
+            )
+            degrees = [
                 degrees_of_freedom(variance, [noises[a], noises[b]])
                 for variance, (a, b) in zip(variances, pairs, strict=True)
             ]
-        )
-        means = by_row.mean(axis=1)
-        found = compared_together(means[first] - means[second], apart, degrees)
+            centre = (means[first] - means[second]) * rows / (rows + PSEUDO_ROWS)
+            return Known(centre, variances**0.5, np.array(degrees))
+
+        apart = drawn[:, first] - drawn[:, second]
+        differences = means[first] - means[second]
+        found = compared_together(differences, apart, known_with(own), known_with(noises))
         self._found = dict(zip(pairs, found, strict=True))
 
     def compare(self, a: int, b: int) -> PairedComparison:
@@ -111,8 +130,28 @@ def paired_over_seeds(correct_a: BoolArray, correct_b: BoolArray) -> PairedCompa
     return Together([correct_a, correct_b]).compare(0, 1)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of differences.
+
+    Attributes:
+        centre: of their intervals, ``[n]``.
+        error: their standard errors, ``[n]``.
+        degrees: of freedom of these, ``[n]``.
+    """
+
+    centre: FloatArray
+    error: FloatArray
+    degrees: FloatArray
+
+    @property
+    def far(self) -> FloatArray:
+        """How many errors they are from 0, as a normal distribution would have it."""
+        return as_normal(np.abs(self.centre) / self.error, self.degrees)
+
+
 def compared_together(
-    differences: FloatArray, drawn: FloatArray, degrees: FloatArray
+    differences: FloatArray, drawn: FloatArray, alone: Known, among: Known
 ) -> list[PairedComparison]:
     """Return comparisons that are read together, from one bootstrap of all of them.
 
@@ -125,26 +164,21 @@ def compared_together(
     Args:
         differences: as measured, ``[n]``.
         drawn: the same, drawn again, ``[draws, n]``.
-        degrees: of freedom of their variances, ``[n]``.
+        alone: what is known of each looked at alone: its interval, and its p-value.
+        among: the same for the corrected p-values, where others may make it more careful.
     """
-    centre, error = drawn.mean(axis=0), drawn.std(axis=0)
-    # What is certain has no error; only where no row is drawn that tells two methods apart.
-    error = np.maximum(error, np.finfo(np.float64).tiny)
-    far = as_normal(np.abs(centre) / error, degrees)
-    by_chance = np.abs((drawn - centre) / error)
-    alone = _share_as_far(by_chance, far)
-    order = np.argsort(-far, kind="stable")
+    error = np.maximum(drawn.std(axis=0), np.finfo(np.float64).tiny)
+    by_chance = np.abs((drawn - drawn.mean(axis=0)) / error)
+    order = np.argsort(-among.far, kind="stable")
     # Of each hypothesis the largest of those that come after it, and of itself.
     largest = np.maximum.accumulate(by_chance[:, order[::-1]], axis=1)[:, ::-1]
-    among = np.empty_like(alone)
-    among[order] = np.maximum.accumulate(_share_as_far(largest, far[order]))
-    low, high = interval(drawn, degrees)
+    reached = ((largest >= among.far[order]).sum(axis=0) + 1) / (len(drawn) + 1)
+    p_value = 2 * norm.sf(alone.far)
+    corrected = np.empty_like(p_value)
+    corrected[order] = np.maximum.accumulate(reached)
+    corrected = np.maximum(corrected, p_value)
+    low, high = interval(alone.centre, alone.error, alone.degrees)
     return [
         comparison_of(*map(float, figures))
-        for figures in zip(differences, low, high, alone, among, strict=True)
+        for figures in zip(differences, low, high, p_value, corrected, strict=True)
     ]
-
-
-def _share_as_far(drawn: FloatArray, far: FloatArray) -> FloatArray:
-    shares: FloatArray = ((drawn >= far).sum(axis=0) + 1) / (len(drawn) + 1)
-    return shares

@@ -16,6 +16,7 @@ from deltafit.experiments.tables import (
     outcome_of,
     with_outcome,
 )
+from deltafit.experiments.words import named
 
 MATTERS = 0.02  # of accuracy: a loss that a tie must not hide
 
@@ -38,7 +39,7 @@ def verdict(rows: Sequence[Row]) -> str:
     judged = [row for row in rows if not row.get("failure")]
     sentences = _of_judged(judged) if judged else ["There is nothing to judge: every run failed."]
     sentences += [_without_seeds(row) for row in judged if row.get("failed_seeds")]
-    return " ".join([*sentences, *(_failed(row) for row in rows if row.get("failure"))])
+    return " ".join([*sentences, *_failed([row for row in rows if row.get("failure")])])
 
 
 def advised(rows: Sequence[Row]) -> Row | None:
@@ -92,10 +93,16 @@ def _of_judged(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _failed(row: Row) -> str:
-    # Up to the reason and the advice, which stand with the row's remarks.
-    what = re.split(r"[:.](?:\s|$)", row["failure"], maxsplit=1)[0]
-    return f"{row['name']} {what} and is not judged."
+def _failed(rows: Sequence[Row]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        # Up to the reason and the advice, which stand with the row's remarks.
+        what = re.split(r"[:.](?:\s|$)", row["failure"], maxsplit=1)[0]
+        names.setdefault(what, []).append(row["name"])
+    return [
+        f"{named(each)} {what} and {'is' if len(each) == 1 else 'are'} not judged."
+        for what, each in names.items()
+    ]
 
 
 def _without_seeds(row: Row) -> str:
@@ -128,7 +135,7 @@ def _nothing_decided(majority: Row, best: Row, rows: Sequence[Row]) -> list[str]
     least = (
         "They cannot show any difference at all"
         if visible is None
-        else f"They cannot show a difference under {100 * visible:.1f} points at all"
+        else f"They cannot show a difference under {100 * visible:.2g} points at all"
     )
     return [
         f"{_rows(count)} too few to decide: {why}.",
@@ -138,7 +145,7 @@ def _nothing_decided(majority: Row, best: Row, rows: Sequence[Row]) -> list[str]
 
 
 def _rows(count: int) -> str:
-    return "1 row is" if count == 1 else f"{count} rows are"
+    return "1 row is" if count == 1 else f"{count:,} rows are"
 
 
 def _cost(row: Row) -> tuple[bool, float, float]:
@@ -224,7 +231,7 @@ def _how_sure(chosen: Row, best: Row) -> list[str]:
     """Say how much worse what is advised may be than the best."""
     if chosen is best:
         return []
-    sentence = f"At most {at_most(chosen['difference'])} less"
+    sentence = f"It gets at most {at_most(chosen['difference'])} less than the best"
     if alternative([best, chosen]) is None:
         return [f"{sentence}."]
     return [f"{sentence}: where that matters, {best['name']} is safer, and more rows would tell."]
@@ -249,7 +256,7 @@ def _against_baselines(chosen: Row, best: Row, rows: Sequence[Row]) -> list[str]
     if spoken_of is not None:
         compared = spoken_of["against_baseline"]
         points = with_outcome(f"{format_points(compared)} points", compared)
-        parts.append(f"of {spoken_of['name']} to {name} it is {points}")
+        parts.append(f"{spoken_of['name']} against {name}: {points}")
     said = f": {'; '.join(parts)}" if parts else ""
     return [f"No adapter beats the cheap baselines beyond noise{said}."]
 

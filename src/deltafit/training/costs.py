@@ -90,10 +90,16 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return trainable, sum(base.values()) + trainable - replaced
 
 
+def gpu_name(device: torch.device) -> str | None:
+    """Return what a GPU is called; None of a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def environment_of(accelerator: Accelerator) -> dict[str, Any]:
     """Return what the timings depend on."""
     return {
         "device": str(accelerator.device),
+        "gpu": gpu_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -31,7 +31,7 @@ from deltafit.training.sharing import check_shared, decided_for_all
 from deltafit.training.validation import plain_forward
 
 # Kept with the checkpoints: whoever finishes such a run, its figures are to be read so.
-JOINED_NOTE = (
+_NOTE = (
     "trained jointly with others: its time is its share of the whole by rows, and its memory that "
     "of all of them"
 )
@@ -194,8 +194,8 @@ class JoinedLoop:
                 learner.course.precision = shared.precision
                 learner.course.attention_precision = shared.attention_precision
                 learner.reporter.start("training", learner.total_steps, learner.course.step)
-                if JOINED_NOTE not in learner.course.notes:
-                    learner.course.notes.append(JOINED_NOTE)
+                if _NOTE not in learner.course.notes:
+                    learner.course.notes.append(_NOTE)
             total = max(learner.total_steps for learner in live.values())
             self.reporter.start(f"training {len(live)} runs", total, _furthest(live))
             saved = time.monotonic()
