@@ -8,7 +8,7 @@ from scipy.stats import norm, ttest_ind
 
 from deltafit.errors import DeltafitError
 from deltafit.experiments.resampling import SeedNoise, at_least_the_average
-from deltafit.experiments.statistics import holm, paired_comparison
+from deltafit.experiments.statistics import corrected, holm, paired_comparison
 from deltafit.experiments.together import Known, Together, compared_together, paired_over_seeds
 from tests.experiments.right_answers import answers, runs_of_one_method
 
@@ -182,6 +182,19 @@ def test_of_equal_methods_none_is_called_worse_than_the_one_that_looks_best(
         excluded.append(not together.compare(0, 1).within_noise)
     assert np.mean(false_alarms) <= 0.07
     assert np.mean(excluded) <= 0.08
+
+
+def test_counting_the_comparisons_with_the_best_alone_is_not_enough() -> None:
+    """Why all pairs are one family."""
+    generator = np.random.default_rng(16)
+    false_alarms = []
+    for _ in range(200):
+        correct = generator.random((20, 300)) < 0.9
+        best = int(np.argmax(correct.mean(axis=1)))
+        others = [each for index, each in enumerate(correct) if index != best]
+        found = corrected([paired_comparison(each, correct[best]) for each in others])
+        false_alarms.append(any(each.beyond_noise for each in found))
+    assert np.mean(false_alarms) > 0.1
 
 
 def test_one_method_that_varies_widely_beside_steady_ones_is_rarely_told_apart() -> None:
