@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from deltafit.experiments.words import named
 from deltafit.files import read_json, write_text_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +31,7 @@ def page(folder: Path, command: str) -> str:
     words, *_ = re.split(r"^(?:## [^\n]*\n\n!\[|## Facts$)", text, maxsplit=1, flags=re.M)
     if found := re.search(r"(?<![\w.])/(?:[\w.-]+/)+[\w.-]*\w", words):
         sys.exit(f"{folder / 'report.md'} names {found[0]}, which no reader has.")
+    words = re.sub(r"^It is in \S+, seen from this report[^\n]*\n\n", "", words, flags=re.M)
     facts = read_json(folder / "comparison.json")["facts"]
     day = date.fromtimestamp((folder / "report.md").stat().st_mtime)
     made = (
@@ -60,7 +62,7 @@ def _precision(facts: Mapping[str, Any]) -> str:
         rows.setdefault(precision, []).append(row)
     if len(rows) == 1:
         return f"All rows trained in {next(iter(rows))}."
-    return " ".join(f"In {precision}: {', '.join(names)}." for precision, names in rows.items())
+    return " ".join(f"In {precision}: {named(names)}." for precision, names in rows.items())
 
 
 if __name__ == "__main__":

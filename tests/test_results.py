@@ -31,7 +31,7 @@ def test_a_page_has_the_reports_words_and_says_how_it_was_made(page: Any, tmp_pa
     title, _, rest = report.partition("\n")
     assert text.startswith(f"{title}\n\n`deltafit run recipes/sweep.yaml --set model=minilm`, on ")
     assert "Some CPU (2 cores, threads a run: 1), torch 2.13.0; 20" in text
-    assert "In float32: head, full. In bf16: lora." in text
+    assert "In float32: head and full. In bf16: lora." in text
     assert rest.partition("\n## Result with")[0].strip() in text
     assert "![" not in text and "somebody" not in text and "## Facts" not in text
 

@@ -43,6 +43,7 @@ def test_every_method_with_every_seed(compared: tuple[Path, str]) -> None:
             "report.md",
             "comparison.csv",
             "comparison.json",
+            "left_out.json",
         ),
     }
 

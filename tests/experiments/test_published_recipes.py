@@ -7,6 +7,7 @@ import pytest
 
 from deltafit.data import MODELS
 from deltafit.experiments.dry_run import dry_run
+from deltafit.experiments.left_out import LEFT_OUT_FILE
 from deltafit.experiments.recipe import Recipe, arms_of, experiment_of
 from deltafit.experiments.recipe_file import read_recipe
 from deltafit.experiments.recipe_run import run
@@ -101,6 +102,15 @@ def test_the_sweep_itself_runs_and_all_its_rows_are_in_the_report(tmp_path: Path
     assert len(lines) == 19 and all(line["final_train_acc"] for line in lines)
     # On other texts with another model nothing is said of what was published.
     assert "Published" not in page and ".9533" not in text
+    # The three questions. All rows adapt the same matrices: what one of them needs is measured.
+    answers = text.partition("## Which matrices, which layers, which rank")[2]
+    assert "one kind of matrix at a time was left out" in answers
+    assert "Which layers: is training all, the last block or the head as good?" in answers
+    assert "Which rank is enough? Of lora, on average over α 4, 8, 16 and 32, rank" in answers
+    kept = result.folder / LEFT_OUT_FILE
+    written_at = kept.stat().st_mtime_ns
+    run(FOLDER / "sms-gpt2-sweep.yaml", tmp_path / "store", overrides=overrides)
+    assert kept.stat().st_mtime_ns == written_at, "and not measured again"
 
 
 @pytest.mark.slow

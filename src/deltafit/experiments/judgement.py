@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deltafit.data import Splits
+from deltafit.data import LabelledTexts, Splits
 from deltafit.errors import DeltafitError, TrainingError, UsageError
 from deltafit.experiments.answers import Evidence
 from deltafit.experiments.arms import Arm, Experiment
@@ -116,16 +116,7 @@ def judge_runs(
         adapters = {row: each.folder / "adapter" for row, each in shown.items()}
         names = {row: each.name for row, each in shown.items()}
         evidence = evidence_of(candidates, judged, splits, adapters, names)
-        part = splits.parts()[judged]
-
-        def look(name: str) -> LeftOut | None:
-            run, kept = shown[name], folder / LEFT_OUT_FILE
-            try:
-                return left_out(run.folder, run.metrics["run_hash"], part, kept, reporter)
-            except DeltafitError as error:  # which is no reason to have no report
-                reporter.say(f"No kind of matrix is left out of {name}: {error}")
-                return None
-
+        look = _look(shown, splits.parts()[judged], folder, reporter)
         write_report(
             folder,
             rows,
@@ -235,6 +226,22 @@ def _machine(shown: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for key in {key: None for each in found.values() for key in each if key not in alike}:
         facts[key] = {name: each.get(key) for name, each in found.items()}
     return {**facts, "environment": alike}
+
+
+def _look(
+    shown: Mapping[str, _Shown], part: LabelledTexts, folder: Path, reporter: Reporter
+) -> Look:
+    """Return what finds a row's adapter without each kind of matrix, or says why it cannot."""
+
+    def look(name: str) -> LeftOut | None:
+        run, kept = shown[name], folder / LEFT_OUT_FILE
+        try:
+            return left_out(run.folder, run.metrics["run_hash"], part, kept, reporter)
+        except DeltafitError as error:  # which is no reason to have no report
+            reporter.say(f"No kind of matrix is left out of {name}: {error}")
+            return None
+
+    return look
 
 
 def _pictured(

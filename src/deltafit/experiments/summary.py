@@ -223,7 +223,7 @@ def _seeds(runs: Sequence[Row]) -> list[str]:
     if counts == [1]:
         return [
             "Each method was trained once: how much training again would change is not known, and "
-            "not in the intervals. More seeds tell, such as --seeds 0,1,2,3,4."
+            "not in the intervals. More seeds tell: --seeds 0,1,2,3,4, or seeds in a recipe."
         ]
     span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     sentence = f"Figures are means over {span} seeds, and their intervals hold what seeds change"
