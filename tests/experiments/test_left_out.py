@@ -9,6 +9,7 @@ import pytest
 from deltafit.adapters import read_adapter
 from deltafit.data import load_labelled
 from deltafit.experiments import left_out as rooms
+from deltafit.experiments.judgement import _look, _Shown
 from deltafit.experiments.left_out import KindLeftOut, LeftOut, left_out, spread
 from deltafit.experiments.left_out_words import left_out_part
 from deltafit.experiments.rank_judging import Judge
@@ -16,6 +17,7 @@ from deltafit.experiments.statistics import paired_comparison
 from deltafit.methods import IA3, LoRA, Method
 from deltafit.prediction.folder import load_saved
 from deltafit.training.progress import Silent
+from tests.experiments.recipe_runs import Listening
 from tests.experiments.right_answers import answers
 from tests.prediction.derived import saved_on
 from tests.training.tiny_runs import LABELS, save_model, write_table
@@ -96,6 +98,15 @@ def test_what_has_no_kinds_to_leave_out_has_none(base: str, tmp_path: Path, meth
     part = load_labelled(write_table(tmp_path / "test.csv", 20, seed=5), LABELS)
     assert left_out(folder, "run", part, tmp_path / "left_out.json", Silent()) is None
     assert not (tmp_path / "left_out.json").exists()
+
+
+def test_what_cannot_be_loaded_is_told_and_ends_no_report(base: str, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "run", LoRA(rank=2))
+    (folder / "canaries.safetensors").write_bytes(b"damaged")
+    part = load_labelled(write_table(tmp_path / "test.csv", 20, seed=5), LABELS)
+    said, shown = Listening(), {"r=2": _Shown("r=2", folder, {"run_hash": "run"})}
+    assert _look(shown, part, tmp_path, said)("r=2") is None
+    assert len(said.said) == 1 and said.said[0].startswith("No kind of matrix is left out of r=2: ")
 
 
 def test_it_is_said_by_what_may_be_said() -> None:

@@ -233,6 +233,30 @@ def test_a_row_over_seeds_knows_its_rows_and_what_seeds_add(finished: Finished) 
     assert np.ptp(several["interval"]) > 2 * np.ptp(one["interval"])
 
 
+@pytest.mark.parametrize(
+    ("environment", "joined", "said"),
+    [
+        ({}, None, "AMD EPYC, 2 threads"),
+        ({"processor": "", "threads": 1}, 16, "cpu, 1 thread, 16 runs jointly"),
+        ({"device": "cuda:1", "gpu": "Tesla T4"}, None, "Tesla T4, 2 threads"),
+        ({"processes": 4}, None, "AMD EPYC, 4 processes, 2 threads"),
+    ],
+)
+def test_what_times_depend_on_is_said(
+    finished: Finished, environment: dict[str, Any], joined: int | None, said: str
+) -> None:
+    runs = [
+        (folder, {**metrics, "environment": metrics["environment"] | environment, "joined": joined})
+        for folder, metrics in finished.runs
+    ]
+    for part, expected in (
+        (runs, said),
+        ([finished.runs[0], *runs[1:]], f"AMD EPYC, 2 threads; {said}" if environment else said),
+    ):
+        row = candidate_of("head", Head(), part, "test", finished.splits).row
+        assert row["conditions"] == expected
+
+
 def test_speeds_that_are_not_known_do_not_count(finished: Finished) -> None:
     splits = finished.splits
     speed = candidate_of("head", Head(), finished.runs, "test", splits).row["examples_per_second"]

@@ -14,7 +14,7 @@ from deltafit.experiments.page_parts import MOST_RUNS, Part, Section, Table
 from deltafit.experiments.run_plots import History, loss_plot
 from deltafit.experiments.tables import Row
 from deltafit.experiments.verdict import advised
-from deltafit.experiments.words import listing
+from deltafit.experiments.words import named
 
 
 def sections_of(
@@ -89,7 +89,7 @@ def _grids(rows: Sequence[Row]) -> Section:
         and not any(_holds(grid, row) for grid in found)
     ]
     if outside:
-        several += f" In no grid, for want of others beside them: {listing(outside)}."
+        several += f" In no grid, for want of others beside them: {named(outside)}."
     text = (
         "A cell marked “tie” is within noise of the best: the interval of its difference includes "
         "0. Among these the figures do not decide, and the cheapest will do. One marked "
@@ -133,7 +133,7 @@ def _calibration(rows: Sequence[Row], evidence: Evidence) -> Section:
         [[name, format_error(curves[name].errors)] for name in worst_last],
         [{"method": name, **asdict(curves[name])} for name in worst_last],
     )
-    missing = f" {listing(unknown)}: no probabilities, so no calibration." if unknown else ""
+    missing = f" {named(unknown)}: no probabilities, so no calibration." if unknown else ""
     text = (
         "The expected calibration error is the mean gap between confidence (the largest "
         "probability of a row) and accuracy over 15 bins of equal width, weighted by their rows; "
