@@ -16,7 +16,7 @@ from deltafit.experiments.resampling import (
     FloatArray,
     SeedNoise,
     degrees_of_freedom,
-    interval,
+    interval_of_share,
 )
 from deltafit.experiments.statistics import PairedComparison
 from deltafit.experiments.together import PSEUDO_ROWS, Known, compared_together
@@ -99,9 +99,7 @@ def macro_f1_interval(labels: IntArray, predicted: IntArray, classes: int) -> li
     f1, occurs = _weighted_f1(np.ones((1, len(labels))), labels, predicted, classes)
     noise = SeedNoise.of(f1[0].sum(axis=1) / occurs[0].sum(axis=1))
     means = np.concatenate(drawn) + noise.drawn(F1_RESAMPLES, generator)
-    variance = means.var(axis=0)
-    low, high = interval(means.mean(axis=0), variance**0.5, degrees_of_freedom(variance, [noise]))
-    return [max(float(low), 0.0), min(float(high), 1.0)]
+    return interval_of_share(means.mean(), means.var(), noise)
 
 
 def class_differences(

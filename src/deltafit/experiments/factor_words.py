@@ -33,7 +33,7 @@ def _written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def left_out(factor: Factor) -> str:
+def without_counterpart(factor: Factor) -> str:
     """Return a sentence about rows that have no part in the comparison, if there are any."""
     if not factor.left_out:
         return ""

@@ -71,8 +71,13 @@ def report_page(
         how_to_read=how_to_read,
         remarks=remarks(rows),
         sections=shown,
-        facts={key: in_words(value) for key, value in facts.items() if key not in ABOUT},
+        facts=listed(facts),
     )
+
+
+def listed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that stand in the report's last section, in words."""
+    return {key: in_words(value) for key, value in facts.items() if key not in ABOUT}
 
 
 @cache

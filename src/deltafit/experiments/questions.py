@@ -10,12 +10,12 @@ from dataclasses import replace
 from deltafit.adapters.movement import MatrixChange
 from deltafit.experiments.factor_words import (
     accuracy,
-    left_out,
     of_method,
     others,
     points,
     size,
     table,
+    without_counterpart,
 )
 from deltafit.experiments.factors import Factor, Level, Tried, factor_of, factors
 from deltafit.experiments.heading import blocks, matrices
@@ -99,7 +99,9 @@ def _rank_part(factor: Factor) -> Part:
             f"rank {best.value} does best ({accuracy(best)}), and no lower one is "
             "within noise of it."
         )
-    said += others(factor, lambda level: f"rank {level.value}", (enough, best)) + left_out(factor)
+    said += others(
+        factor, lambda level: f"rank {level.value}", (enough, best)
+    ) + without_counterpart(factor)
     if enough is lowest and enough.value > 1:
         said += " A lower one was not tried."
     return Part(said, table=table(factor, "rank", lambda level: str(level.value)))
@@ -144,7 +146,7 @@ def _best_part(
         f"{question} {before}{of_method(factor)}{said_as(factor.best)} does best "
         f"({accuracy(factor.best)})."
     )
-    said += others(factor, said_as, (factor.best,)) + left_out(factor)
+    said += others(factor, said_as, (factor.best,)) + without_counterpart(factor)
     return Part(said, table=table(factor, title, name))
 
 

@@ -10,7 +10,7 @@ from deltafit.experiments.csv_table import comparison_csv
 from deltafit.experiments.forms import markdown_table
 from deltafit.experiments.heading import task, title, what_it_is, where_it_is
 from deltafit.experiments.inline_svg import plain_text
-from deltafit.experiments.page import ABOUT, report_page
+from deltafit.experiments.page import ABOUT, listed, report_page
 from deltafit.experiments.page_parts import Section
 from deltafit.experiments.plots import accuracy_plot, save_png
 from deltafit.experiments.rank_plot import rank_plot
@@ -25,7 +25,6 @@ from deltafit.experiments.tables import (
 )
 from deltafit.experiments.terminal_table import comparison_table
 from deltafit.experiments.verdict import advised, alternative, verdict
-from deltafit.experiments.words import in_words
 from deltafit.files import write_folder_atomically, write_json_atomically, write_text_atomically
 
 __all__ = ["comparison_csv", "comparison_markdown", "comparison_table", "verdict", "write_report"]
@@ -153,8 +152,7 @@ def _markdown_report(
     for caption, file_name in plots:
         blocks += [f"## {caption}", f"![{caption}](plots/{file_name})"]
     if facts:
-        others = {key: in_words(value) for key, value in facts.items() if key not in ABOUT}
-        blocks += ["## Facts", "\n".join(_bullets(others))]
+        blocks += ["## Facts", "\n".join(_bullets(listed(facts)))]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 

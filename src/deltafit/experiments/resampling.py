@@ -128,3 +128,16 @@ def interval(
     """Return the ends of Student's 95 % intervals, given their centres and standard errors."""
     half = student.ppf(0.5 + LEVEL / 2, degrees) * error
     return centre - half, centre + half
+
+
+def interval_of_share(centre: float, variance: float, noise: SeedNoise) -> list[float]:
+    """Return the 95 % interval ``[low, high]`` of a figure that lies between 0 and 1.
+
+    Args:
+        centre: of the interval.
+        variance: of the figure, that of rows and seeds.
+        noise: the part that seeds have in it.
+    """
+    known = np.asarray(variance)
+    low, high = interval(np.asarray(centre), known**0.5, degrees_of_freedom(known, [noise]))
+    return [max(float(low), 0.0), min(float(high), 1.0)]

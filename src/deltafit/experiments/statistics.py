@@ -15,15 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest, norm
-from scipy.stats import t as student
 
 from deltafit.errors import DeltafitError
-from deltafit.experiments.resampling import (
-    LEVEL,
-    BoolArray,
-    SeedNoise,
-    degrees_of_freedom,
-)
+from deltafit.experiments.resampling import LEVEL, BoolArray, SeedNoise, interval_of_share
 from deltafit.tasks.metrics import accuracy_interval
 
 # Agresti & Min add two rows in all to the 2 × 2 table of (a right, b right), half a one a cell.
@@ -168,9 +162,8 @@ def mean_accuracy_interval(correct: BoolArray) -> list[float]:
         return accuracy_interval(int(correct.sum()), correct.shape[1])
     noise = SeedNoise.of(correct.mean(axis=1))
     by_row = np.append(correct.mean(axis=0), [0.0, 0.0, 1.0, 1.0])
-    centre, variance = by_row.mean(), by_row.var() / len(by_row) + noise.variance
-    half = student.ppf(0.5 + LEVEL / 2, degrees_of_freedom(variance, [noise])) * variance**0.5
-    return [max(float(centre - half), 0.0), min(float(centre + half), 1.0)]
+    variance = by_row.var() / len(by_row) + noise.variance
+    return interval_of_share(by_row.mean(), variance, noise)
 
 
 def comparison_of(

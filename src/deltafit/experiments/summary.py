@@ -9,7 +9,7 @@ from typing import Any
 
 from deltafit.experiments.differences import full_reference
 from deltafit.experiments.tables import Row, format_points, is_best, outcome_of, share_of
-from deltafit.experiments.verdict import MATTERS, advised, alternative
+from deltafit.experiments.verdict import advised, alternative, may_matter
 from deltafit.experiments.words import named
 
 FULL = "full fine-tuning"
@@ -123,10 +123,10 @@ def _tied_with_full(tied: Sequence[Row], full: Row, what: str) -> list[str]:
 
 def _not_excluded(comparison: Mapping[str, Any]) -> str:
     """Say how much worse a method of a tie may be, where that would matter."""
-    loss = -comparison["low"]
-    if loss <= MATTERS:
+    if not may_matter(comparison):
         return ""
-    return f"; with so few rows and seeds, {100 * loss:.1f} points less cannot be excluded"
+    loss = -100 * comparison["low"]
+    return f"; with so few rows and seeds, {loss:.1f} points less cannot be excluded"
 
 
 def _at_what_cost(row: Row, full: Row) -> str:

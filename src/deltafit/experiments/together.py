@@ -88,6 +88,7 @@ class Together:
         drawn += np.stack([noise.drawn(resamples, generator) for noise in noises], axis=1)
         first, second = np.array(pairs).T
         means, rows = by_row.mean(axis=1), by_row.shape[1]
+        differences = means[first] - means[second]
         covariance = np.cov(by_row, bias=True)
         of_rows = (
             rows * (np.diag(covariance)[first] + np.diag(covariance)[second])
@@ -104,11 +105,10 @@ class Together:
                 degrees_of_freedom(variance, [noises[a], noises[b]])
                 for variance, (a, b) in zip(variances, pairs, strict=True)
             ]
-            centre = (means[first] - means[second]) * rows / (rows + PSEUDO_ROWS)
+            centre = differences * rows / (rows + PSEUDO_ROWS)
             return Known(centre, variances**0.5, np.array(degrees))
 
         apart = drawn[:, first] - drawn[:, second]
-        differences = means[first] - means[second]
         found = compared_together(differences, apart, known_with(own), known_with(noises))
         self._found = dict(zip(pairs, found, strict=True))
 
@@ -169,10 +169,11 @@ def compared_together(
     """
     error = np.maximum(drawn.std(axis=0), np.finfo(np.float64).tiny)
     by_chance = np.abs((drawn - drawn.mean(axis=0)) / error)
-    order = np.argsort(-among.far, kind="stable")
+    far = among.far
+    order = np.argsort(-far, kind="stable")
     # Of each hypothesis the largest of those that come after it, and of itself.
     largest = np.maximum.accumulate(by_chance[:, order[::-1]], axis=1)[:, ::-1]
-    reached = ((largest >= among.far[order]).sum(axis=0) + 1) / (len(drawn) + 1)
+    reached = ((largest >= far[order]).sum(axis=0) + 1) / (len(drawn) + 1)
     p_value = 2 * norm.sf(alone.far)
     corrected = np.empty_like(p_value)
     corrected[order] = np.maximum.accumulate(reached)

@@ -222,7 +222,7 @@ def alternative(rows: Sequence[Row]) -> Row | None:
     None where no loss of more than two points is left open, or nothing is decided.
     """
     chosen = advised(rows)
-    if chosen is None or is_best(chosen) or -chosen["difference"]["low"] <= MATTERS:
+    if chosen is None or is_best(chosen) or not may_matter(chosen["difference"]):
         return None
     return next((row for row in rows if is_best(row)), None)
 
@@ -232,9 +232,14 @@ def _how_sure(chosen: Row, best: Row) -> list[str]:
     if chosen is best:
         return []
     sentence = f"It gets at most {at_most(chosen['difference'])} less than the best"
-    if alternative([best, chosen]) is None:
+    if not may_matter(chosen["difference"]):
         return [f"{sentence}."]
     return [f"{sentence}: where that matters, {best['name']} is safer, and more rows would tell."]
+
+
+def may_matter(comparison: Mapping[str, Any]) -> bool:
+    """Say whether a loss of more than two points to the other is not excluded."""
+    return bool(-comparison["low"] > MATTERS)
 
 
 def at_most(comparison: Mapping[str, Any]) -> str:
