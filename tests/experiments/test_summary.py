@@ -1,12 +1,16 @@
 """The summary says what the rows say, and calls nothing within noise a win."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+from deltafit.experiments.recipe_file import read_recipe
 from deltafit.experiments.rows import failed_row
 from deltafit.experiments.summary import headline, summary
+from deltafit.training.settings import HeadConfig
 from tests.experiments.rows import difference, example, row, run, undecided
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 FULL = {"trainable": 22_742_861, "saved_bytes": 90_971_444, "result_name": "all"}
 
 
@@ -143,6 +147,23 @@ def test_seeds_are_spoken_of() -> None:
     assert summary([{**one, "seeds": 5}])[-1].endswith("hold what seeds change.")
     assert "1 to 3 seeds" in summary([one, {**one, "seeds": 3}])[-1]
     assert summary([one, {**one, "seeds": 3}])[-1].endswith("of one seed hold the rows alone.")
+
+
+def test_runs_that_never_came_up_to_the_frozen_features_are_told_to_begin_there() -> None:
+    probe = row("frozen features", "baseline", 0.92, None, result_name="frozen_probe")
+
+    def begun(before: float, points: float) -> list[str]:
+        own = against("against_baseline", "frozen features", difference(points, 1))
+        rows = [probe, *(run(name, 0.7, difference(-20, 1), before=before, **own) for name in "ab")]
+        return [sentence for sentence in summary(rows) if "head_start" in sentence]
+
+    (sentence,) = begun(0.014, -20)
+    assert sentence.startswith("Frozen features is better than every run beyond noise")
+    assert not begun(0.014, -0.5), "within noise of it"
+    assert not begun(0.915, -20), "they began there"
+    (override,) = re.findall(r"--set '(head=[^']*)'", sentence)
+    recipe = read_recipe(RECIPES / "modules.yaml", [override])
+    assert recipe.head == HeadConfig("auto", "probe")
 
 
 def test_what_failed_or_was_not_trained_says_nothing() -> None:

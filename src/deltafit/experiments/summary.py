@@ -13,6 +13,7 @@ from deltafit.experiments.verdict import advised, alternative, may_matter
 from deltafit.experiments.words import named
 
 FULL = "full fine-tuning"
+PROBE = "frozen_probe"  # the cheap baseline that a head can start from
 ENOUGH_SEEDS = 5  # Student's factor for so many is 1.4 times the normal one, for two 6.5 times
 LONGER = 1.1  # times; a smaller difference of two wall times is none
 
@@ -39,6 +40,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         *_against_best(rows),
         *_against_full(runs),
         *_against_advised(runs),
+        *_head_start(rows, runs),
         *_conditions(runs),
         *_rates(runs),
         *_seeds(runs),
@@ -166,6 +168,26 @@ def _against_advised(runs: Sequence[Row]) -> list[str]:
             verb = verbs[len(names) > 1]
             sentences.append(f"{named(names)} {verb} more time than {name} {what}.")
     return sentences
+
+
+def _head_start(rows: Sequence[Row], runs: Sequence[Row]) -> list[str]:
+    """Say where runs stayed below a cheap baseline that their heads could have begun with."""
+    probe = next((row for row in rows if row["result_name"] == PROBE), None)
+    if probe is None or not runs or not all(_stayed_below(row, probe) for row in runs):
+        return []
+    every = "every run" if len(runs) > 1 else runs[0]["name"]
+    return [
+        f"{probe['name'].capitalize()} is better than {every} beyond noise, and no head began with "
+        "it. Begin there, with --set 'head={head: auto, head_start: probe}' for a recipe, or with "
+        "--head auto --head-start probe."
+    ]
+
+
+def _stayed_below(run: Row, probe: Row) -> bool:
+    compared, before = run.get("against_baseline"), run.get("before")
+    if compared is None or compared["name"] != probe["name"] or before is None:
+        return False
+    return outcome_of(compared) == "worse" and bool(before < probe["interval"][0])
 
 
 def _conditions(runs: Sequence[Row]) -> list[str]:
