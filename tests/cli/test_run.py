@@ -28,7 +28,7 @@ def test_it_plans_runs_and_runs_no_more(recipe: Path, tmp_path: Path) -> None:
     assert "3 runs, 0 of them finished." in planned
     # What the process of the tests holds already is part of it.
     assert any(f" {unit} " in planned for unit in ("MB", "GB"))
-    assert "Times are of training alone, from four steps of each method" in planned
+    assert "Training takes ~" in planned and "deltafit estimate" in planned
     assert not store.exists()
 
     text = done(*words)

@@ -2,48 +2,68 @@
 
 from io import StringIO
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
 
 from deltafit.cli.show_plan import show_plan
-from deltafit.errors import TrainingError
+from deltafit.errors import DeltafitError
 from deltafit.experiments import dry_run as planning
-from deltafit.experiments.dry_run import dry_run
+from deltafit.experiments.dry_run import Plan, dry_run
+from deltafit.experiments.store import Store
 from deltafit.training.config import RunConfig
 from deltafit.training.interruption import Interrupted
 
 ONE = ["runs=[{method: lora}]", "seeds=[0]"]
 
 
-def test_ctrl_c_in_a_trial_stops_it_and_a_failure_does_not(
+def test_ctrl_c_and_a_failure_stop_it_or_are_told(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error: Exception = TrainingError("it fell")
+    error: Exception = DeltafitError("Row 3 has no text.")
 
-    def fails(_: RunConfig, *, quick: bool) -> NoReturn:
+    def fails(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(planning, "try_run", fails)
-    (arm,) = dry_run(recipe, tmp_path, overrides=ONE).arms
-    assert arm.seconds is None and not arm.tried and arm.memory is not None
+    monkeypatch.setattr(planning, "foretell", fails)
+    plan = dry_run(recipe, tmp_path, overrides=ONE)
+    assert plan.problem == "Row 3 has no text." and plan.seconds is None
+    assert [(arm.seconds, arm.memory) for arm in plan.arms] == [(None, None)]
     error = Interrupted("Stopped.")
     with pytest.raises(Interrupted):
         dry_run(recipe, tmp_path, overrides=ONE)
 
 
-@pytest.mark.parametrize("model", [[], ["model=nobody/has-this"]])
-def test_times_of_runs_one_by_one_are_not_told_of_joined_ones(
-    recipe: Path, tmp_path: Path, model: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("jointly", [False, True])
+def test_times_are_those_of_runs_like_them_or_rough(
+    jointly: bool, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning._Sizes, "seconds", lambda _, config: 1.0)
-    overrides = [*model, "runs=[{method: lora}]"]
-    (arm,) = dry_run(recipe, tmp_path, overrides=overrides).arms
-    assert arm.seconds == (None if model else 2)
-    plan = dry_run(recipe, tmp_path, overrides=overrides, jointly=True)
-    assert plan.jointly and [arm.seconds for arm in plan.arms] == [None]
-    assert (plan.arms[0].memory is None) == bool(model)
+    overrides = ["runs=[{method: lora}, {method: head}]"]
+    before = dry_run(recipe, tmp_path, overrides=overrides, jointly=jointly)
+    assert all(arm.roughly and arm.seconds and arm.memory for arm in before.arms)
+    assert before.seconds == sum(arm.seconds or 0 for arm in before.arms)
+    assert "~" in shown(before) and "deltafit estimate x" in shown(before)
+    taken = {"costs": {"training_seconds": 7.0}, "joined": 2 if jointly else None}
+
+    def outcome(_: object, config: RunConfig) -> dict[str, Any] | None:
+        return taken if config.settings.seed == 0 else None
+
+    monkeypatch.setattr(Store, "outcome", outcome)
+    same = dry_run(recipe, tmp_path, overrides=overrides, jointly=jointly)
+    assert [(arm.finished, arm.seconds, arm.roughly) for arm in same.arms] == [(1, 7.0, False)] * 2
+    assert "~" not in shown(same) and "14.0 s in all" in shown(same)
+    other = dry_run(recipe, tmp_path, overrides=overrides, jointly=not jointly)
+    assert all(arm.roughly for arm in other.arms), "alone is not what it takes beside others"
+
+
+def test_a_model_that_is_not_here_leaves_memory_and_time_open(recipe: Path, tmp_path: Path) -> None:
+    plan = dry_run(recipe, tmp_path, overrides=["model=nobody/has-this"])
+    assert plan.problem is not None and plan.seconds is None
+    assert "Memory and time are not known" in shown(plan) and "in all" not in shown(plan)
+
+
+def shown(plan: Plan) -> str:
     console = Console(file=StringIO(), record=True, width=200)
-    show_plan(console, plan, "deltafit estimate x --jointly")
-    assert "jointly is found out by: deltafit estimate x --jointly" in console.export_text()
+    show_plan(console, plan, "deltafit estimate x")
+    return console.export_text()

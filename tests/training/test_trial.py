@@ -26,7 +26,7 @@ from deltafit.training.preparation import Prepared
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 from deltafit.training.train import train
 from deltafit.training.trial import Trial, try_jointly, try_run
-from deltafit.training.trial_steps import QUICK_STEPS, STEPS, Clock
+from deltafit.training.trial_steps import STEPS, Clock
 from tests.training.tiny_runs import save_model, tables
 
 Base = tuple[str, DataConfig]
@@ -87,15 +87,6 @@ def test_parameters_are_those_of_the_run_and_nothing_is_written(
     assert found.training.seconds < found.whole.seconds
     # On a busy machine: not wrong by an order of magnitude.
     assert 0.1 < found.training.seconds / costs["training_seconds"] < 10
-
-
-def test_a_quick_trial_tells_the_time_of_training_alone(base: Base) -> None:
-    run = config(base, LoRA(rank=2))
-    trial = try_run(run, quick=True)
-    assert trial.timed == QUICK_STEPS and trial.proving == 0 and trial.packed
-    found = estimate_of(trial, [run]).training.seconds
-    # On a busy machine: not wrong by an order of magnitude.
-    assert 0.1 < found / estimate_of(try_run(run), [run]).training.seconds < 10
 
 
 @pytest.mark.slow

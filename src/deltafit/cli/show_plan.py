@@ -48,7 +48,7 @@ def show_plan(console: Console, plan: Plan, estimate: str) -> None:
             str(each.runs),
             str(each.finished),
             memory,
-            format_seconds(each.seconds) if each.runs > each.finished else NOTHING,
+            _time(each.seconds, each.roughly) if each.runs > each.finished else NOTHING,
         )
     console.print(table)
     runs = "1 run" if plan.runs == 1 else f"{plan.runs} runs"
@@ -62,20 +62,17 @@ def show_plan(console: Console, plan: Plan, estimate: str) -> None:
             "Memory is what the process is expected to hold at most, for one run at a time.",
         )
     if plan.problem is not None:
-        say(console, f"Memory is not known: {plan.problem}")
-    if any(each.tried for each in plan.arms):
+        say(console, f"Memory and time are not known: {plan.problem}")
+    if plan.seconds:
+        roughly = any(each.roughly for each in plan.arms)
+        say(console, f"Training takes {_time(plan.seconds, roughly)} in all, run after run.")
+    if any(each.roughly for each in plan.arms):
         say(
             console,
-            "Times are of training alone, from four steps of each method with its largest rank "
-            f"where none of the same size is finished in this store. More is said by: {estimate}",
+            "~ is rough, half or twice that may be true: from one forward pass, and how much of "
+            f"the model is gone back through. Ten steps of each kind of run tell more: {estimate}",
         )
-    if not any(each.seconds is None for each in plan.arms):
-        return
-    if plan.jointly:
-        say(console, f"What runs take that are trained jointly is found out by: {estimate}")
-    else:
-        say(
-            console,
-            "A time that is missing is known once a run of the same size is finished in this "
-            f"store, or from ten steps by: {estimate}",
-        )
+
+
+def _time(seconds: float | None, roughly: bool) -> str:
+    return f"{'~' if roughly else ''}{format_seconds(seconds)}"

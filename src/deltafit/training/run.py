@@ -100,28 +100,6 @@ def execute(
     return RunResult(folder, finished_metrics(folder) or metrics)
 
 
-def foretell_memory(config: RunConfig, splits: Splits, reporter: Reporter) -> dict[str, int]:
-    """Return the bytes that training a run will need, by part; see ``expected_memory``.
-
-    The model is loaded and adapted as for the run; its head starts anew, which takes as much.
-
-    Args:
-        config: the run.
-        splits: its texts, of which the training part counts.
-        reporter: told how the work goes.
-
-    Raises:
-        DeltafitError: the model cannot be loaded, or a text cannot be used.
-    """
-    gc.collect()  # as in ``execute``
-    config = with_new_head(config)
-    splits = replace(splits, validation=None, test=None)
-    features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
-    run = prepare(config, splits, features, reporter)
-    adapt_run(config, run, reporter)
-    return expected_memory(run.classifier, config, run.examples["train"].rows)
-
-
 def with_new_head(config: RunConfig) -> RunConfig:
     """Return a run that costs as much to train, and whose head no text has to be read for."""
     kind = "mean" if config.head.head == "auto" else config.head.head

@@ -95,23 +95,20 @@ class Trial:
     problem: str | None = None
 
 
-def try_run(
-    config: RunConfig, variants: Sequence[TrainingSettings] = (), *, quick: bool = False
-) -> Trial:
+def try_run(config: RunConfig, variants: Sequence[TrainingSettings] = ()) -> Trial:
     """Try some steps of a run in this process; they are timed, and its memory is measured.
 
     Args:
         config: the run.
         variants: settings with another batch size or a smaller maximum length, whose memory is
             foretold too; steps are then cut to all their lengths in turn, for a law of time of all.
-        quick: time a few steps of training, and nothing else.
 
     Raises:
         DeltafitError: the texts or the model cannot be used, or training fails.
     """
-    config, run, splits, features, loading = _prepared(config, quick=quick)
+    config, run, splits, features, loading = _prepared(config)
     # As a run does before training: what it finds out and its memory stay.
-    _evaluate(run, 1 if quick else _PASSES)
+    _evaluate(run)
     looking = adapt_run(config, run, Silent())
     rows = run.examples["train"].rows
     foretold = expected_memory(run.classifier, config, rows)
@@ -129,7 +126,7 @@ def try_run(
     if (problem := too_large(foretold)) is not None:
         return replace(trial, problem=problem)
     cuts = sorted({each.max_length for each in (*variants, config.settings)})
-    plan = _arranged(config, run, cuts, quick=quick)
+    plan = _arranged(config, run, cuts)
 
     def begin(clock: Clock, accelerator: Accelerator, folder: Path) -> TrainingLoop:
         return TrainingLoop(
@@ -139,7 +136,7 @@ def try_run(
         )  # fmt: skip
 
     found = _timed(trial, [config], run, plan, begin)
-    return found if quick else replace(found, proving=_proving(config, run, splits, features))
+    return replace(found, proving=_proving(config, run, splits, features))
 
 
 def try_jointly(configs: Sequence[RunConfig]) -> Trial:
@@ -199,13 +196,12 @@ def too_large(foretold: Mapping[str, int]) -> str | None:
 
 
 def _prepared(
-    config: RunConfig, others: Sequence[Any] = (), *, quick: bool = False
+    config: RunConfig, others: Sequence[Any] = ()
 ) -> tuple[RunConfig, Prepared, Splits, FrozenFeatures, float]:
     """Return a run made ready, its head new; and the seconds that took."""
     gc.collect()
     began, reporter = time.perf_counter(), Silent()
     config, splits = with_new_head(config), load_data(config.data)
-    splits = replace(splits, validation=None, test=None) if quick else splits
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
     run = prepare(config, splits, features, reporter, others=others)
     run.classifier.model.to(processes().device)  # where a run evaluates it first
@@ -216,14 +212,12 @@ def _lengths(run: Prepared) -> dict[str, list[int]]:
     return {name: [len(row) for row in part.rows] for name, part in run.examples.items()}
 
 
-def _arranged(
-    config: RunConfig, run: Prepared, cuts: Sequence[int], *, quick: bool = False
-) -> Arranged:
+def _arranged(config: RunConfig, run: Prepared, cuts: Sequence[int]) -> Arranged:
     model, settings, train = run.classifier.model, config.settings, run.examples["train"]
     # In half precision kernels are compiled for every new shape, once a run.
     twice = planned_precision(model, settings.precision) != "float32"
     packed = may_pack(model, settings)
-    return arranged(train, settings, cuts, packed=packed, twice=twice, quick=quick)
+    return arranged(train, settings, cuts, packed=packed, twice=twice)
 
 
 def _timed(
@@ -242,7 +236,7 @@ def _timed(
             _ = loop.run({}) if isinstance(loop, JoinedLoop) else loop.run()
         checking = clock.began["training"] - began - sum(clock.seconds.get(FROZEN_LAYERS, ()))
         course = loop.course if isinstance(loop, TrainingLoop) else _first_course(loop)
-        evaluating = _NOTHING if plan.quick else _evaluate(run)
+        evaluating = _evaluate(run)
         release(run.classifier, plan.settings, loop.constant)
     packed = bool(course.packed) or (loop.constant.whole and bool(course.kept))
     seeds, longer = [config.settings.seed for config in configs], first.method.added_tokens

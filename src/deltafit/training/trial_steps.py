@@ -24,9 +24,6 @@ from deltafit.training.workload import chosen_steps, step_work
 STEPS = 10
 """How many optimiser steps are timed."""
 
-QUICK_STEPS = 4
-"""The same where the time of training alone is wanted, and soon."""
-
 STILL = 1e-6
 """The learning rate: steps cost the same wherever they lead, and these lead nowhere."""
 
@@ -95,14 +92,12 @@ class Arranged:
         settings: of the run, as far as they matter in so few steps.
         unmeasured: steps to warm up on.
         wanted: steps in all.
-        quick: whether they are few.
     """
 
     examples: Examples
     settings: TrainingSettings
     unmeasured: int
     wanted: int
-    quick: bool = False
 
     @property
     def lengths(self) -> list[int]:
@@ -134,7 +129,6 @@ def arranged(
     *,
     packed: bool,
     twice: bool,
-    quick: bool = False,
 ) -> Arranged:
     """Arrange a fair sample of a run's steps.
 
@@ -144,11 +138,9 @@ def arranged(
         cuts: tokens that the rows of timed steps are cut to, in turn.
         packed: whether it runs without padding.
         twice: warm up on the very steps that are timed: kernels are compiled for their shapes.
-        quick: take few steps, and none that only makes the peak of memory.
     """
-    lengths, count = [len(row) for row in train.rows], QUICK_STEPS if quick else STEPS
-    warm_up, timed = chosen_steps(lengths, settings, count, packed=packed)
-    warm_up = warm_up[-1:] if quick else warm_up
+    lengths = [len(row) for row in train.rows]
+    warm_up, timed = chosen_steps(lengths, settings, STEPS, packed=packed)
     cut = [cuts[number % len(cuts)] for number in range(len(timed))]
     limits = [max(lengths)] * len(warm_up) + cut * (2 if twice else 1)
     steps = [*warm_up, *(timed if twice else []), *timed]
@@ -168,7 +160,7 @@ def arranged(
         class_weights="none", evaluate_every=None, patience=None,
     )  # fmt: skip
     return Arranged(
-        Examples(rows, labels), settings, len(steps) - len(timed), len(steps), quick
+        Examples(rows, labels), settings, len(steps) - len(timed), len(steps)
     )  # fmt: skip
 
 
