@@ -81,19 +81,22 @@ def test_equal_methods_rarely_differ_in_any_class(
     """Also where classes are many, and each has few rows with few errors."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), rows)
-    names, counts = tuple(map(str, range(classes))), (1,) * classes
-    alarms, alone = [], []
+    names, counts = tuple(map(str, range(classes))), (1,) * 4 + (9,) * (classes - 4)
+    alarms, alone, groups = [], [], []
     for _ in range(60 if classes > 5 else 200):
         hard, mistaken = generator.normal(size=labels.shape), generator.integers(1, 4, labels.shape)
         own = generator.normal(size=(2, seeds, labels.size))
         own += generator.normal(0, between, size=(2, seeds, 1))  # of a seed, the same for all rows
         right = (hard + own) / 2**0.5 < norm.ppf(accuracy)
         said = np.where(right, labels, (labels + mistaken) % classes)
-        found = class_differences(labels, names, counts, *said).classes
-        alarms.append(any(each.comparison.beyond_noise for each in found))
-        alone.append(np.mean([not each.comparison.within_noise for each in found]))
+        found = class_differences(labels, names, counts, *said)
+        alarms.append(any(each.comparison.beyond_noise for each in found.classes))
+        alone.append(np.mean([not each.comparison.within_noise for each in found.classes]))
+        assert found.rare is not None and found.others is not None
+        groups.append(found.rare.beyond_noise or found.others.beyond_noise)
     assert np.mean(alarms) <= 0.07
     assert np.mean(alone) <= 0.06
+    assert np.mean(groups) <= 0.07
 
 
 def test_classes_with_a_row_each_that_are_never_said_stay_within_bounds() -> None:
@@ -126,6 +129,20 @@ def test_rare_classes_and_the_others_are_compared_by_their_mean() -> None:
     assert found.rare.high - found.rare.low < min(widths)
     even = class_differences(labels, NAMES, (100,) * 5, worse, reference)
     assert (even.rare, even.others) == (None, None)
+
+
+def test_a_mean_over_many_classes_lies_in_its_interval() -> None:
+    labels = np.repeat(np.arange(77), 40)
+    generator = np.random.default_rng(0)
+    reference = np.where(generator.random(labels.size) < 0.92, labels, (labels + 1) % 77)[None]
+    # As a method that learned rare classes not at all and half of the rows of others.
+    half = np.where(generator.random(labels.size) < 0.5, labels, (labels + 2) % 77)
+    worse = np.where(labels < 4, 50, half)[None]
+    names, counts = tuple(map(str, range(77))), (20,) * 4 + (120,) * 73
+    found = class_differences(labels, names, counts, worse, reference)
+    for each in (found.rare, found.others):
+        assert each is not None and each.beyond_noise
+        assert each.low < each.difference < each.high
 
 
 def test_a_class_without_judged_rows_is_not_compared() -> None:

@@ -126,14 +126,17 @@ def class_differences(
     chunks = _resampled_f1(labels, both, count, generator, methods)
     drawn = np.concatenate([_apart(each[:, :, met], methods, axis=1) for each, _ in chunks])
 
-    def compared(weights: FloatArray) -> list[PairedComparison]:
+    def compared(weights: FloatArray, rows: FloatArray | None = None) -> list[PairedComparison]:
         by_run = f1[:, met] @ weights
-        return _compared_f1(drawn @ weights, by_run, methods)
+        return _compared_f1(drawn @ weights, by_run, methods, rows)
 
     rare = np.array(train_counts)[met] < RARE * sum(train_counts) / count
     groups: list[PairedComparison | None] = [None, None]
     if 0 < rare.sum() < len(rare):
-        groups[:] = compared(np.stack([rare / rare.sum(), ~rare / (~rare).sum()], axis=1))
+        members = np.stack([rare, ~rare], axis=1)
+        groups[:] = compared(
+            members / members.sum(axis=0), (support[met] @ members).astype(np.float64)
+        )
     ours, theirs = (each.mean(axis=0) for each in np.split(f1, [methods[0]]))
     return ClassDifferences(
         tuple(
@@ -160,7 +163,10 @@ def _apart(f1: FloatArray, methods: tuple[int, int], axis: int) -> FloatArray:
 
 
 def _compared_f1(
-    drawn: FloatArray, by_run: FloatArray, methods: tuple[int, int]
+    drawn: FloatArray,
+    by_run: FloatArray,
+    methods: tuple[int, int],
+    rows: FloatArray | None,
 ) -> list[PairedComparison]:
     """Compare figures of two methods together.
 
@@ -168,13 +174,17 @@ def _compared_f1(
         drawn: their differences, of rows drawn again, ``[draws, figures]``.
         by_run: the figures of each run, ``[runs, figures]``.
         methods: how many of the runs are of each method.
+        rows: that each figure is of, where it is one of many classes. Two more of each class would
+            add up, and pull it towards 0 farther than its noise reaches: it gets two in all.
     """
     generator = np.random.default_rng(1)
     noises = [SeedNoise.of(each) for each in np.split(by_run, [methods[0]])]
     drawn = drawn + sum(noise.drawn(len(drawn), generator) for noise in noises)
     variance = np.maximum(drawn.var(axis=0), np.finfo(np.float64).tiny)
-    known = Known(drawn.mean(axis=0), variance**0.5, degrees_of_freedom(variance, noises))
-    return compared_together(_apart(by_run, methods, axis=0), drawn, known, known)
+    differences = _apart(by_run, methods, axis=0)
+    centre = drawn.mean(axis=0) if rows is None else differences * rows / (rows + PSEUDO_ROWS)
+    known = Known(centre, variance**0.5, degrees_of_freedom(variance, noises))
+    return compared_together(differences, drawn, known, known)
 
 
 def _resampled_f1(
