@@ -99,9 +99,13 @@ def _texts(texts: list[str] | None, data: str | None, column: str | None) -> Ite
                 raise UsageError(f"Text {number} is not UTF-8 text.") from error
         return texts
     if data is not None:
+        from deltafit.cli.show import say
         from deltafit.data import iterate_texts
 
-        return (text for _, text in iterate_texts(data, text_column=column))
+        def note(sentence: str) -> None:
+            say(console(stderr=True), sentence)
+
+        return (text for _, text in iterate_texts(data, text_column=column, note=note))
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("Give texts, --data FILE, or texts on standard input, one a line.")
     return _lines()

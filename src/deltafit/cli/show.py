@@ -133,6 +133,8 @@ def show_metrics(console: Console, metrics: dict[str, Any]) -> None:
         f"log loss {metrics['log_loss']:.4f}, "
         f"calibration error {metrics['calibration_error']:.4f}",
     )
+    for note in metrics["notes"]:
+        say(console, note)
     if metrics["truncated"]:
         cut = what_was_cut(metrics["count"], metrics["truncated"], metrics["max_length"])
         say(console, cut)

@@ -4,7 +4,6 @@ import csv
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from deltafit.data.rows import (
@@ -14,9 +13,8 @@ from deltafit.data.rows import (
     MalformedTableError,
     Row,
     Table,
-    UndecodableError,
-    raw_lines,
 )
+from deltafit.data.text_files import TextFile, UndecodableError
 from deltafit.errors import DeltafitError
 
 # One text may be a whole book; the module's own limit is 131,072 characters. A larger number
@@ -49,10 +47,10 @@ class _Survey(NamedTuple):
     spaced: int
 
 
-def open_delimited(path: Path, delimiter: str, named_columns: Sequence[str]) -> Table:
+def open_delimited(path: TextFile, delimiter: str, named_columns: Sequence[str]) -> Table:
     """Open a CSV or TSV file; see `tables.open_table`."""
     form, doubt = _choose_format(path, delimiter)
-    notes = [f"{path}: {doubt}"] if doubt else []
+    notes = [*path.notes, *([f"{path}: {doubt}"] if doubt else [])]
     first = next(_records(path, form, header=True), None)
     if first is None:
         raise DeltafitError(f"{path} has no rows.")
@@ -79,13 +77,13 @@ def open_delimited(path: Path, delimiter: str, named_columns: Sequence[str]) -> 
     return Table(str(path), columns, lambda: rows(1), tuple(notes), header=True)
 
 
-def _records(path: Path, form: _Format, header: bool) -> Iterator[tuple[int, list[str]]]:
+def _records(path: TextFile, form: _Format, header: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the record begins, cells), blank lines left out, all equally wide."""
     csv.field_size_limit(_LARGEST_CELL)
     begun: list[str] = []  # the lines of the record that is being read
 
     def lines() -> Iterator[str]:
-        for text in raw_lines(path):
+        for text in path.lines():
             begun.append(text)
             yield text
 
@@ -121,7 +119,7 @@ def _records(path: Path, form: _Format, header: bool) -> Iterator[tuple[int, lis
 
 
 def _ragged(
-    path: Path, row: int, line: int, cells: list[str], names: list[str], form: _Format
+    path: TextFile, row: int, line: int, cells: list[str], names: list[str], form: _Format
 ) -> str:
     last = min(len(cells), len(names))
     column = names[last] if last < len(names) else names[-1]
@@ -134,7 +132,7 @@ def _ragged(
     )
 
 
-def _choose_format(path: Path, delimiter: str) -> tuple[_Format, str | None]:
+def _choose_format(path: TextFile, delimiter: str) -> tuple[_Format, str | None]:
     """Return the format that a file keeps, and a sentence where that is not plain CSV or TSV.
 
     Without quoting is read a TSV file which quotation marks would make no table, or in which they
@@ -159,14 +157,14 @@ def _choose_format(path: Path, delimiter: str) -> tuple[_Format, str | None]:
     return spaced, "read without the spaces after its commas, since they stand before quotes."
 
 
-def _is_doubtful(path: Path, delimiter: str) -> bool:
+def _is_doubtful(path: TextFile, delimiter: str) -> bool:
     try:
-        return any(_DOUBTFUL[delimiter].search(line) for line in raw_lines(path))
+        return any(_DOUBTFUL[delimiter].search(line) for line in path.lines())
     except UndecodableError:  # whoever reads the rows can say in which it stands
         return False
 
 
-def _survey(path: Path, form: _Format) -> _Survey | None:
+def _survey(path: TextFile, form: _Format) -> _Survey | None:
     """Return what a format makes of a file, or None if that is no table."""
     rows, spanning, spaced = 0, False, 0
     try:
@@ -190,7 +188,7 @@ def _is_data(first: tuple[str, ...], below: list[Row]) -> bool:
     return False
 
 
-def _check_delimiter(path: Path, header: tuple[str, ...], delimiter: str) -> None:
+def _check_delimiter(path: TextFile, header: tuple[str, ...], delimiter: str) -> None:
     if len(header) > 1:
         return
     for other, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
@@ -201,7 +199,7 @@ def _check_delimiter(path: Path, header: tuple[str, ...], delimiter: str) -> Non
             )
 
 
-def _check_duplicates(path: Path, columns: tuple[str, ...]) -> None:
+def _check_duplicates(path: TextFile, columns: tuple[str, ...]) -> None:
     for name in columns:
         places = [str(place) for place, other in enumerate(columns, 1) if other == name]
         if len(places) > 1:

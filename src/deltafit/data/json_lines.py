@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from deltafit.data.rows import (
@@ -12,23 +11,22 @@ from deltafit.data.rows import (
     MalformedTableError,
     Row,
     Table,
-    UndecodableError,
     place_of,
-    raw_lines,
 )
+from deltafit.data.text_files import TextFile, UndecodableError
 from deltafit.errors import DeltafitError
 
 # The start of a line that ends within a string, and the key of that string.
 _WITHIN_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*"(?:[^"\\]|\\.)*$')
 
 
-def open_json_lines(path: Path) -> Table:
+def open_json_lines(path: TextFile) -> Table:
     """Open a JSON Lines file; the columns are the keys of its first thousand objects."""
 
     def objects() -> Iterator[tuple[int, dict[str, Any]]]:
         row = 1
         try:
-            for line, text in enumerate(raw_lines(path), 1):
+            for line, text in enumerate(path.lines(), 1):
                 if text.strip():
                     yield line, _json_object(f"{path}, row {row} (line {line})", text)
                     row += 1
@@ -48,7 +46,7 @@ def open_json_lines(path: Path) -> Table:
         for number, (line, content) in enumerate(objects(), 1):
             yield Row(number, line, [content.get(name) for name in columns])
 
-    return Table(str(path), columns, rows)
+    return Table(str(path), columns, rows, path.notes)
 
 
 def _json_object(place: str, text: str) -> dict[str, Any]:

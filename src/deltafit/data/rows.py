@@ -1,10 +1,8 @@
-"""A table as the rest of the room sees it, and the decoded lines that every format starts from."""
+"""A table as the rest of the room sees it, whatever format it is read from."""
 
-import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltafit.errors import DeltafitError
@@ -65,77 +63,3 @@ def place_of(source: str, row: int, line: int | None, column: str | None) -> str
 
 class MalformedTableError(DeltafitError):
     """The rows do not form a table: ragged, a quote never closed, a line that is not JSON."""
-
-
-class UndecodableError(Exception):
-    """A byte that is not UTF-8, before the row and the column in which it stands are known.
-
-    Attributes:
-        line: the line in which it stands.
-        before: that line up to the byte.
-    """
-
-    def __init__(self, problem: str, line: int, before: str) -> None:
-        super().__init__(problem)
-        self.line, self.before = line, before
-
-
-def check_encoding(path: Path) -> None:
-    """Refuse what the first bytes already tell: an empty file, UTF-16, a packed file."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
-    if not start:
-        raise DeltafitError(f"{path} is empty.")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DeltafitError(f"{path} is UTF-16 text (byte 0). Save it as UTF-8.")
-    if start.startswith((b"PK\x03\x04", b"\x1f\x8b")):
-        raise DeltafitError(f"{path} is a packed file, not text (byte 0). Unpack or export it.")
-
-
-def decoded_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file with their endings; a byte order mark is dropped.
-
-    Raises:
-        DeltafitError: a byte is not UTF-8.
-    """
-    try:
-        yield from raw_lines(path)
-    except UndecodableError as error:
-        raise DeltafitError(f"{path}, line {error.line}: {error}") from error
-
-
-def raw_lines(path: Path) -> Iterator[str]:
-    """Do the same for a caller that can add row and column, and so gets `UndecodableError`."""
-    offset = count = 0
-    with path.open("rb") as file:
-        for raw in file:
-            try:
-                text, undecodable = raw.decode("utf-8"), None
-            except UnicodeDecodeError as error:
-                text, undecodable = raw[: error.start].decode("utf-8"), error
-            text = text.removeprefix("\ufeff") if offset == 0 else text
-            # A binary file is cut at \n alone; a lone \r ends a line for the csv module too.
-            lines = io.StringIO(text, newline="").readlines() if "\r" in text else [text]
-            if undecodable is not None:
-                before = "" if lines[-1].endswith("\r") else lines.pop()
-                yield from lines
-                problem = _not_utf8(raw[undecodable.start], offset + undecodable.start)
-                raise UndecodableError(problem, count + len(lines) + 1, before) from undecodable
-            yield from lines
-            offset += len(raw)
-            count += len(lines)
-
-
-def _not_utf8(value: int, place: int) -> str:
-    byte = bytes([value])
-    try:
-        encoding, character = "Windows-1252", byte.decode("cp1252")
-    except UnicodeDecodeError:
-        encoding, character = "Latin-1", byte.decode("latin-1")
-    return (
-        f"byte {place} (0x{value:02X}) is not UTF-8. The file may be {encoding}, where that byte "
-        f"is {character!r}; save it as UTF-8."
-    )

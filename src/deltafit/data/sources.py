@@ -9,7 +9,7 @@ from typing import Any
 
 from deltafit.data.catalogue import DATA_SETS, DataSetEntry, package_folder
 from deltafit.data.rows import Row, Table
-from deltafit.data.tables import TABLE_SUFFIXES, open_table
+from deltafit.data.tables import format_of, open_table, stem_of
 from deltafit.errors import DeltafitError
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -91,18 +91,18 @@ def _no_such_path(path: Path) -> str:
         meant = str(path.with_name(close[0])) if close[0] in siblings else close[0]
         guess = f" Did you mean {meant!r}?"
     return (
-        f"There is no data at {str(path)!r}.{guess} Give a .csv, .tsv or .jsonl file, a folder "
-        f"with train.csv in it, or one of {', '.join(DATA_SETS)}."
+        f"There is no data at {str(path)!r}.{guess} Give a .csv, .tsv, .jsonl or .parquet file, a "
+        f"folder with train.csv in it, or one of {', '.join(DATA_SETS)}."
     )
 
 
 def _parts_of_folder(folder: Path) -> dict[str, Path | Table]:
     files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES
+        path for path in folder.iterdir() if format_of(path) is not None
     )  # sorted: the order in which a folder is listed differs between systems
     parts: dict[str, Path | Table] = {}
     for part, names in PARTS.items():
-        found = [path for path in files if path.stem.lower() in names]
+        found = [path for path in files if stem_of(path).lower() in names]
         if len(found) > 1:
             raise DeltafitError(
                 f"{folder} holds more than one {part} part: "
@@ -113,8 +113,8 @@ def _parts_of_folder(folder: Path) -> dict[str, Path | Table]:
     if "train" not in parts:
         listed = ", ".join(path.name for path in files) or "no table at all"
         raise DeltafitError(
-            f"{folder} has no train.csv, train.tsv or train.jsonl (it holds {listed}). Give the "
-            "file itself, or name one of them so."
+            f"{folder} has no train.csv, train.tsv, train.jsonl or train.parquet (it holds "
+            f"{listed}). Give the file itself, or name one of them so."
         )
     return parts
 

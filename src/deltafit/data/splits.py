@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from deltafit.data.labels import LabelSet
 from deltafit.data.reader import Reader
 from deltafit.data.sampling import balanced_indices, check_seed, stratified_cut, stratified_sample
 from deltafit.data.sources import check_path, find_data
-from deltafit.data.tables import TABLE_SUFFIXES
+from deltafit.data.tables import format_of
 from deltafit.data.texts import LabelledTexts
 from deltafit.errors import DeltafitError, UsageError
 
@@ -75,8 +75,8 @@ def load_splits(
     training or a validation part cut from it may use; a test part keeps its natural shares.
 
     Args:
-        data: a .csv, .tsv or .jsonl file, a folder with train / validation / test files, or a
-            catalogue name (imdb, rotten_tomatoes, sms_spam, banking77).
+        data: a .csv, .tsv, .jsonl or .parquet file, a folder with train / validation / test
+            files, or a catalogue name (imdb, rotten_tomatoes, sms_spam, banking77).
         test_data: the test part; it replaces the data's own. Without either, a file or folder
             has no test part, and a catalogue name has a stratified 20 % cut off, the same rows
             for every seed.
@@ -139,7 +139,7 @@ def _parse_validation(validation: str | Path | float) -> float | Path | None:
         fraction = float(validation)
     except ValueError:
         path = Path(str(validation))
-        if path.expanduser().exists() or path.suffix.lower() in TABLE_SUFFIXES:
+        if path.expanduser().exists() or format_of(path) is not None:
             return path
         fraction = math.nan
     if not 0 < fraction < 1:
@@ -262,5 +262,7 @@ def load_labelled(
     known = LabelSet(tuple(label_names), folded=set(label_names) <= {"false", "true"})
     reader = Reader(source, text_column, label_column, classes=known)
     if source.in_catalogue and "test" not in source.parts:
-        return _cut_test(reader.read(source, "train"))[1]
-    return _given(reader, data, "test")
+        part = _cut_test(reader.read(source, "train"))[1]
+    else:
+        part = _given(reader, data, "test")
+    return replace(part, notes=tuple(reader.notes))

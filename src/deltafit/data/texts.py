@@ -25,6 +25,7 @@ class LabelledTexts:
         rows: the number of each row in its source, from 1, a header not counted.
         lines: the line of the file on which each row begins; None where there are no lines.
         column: the column of the texts.
+        notes: sentences on how they were read, of rows to evaluate a finished classifier on.
     """
 
     texts: tuple[str, ...]
@@ -34,6 +35,7 @@ class LabelledTexts:
     rows: tuple[int, ...]
     lines: tuple[int, ...] | None
     column: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)

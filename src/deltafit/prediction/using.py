@@ -149,8 +149,8 @@ def evaluate(
         progress: called before the first forward pass and after each.
 
     Returns:
-        what ``classification_metrics`` gives; ``source``, the file; and ``truncated``, the number
-        of texts that were cut to ``max_length`` tokens.
+        what ``classification_metrics`` gives; ``source``, the file; ``notes``, on how it was read;
+        and ``truncated``, the number of texts that were cut to ``max_length`` tokens.
 
     Raises:
         DeltafitError: the folder cannot be loaded or proven, or the data cannot be used.
@@ -166,7 +166,7 @@ def evaluate(
     )
     metrics = classification_metrics(np.asarray(part.labels), logits, names)
     cut = {"truncated": tokens.truncated, "max_length": saved.max_length}
-    return {**metrics, **cut, "source": part.source}
+    return {**metrics, **cut, "source": part.source, "notes": list(part.notes)}
 
 
 def verify(folder: str | Path, *, model: str | None = None) -> SavedClassifier:
