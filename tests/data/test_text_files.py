@@ -103,7 +103,7 @@ def test_utf_8_is_never_taken_for_something_else(
         b"caf\xe9\n" + "naïve\n".encode(),
         "naïve\n".encode() + b"caf\xe9\n",
         b"caf\xe9 \x81\n",
-        b"x\ncaf\xc3",  # cut off within a character
+        b"x\ncaf\xe2\x80",  # cut off within a character
     ],
 )
 def test_what_is_neither_is_refused(content: bytes, tmp_path: Path) -> None:

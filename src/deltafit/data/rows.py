@@ -37,6 +37,7 @@ class Table:
         notes: what was decided in reading it, one sentence each.
         numbered: whether rows stand on lines of a file.
         header: whether the names are the file's first row, which might be data after all.
+        files: of the rows, where each has one of its own.
     """
 
     source: str
@@ -45,13 +46,16 @@ class Table:
     notes: tuple[str, ...] = ()
     numbered: bool = True
     header: bool = False
+    files: tuple[str, ...] | None = None
 
     def sample(self) -> list[Row]:
         """Return the first thousand rows: enough to tell labels from texts."""
         return list(itertools.islice(self.read(), SAMPLE_ROWS))
 
     def place(self, row: Row, column: str | None = None) -> str:
-        """Return "file, row 3 (line 5), column 'text'"."""
+        """Return "file, row 3 (line 5), column 'text'", or the row's own file."""
+        if self.files is not None:
+            return self.files[row.number - 1]
         return place_of(self.source, row.number, row.line if self.numbered else None, column)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltafit.data.catalogue import DATA_SETS, DataSetEntry, package_folder
+from deltafit.data.label_folders import has_label_folders, open_label_folders
 from deltafit.data.rows import Row, Table
 from deltafit.data.tables import format_of, open_table, stem_of
 from deltafit.errors import DeltafitError
@@ -25,9 +26,11 @@ class DataSource:
 
     Attributes:
         name: what the person wrote.
-        origin: "file", "folder", "local copy", "package" or "hub".
+        origin: "file" (or one folder of a folder for each label), "folder" (of parts), "local
+            copy", "package" or "hub".
         location: the file, folder, package or hub repository.
-        parts: a file, or a table, for each of train, validation and test that there is.
+        parts: a file, a folder with one for each label, or a table, for each of train, validation
+            and test that there is.
         label_names: names for labels that the data set writes as codes.
     """
 
@@ -45,7 +48,9 @@ class DataSource:
     def open(self, part: str, named_columns: Sequence[str] = ()) -> Table:
         """Open one part's table."""
         found = self.parts[part]
-        return found if isinstance(found, Table) else open_table(found, named_columns)
+        if isinstance(found, Table):
+            return found
+        return open_label_folders(found) if found.is_dir() else open_table(found, named_columns)
 
 
 def find_data(data: str | Path) -> DataSource:
@@ -75,7 +80,10 @@ def check_path(data: str | Path) -> None:
 def _at_path(data: str | Path) -> DataSource:
     path = Path(data).expanduser()
     if path.is_dir():
-        return DataSource(str(data), "folder", str(path), _parts_of_folder(path))
+        parts = _parts_in(path)
+        if not parts and not _tables_in(path) and has_label_folders(path):
+            return DataSource(str(data), "file", str(path), {"train": path})
+        return DataSource(str(data), "folder", str(path), _with_training(path, parts))
     if not path.exists():
         raise DeltafitError(_no_such_path(path))
     return DataSource(str(data), "file", str(path), {"train": path})
@@ -96,13 +104,13 @@ def _no_such_path(path: Path) -> str:
     )
 
 
-def _parts_of_folder(folder: Path) -> dict[str, Path | Table]:
-    files = sorted(
-        path for path in folder.iterdir() if format_of(path) is not None
-    )  # sorted: the order in which a folder is listed differs between systems
+def _parts_in(folder: Path) -> dict[str, Path | Table]:
+    files = _tables_in(folder)
     parts: dict[str, Path | Table] = {}
     for part, names in PARTS.items():
+        folders = [folder / name for name in names if (folder / name).is_dir()]
         found = [path for path in files if stem_of(path).lower() in names]
+        found += [each for each in folders if has_label_folders(each)]
         if len(found) > 1:
             raise DeltafitError(
                 f"{folder} holds more than one {part} part: "
@@ -110,13 +118,28 @@ def _parts_of_folder(folder: Path) -> dict[str, Path | Table]:
             )
         if found:
             parts[part] = found[0]
+    return parts
+
+
+def _with_training(folder: Path, parts: Mapping[str, Path | Table]) -> Mapping[str, Path | Table]:
+    """Return the parts of a folder.
+
+    Raises:
+        DeltafitError: it has no training part.
+    """
     if "train" not in parts:
-        listed = ", ".join(path.name for path in files) or "no table at all"
+        listed = ", ".join(path.name for path in _tables_in(folder)) or "no table at all"
         raise DeltafitError(
             f"{folder} has no train.csv, train.tsv, train.jsonl or train.parquet (it holds "
-            f"{listed}). Give the file itself, or name one of them so."
+            f"{listed}), and no folder of texts for each label. Give the file itself, or name one "
+            "of them so."
         )
     return parts
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """Return its tables, sorted: the order in which a folder is listed differs between systems."""
+    return sorted(path for path in folder.iterdir() if format_of(path) is not None)
 
 
 def _local_folders(name: str) -> list[Path]:
@@ -132,7 +155,7 @@ def _from_catalogue(entry: DataSetEntry) -> DataSource:
         if lone is not None and lone.is_file() and not list(folder.glob("train.*")):
             parts = {"train": lone}
         else:
-            parts = _parts_of_folder(folder)
+            parts = _with_training(folder, _parts_in(folder))
         return DataSource(entry.name, "local copy", str(folder), parts, entry.label_names)
     packaged = _packaged_table(entry)
     if packaged is not None:

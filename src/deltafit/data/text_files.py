@@ -130,8 +130,8 @@ def _first_of_windows(path: Path) -> tuple[int, int] | None:
                 raw.decode("utf-8")
                 return None
             except UnicodeDecodeError as error:
-                # Half of a character at the end is a file that was cut off.
-                cut = error.end == len(raw) and error.reason == "unexpected end of data"
+                # Two thirds of a character at the end, as of “, are a file that was cut off.
+                cut = error.reason == "unexpected end of data" and error.end > error.start + 1
                 if cut or not raw[: error.start].isascii() or _undefined(raw):
                     return None
                 found = found or (offset + error.start, raw[error.start])

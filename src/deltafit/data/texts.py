@@ -25,6 +25,7 @@ class LabelledTexts:
         rows: the number of each row in its source, from 1, a header not counted.
         lines: the line of the file on which each row begins; None where there are no lines.
         column: the column of the texts.
+        files: of the rows of the source, by their number, where each has one of its own.
         notes: sentences on how they were read, of rows to evaluate a finished classifier on.
     """
 
@@ -35,6 +36,7 @@ class LabelledTexts:
     rows: tuple[int, ...]
     lines: tuple[int, ...] | None
     column: str
+    files: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -50,10 +52,13 @@ class LabelledTexts:
             rows=tuple(self.rows[index] for index in indices),
             lines=None if self.lines is None else tuple(self.lines[index] for index in indices),
             column=self.column,
+            files=self.files,
         )
 
     def place(self, index: int) -> str:
         """Return where the text of an index stands: "file, row 3 (line 5), column 'text'"."""
+        if self.files is not None:
+            return self.files[self.rows[index] - 1]
         line = None if self.lines is None else self.lines[index]
         return place_of(self.source, self.rows[index], line, self.column)
 
@@ -195,6 +200,7 @@ def read_labelled(
         rows=tuple(row.number for row in rows),
         lines=tuple(row.line for row in rows) if table.numbered else None,
         column=columns.text,
+        files=table.files,
     )
     return labelled, classes
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deltafit.data.columns import find_text_column
+from deltafit.data.label_folders import is_text
 from deltafit.data.sources import find_data
 from deltafit.data.text_files import open_text
 from deltafit.data.texts import checked_texts
@@ -30,7 +31,7 @@ def iterate_texts(
         UsageError: a text column was named for a .txt file.
     """
     path = Path(data).expanduser()
-    if path.name.lower().endswith((".txt", ".txt.gz")):
+    if is_text(path) and not path.is_dir():
         if text_column is not None:
             raise UsageError(f"{path} is plain text without columns; leave the text column out.")
         yield from _lines(path, note)
