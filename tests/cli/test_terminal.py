@@ -69,7 +69,7 @@ def test_many_classes_are_not_all_listed() -> None:
     metrics = {
         **dict.fromkeys(("accuracy", "macro_f1", "weighted_f1", "log_loss"), 0.5),
         **{"calibration_error": 0.1, "accuracy_interval": [0.4, 0.6], "source": "t.csv"},
-        **{"count": 231, "truncated": 1, "max_length": 16},
+        **{"count": 231, "truncated": 1, "max_length": 16, "notes": ["t.csv: read oddly."]},
         "per_class": {name: figures | {"f1": i / 77} for i, name in enumerate(names)},
     }
     console = terminal()
@@ -77,7 +77,7 @@ def test_many_classes_are_not_all_listed() -> None:
     text = shown(console)
     listed = re.findall(r"^(\[class\] \d+) ", text, flags=re.MULTILINE)
     assert listed == names[:20] and "57 better classes are in --json" in text
-    assert "1 text (0.4 %) was cut to 16 tokens." in text
+    assert "1 text (0.4 %) was cut to 16 tokens." in text and "t.csv: read oddly." in text
 
 
 def test_a_log_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

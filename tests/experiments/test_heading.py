@@ -85,6 +85,9 @@ def test_the_first_screen_names_task_method_settings_rows_seed_and_baseline(
 def test_a_method_is_told_with_its_places_and_settings(method: Method, said: str) -> None:
     made = of(method, "mine", 0.9, None, targets=["query", "value"])
     assert what_it_is(made, {}) == f"{said}learning rate 5e-05"
+    assert what_it_is({**made, "head_learning_rate": 5e-5}, {}) == f"{said}learning rate 5e-05"
+    made["head_learning_rate"] = 5e-3
+    assert what_it_is(made, {}) == f"{said}learning rate 5e-05, of the head 0.005"
 
 
 def test_settings_of_a_row_go_before_shared_ones() -> None:

@@ -7,8 +7,8 @@ from deltafit.experiments.forms import csv_text
 from deltafit.experiments.tables import Row, gap_of, share_of
 
 _PLAIN_BEFORE_INTERVAL = (
-    *("name", "kind", "result_name", "seeds", "failed_seeds", "learning_rate", "trials"),
-    *("trainable", "total"),
+    *("name", "kind", "result_name", "seeds", "failed_seeds"),
+    *("learning_rate", "head_learning_rate", "trials", "trainable", "total"),
     *("metric_name", "count", "before", "training", "validation", "after"),
     "after_new_rows",
 )

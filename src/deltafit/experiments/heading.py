@@ -51,10 +51,16 @@ def what_it_is(row: Row | None, facts: Mapping[str, Any]) -> str | None:
     own = _settings(method)
     where = f" on {matrices(method, row)}" if isinstance(method, DeltaMethod) else ""
     what = f"{method.command_line_name}{where or f' ({method.summary})'}"
-    how = [f"learning rate {row['learning_rate']:g}"] if row.get("learning_rate") else []
+    how = [_rates(row)] if row.get("learning_rate") else []
     run = (facts.get("settings") or {}) | (facts.get("settings_by_row") or {}).get(row["name"], {})
     how += [text.format(run[key]) for key, text in _OF_RUN.items() if key in run]
     return "; ".join(filter(None, [f"{what}{': ' if own else ''}{', '.join(own)}", ", ".join(how)]))
+
+
+def _rates(row: Row) -> str:
+    """Return "learning rate 5e-4, of the head 5e-3", or one where they are the same."""
+    said, head = f"learning rate {row['learning_rate']:g}", row.get("head_learning_rate")
+    return said if head in (None, row["learning_rate"]) else f"{said}, of the head {head:g}"
 
 
 def where_it_is(row: Row | None) -> str | None:

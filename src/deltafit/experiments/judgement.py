@@ -206,8 +206,13 @@ def _to_ship(runs: Sequence[tuple[Path, dict[str, Any]]]) -> Path:
 
 def _settings_of(experiment: Experiment, arm: Arm) -> dict[str, Any]:
     """Return what a row says of how its settings came about."""
-    rate = experiment.runs_of(arm)[0].learning_rate
-    return {"learning_rate": rate, "searched": list(arm.searched), "trials": arm.trials}
+    first = experiment.runs_of(arm)[0]
+    return {
+        "learning_rate": first.learning_rate,
+        "head_learning_rate": first.head_learning_rate,
+        "searched": list(arm.searched),
+        "trials": arm.trials,
+    }
 
 
 def _machine(shown: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

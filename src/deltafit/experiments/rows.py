@@ -27,7 +27,8 @@ _COSTS = (
     *("before", "training", "validation", "trainable", "total", "seconds", "examples_per_second"),
     *("peak_memory_bytes", "saved_bytes"),
     *("macro_f1_interval", "seconds_range", "peak_memory_range", "settings", "targets"),
-    *("against_full", "against_advised", "learning_rate", "searched", "trials", "varied"),
+    *("against_full", "against_advised", "learning_rate", "head_learning_rate"),
+    *("searched", "trials", "varied"),
     *("folder", "after_new_rows", "conditions"),
 )
 MARGINS = ("tfidf_svm",)  # baselines whose scores are no logarithms of probabilities

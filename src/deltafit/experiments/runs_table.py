@@ -11,7 +11,8 @@ from deltafit.experiments.running import Outcome
 from deltafit.training.config import RunConfig
 
 COLUMNS = (
-    *("name", "rank", "alpha", "trainable_layers", "lr", "weight_decay", "num_epochs"),
+    *("name", "rank", "alpha", "trainable_layers", "lr", "head_lr", "weight_decay"),
+    "num_epochs",
     *("pre_train_acc", "pre_val_acc", "pre_test_acc"),
     *("final_train_acc", "final_val_acc", "final_test_acc"),
     *("train_loss_last", "val_loss_last", "examples_seen", "minutes"),
@@ -57,6 +58,7 @@ def _asked(arm: Arm, config: RunConfig) -> dict[str, Any]:
         "alpha": getattr(method, "alpha", ""),
         "trainable_layers": method.result_name,
         "lr": config.learning_rate,
+        "head_lr": config.head_learning_rate,
         "weight_decay": settings.weight_decay,
         "num_epochs": settings.epochs,
         "seed": settings.seed,
