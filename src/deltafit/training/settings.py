@@ -130,8 +130,9 @@ class DataConfig:
     """Where the texts come from and how they are split; see ``deltafit.data.load_splits``.
 
     Attributes:
-        data: a .csv, .tsv or .jsonl file, a folder with train and test files, or one of imdb,
-            rotten_tomatoes, sms_spam, banking77.
+        data: a .csv, .tsv, .jsonl or .parquet file, a folder with train and test files, one with a
+            folder of .txt files for each label, or one of imdb, rotten_tomatoes, sms_spam,
+            banking77.
         test_data: the rows to judge on; without it, the data's own test part if it has one.
         validation: share of the training rows to choose checkpoints on, a file, or none.
         text_column: the column of texts, where it is not found by itself.
