@@ -84,5 +84,31 @@ def test_fewer_than_two_folders_of_texts_are_no_data(
     labels: tuple[str, ...], tmp_path: Path
 ) -> None:
     write(tmp_path / "d", labels=labels) if labels else (tmp_path / "d").mkdir()
-    with pytest.raises(DeltafitError, match="no folder of texts for each label"):
+    with pytest.raises(DeltafitError, match=r"no two folders of \.txt files"):
         load_splits(tmp_path / "d")
+
+
+@pytest.mark.parametrize("label", ["unsup", "Unlabeled", "test"])
+def test_a_folder_that_is_no_label_is_refused(label: str, tmp_path: Path) -> None:
+    write(tmp_path / "train", labels=("neg", "pos", label))
+    with pytest.raises(DeltafitError, match=rf"{label} holds texts, and its name is of no label"):
+        load_splits(tmp_path)
+
+
+def test_flat_parts_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path, labels=("train", "test"))
+    with pytest.raises(DeltafitError, match="test holds texts, and its name is of no label"):
+        load_splits(tmp_path)
+
+
+def test_files_that_would_be_passed_over_are_named_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    folder = write(tmp_path / "d")
+    (folder / "pos" / "._01.txt").write_bytes(b"\0\5\x16\7")  # as macOS leaves behind
+    assert len(load_splits(folder, validation="none").train) == 24
+    (folder / "pos" / "51128").write_text("a text", encoding="utf-8")
+    with pytest.raises(DeltafitError, match=r"pos holds 1 files that do not end in .txt.*51128"):
+        load_splits(folder)
+    (folder / "pos" / "51128").unlink()
+    (folder / "pos" / "x.txt").mkdir()
+    with pytest.raises(DeltafitError, match=r"such as 'x\.txt'"):
+        load_splits(folder)

@@ -102,6 +102,8 @@ def test_utf_8_is_never_taken_for_something_else(
     [
         b"caf\xe9\n" + "naïve\n".encode(),
         "naïve\n".encode() + b"caf\xe9\n",
+        b"caf\xe9 na\xc3\xafve\n",
+        b"na\xc3\xafve caf\xe9\n",
         b"caf\xe9 \x81\n",
         b"x\ncaf\xe2\x80",  # cut off within a character
     ],
@@ -123,9 +125,10 @@ def test_a_damaged_packed_file_is_refused_by_name(damage: str, tmp_path: Path) -
         content = content[: len(content) // 2]
     else:
         content[-6] ^= 255  # of the checksum
-    path.write_bytes(content)
-    with pytest.raises(DeltafitError, match=r"d\.csv\.gz cannot be unpacked: .* get it again"):
-        load_splits(path)
+    for damaged in (content, content[:2], content[:2] + b"not gzip", content[:12] + b"\xff" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(DeltafitError, match=r"d\.csv\.gz cannot be unpacked: .* get it again"):
+            load_splits(path)
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(DeltafitError, match="is empty"):
         load_splits(path)

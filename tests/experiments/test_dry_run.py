@@ -12,6 +12,7 @@ from deltafit.errors import DeltafitError
 from deltafit.experiments import dry_run as planning
 from deltafit.experiments.dry_run import Plan, dry_run
 from deltafit.experiments.store import Store
+from deltafit.methods import LoRA
 from deltafit.training.config import RunConfig
 from deltafit.training.interruption import Interrupted
 
@@ -44,23 +45,41 @@ def test_times_are_those_of_runs_like_them_or_rough(
     assert all(arm.roughly and arm.seconds and arm.memory for arm in before.arms)
     assert before.seconds == sum(arm.seconds or 0 for arm in before.arms)
     assert "~" in shown(before) and "deltafit estimate x" in shown(before)
-    taken = {"costs": {"training_seconds": 7.0}, "joined": 2 if jointly else None}
 
     def outcome(_: object, config: RunConfig) -> dict[str, Any] | None:
-        return taken if config.settings.seed == 0 else None
+        together = 2 if jointly and isinstance(config.method, LoRA) else None
+        done = {"costs": {"training_seconds": 7.0}, "joined": together}
+        return done if config.settings.seed == 0 else None
 
     monkeypatch.setattr(Store, "outcome", outcome)
     same = dry_run(recipe, tmp_path, overrides=overrides, jointly=jointly)
     assert [(arm.finished, arm.seconds, arm.roughly) for arm in same.arms] == [(1, 7.0, False)] * 2
     assert "~" not in shown(same) and "14.0 s in all" in shown(same)
     other = dry_run(recipe, tmp_path, overrides=overrides, jointly=not jointly)
-    assert all(arm.roughly for arm in other.arms), "alone is not what it takes beside others"
+    # Alone LoRA does not take what it takes beside others; a head is never joined.
+    assert [arm.roughly for arm in other.arms] == [True, False]
+
+
+def test_what_fails_in_one_row_leaves_the_others_known(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planning.foretell
+
+    def fails_for_lora(config: RunConfig, *others: Any) -> Any:
+        if isinstance(config.method, LoRA):
+            raise DeltafitError("It fell.")
+        return found(config, *others)
+
+    monkeypatch.setattr(planning, "foretell", fails_for_lora)
+    plan = dry_run(recipe, tmp_path, overrides=["runs=[{method: lora}, {method: head}]"])
+    assert [arm.seconds is None for arm in plan.arms] == [True, False]
+    assert plan.problem == "It fell." and "are not known of all: It fell." in shown(plan)
 
 
 def test_a_model_that_is_not_here_leaves_memory_and_time_open(recipe: Path, tmp_path: Path) -> None:
     plan = dry_run(recipe, tmp_path, overrides=["model=nobody/has-this"])
     assert plan.problem is not None and plan.seconds is None
-    assert "Memory and time are not known" in shown(plan) and "in all" not in shown(plan)
+    assert "Memory and time are not known of all" in shown(plan) and "in all" not in shown(plan)
 
 
 def shown(plan: Plan) -> str:

@@ -1,7 +1,6 @@
 """``train`` from a model and a table to a folder, for every method and head."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,41 +244,3 @@ def test_the_architectures_own_head_takes_no_probe() -> None:
         HeadConfig("architecture", "probe")
     with pytest.raises(UsageError, match="dropout"):
         HeadConfig("mean", "new", 1.5)
-
-
-@pytest.mark.parametrize(
-    ("method", "asked", "head", "expected"),
-    [
-        (LoRA(), {}, HeadConfig(), 5e-3),
-        (LoRA(), {}, HeadConfig("mean"), 5e-3),
-        (LoRA(), {}, HeadConfig("mean", "probe"), 5e-4),
-        (LoRA(), {"learning_rate": 2e-5}, HeadConfig(), 2e-5),
-        (LoRA(), {"head_learning_rate": 1e-3}, HeadConfig("mean", "probe"), 1e-3),
-        (LoRA(), {"learning_rate": 2e-5, "head_learning_rate": 1e-3}, HeadConfig(), 1e-3),
-        (Full(), {}, HeadConfig(), 5e-3),
-        (Head(), {}, HeadConfig(), 5e-3),
-    ],
-)
-def test_a_new_head_has_the_rate_of_a_head_unless_one_is_asked_for(
-    method: Method, asked: dict[str, float], head: HeadConfig, expected: float
-) -> None:
-    settings = TrainingSettings(**asked)
-    config = RunConfig("minilm", DataConfig("imdb"), method, head, settings)
-    assert config.head_learning_rate == expected
-    decided = config.decided_settings
-    assert (decided.learning_rate, decided.head_learning_rate) == (config.learning_rate, expected)
-
-
-def test_the_decided_rates_are_what_trains(model: str, data: DataConfig, tmp_path: Path) -> None:
-    plain = replace(SETTINGS, learning_rate=None)
-    tensors = []
-    for name, settings in (
-        ("default", plain),
-        ("same", replace(plain, learning_rate=5e-4, head_learning_rate=5e-3)),
-        ("other", replace(plain, head_learning_rate=5e-4)),
-    ):
-        result = train(model, data, tmp_path / name, method="lora:rank=2", settings=settings)
-        tensors.append(read_tensors(result.folder / "adapter" / "adapter_model.safetensors"))
-    default, same, other = tensors
-    assert all(torch.equal(default[name], same[name]) for name in default)
-    assert any(not torch.equal(default[name], other[name]) for name in default)

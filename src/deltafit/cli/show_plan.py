@@ -62,7 +62,7 @@ def show_plan(console: Console, plan: Plan, estimate: str) -> None:
             "Memory is what the process is expected to hold at most, for one run at a time.",
         )
     if plan.problem is not None:
-        say(console, f"Memory and time are not known: {plan.problem}")
+        say(console, f"Memory and time are not known of all: {plan.problem}")
     if plan.seconds:
         roughly = any(each.roughly for each in plan.arms)
         say(console, f"Training takes {_time(plan.seconds, roughly)} in all, run after run.")

@@ -8,11 +8,14 @@ from deltafit.data.text_files import TextFile, open_text
 from deltafit.errors import DeltafitError
 
 _TEXTS = (".txt", ".txt.gz")
+# As in IMDb's own archive, and of parts.
+_NO_LABELS = ("unsup", "unlabeled", "unlabelled", "train", "validation", "valid", "test")
 
 
 def is_text(path: Path) -> bool:
-    """Say whether a file's name is that of plain text, packed or not."""
-    return path.name.lower().endswith(_TEXTS)
+    """Say whether a path is a file with the name of plain text, packed or not; no hidden one."""
+    name = path.name.lower()
+    return name.endswith(_TEXTS) and not name.startswith(".") and path.is_file()
 
 
 def has_label_folders(folder: Path) -> bool:
@@ -29,10 +32,11 @@ def open_label_folders(folder: Path) -> Table:
     Raises:
         DeltafitError: a file cannot be read, or is empty.
     """
+    _check_labels(folder)
     files = [
         (label.name, open_text(path))
         for label in _label_folders(folder)
-        for path in sorted(filter(is_text, label.iterdir()))
+        for path in sorted(filter(is_text, label.iterdir()), key=lambda path: path.name)
     ]
 
     def rows() -> Iterator[Row]:
@@ -52,13 +56,36 @@ def open_label_folders(folder: Path) -> Table:
 
 def _label_folders(folder: Path) -> list[Path]:
     try:
-        return sorted(
+        found = [
             each
             for each in folder.iterdir()
             if each.is_dir() and not each.name.startswith(".") and any(map(is_text, each.iterdir()))
-        )
+        ]
+        # By name: how paths compare differs between systems.
+        return sorted(found, key=lambda path: path.name)
     except OSError as error:
         raise DeltafitError(f"Could not read {folder}: {error.strerror or error}.") from error
+
+
+def _check_labels(folder: Path) -> None:
+    """Refuse folders that are no labels: of texts without any, or of which files are passed over.
+
+    Raises:
+        DeltafitError: there are such.
+    """
+    for label in _label_folders(folder):
+        if label.name.lower() in _NO_LABELS:
+            raise DeltafitError(
+                f"{label} holds texts, and its name is of no label but of texts that have none or "
+                "of a part. Move it elsewhere, or rename it if it is a label."
+            )
+        others = [path.name for path in label.iterdir() if not is_text(path)]
+        others = sorted(name for name in others if not name.startswith("."))
+        if others:
+            raise DeltafitError(
+                f"{label} holds {len(others):,} files that do not end in .txt, such as "
+                f"{others[0]!r}. Give texts that ending, and move others elsewhere."
+            )
 
 
 def _notes(folder: Path, files: list[TextFile]) -> tuple[str, ...]:

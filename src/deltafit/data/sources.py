@@ -131,15 +131,16 @@ def _with_training(folder: Path, parts: Mapping[str, Path | Table]) -> Mapping[s
         listed = ", ".join(path.name for path in _tables_in(folder)) or "no table at all"
         raise DeltafitError(
             f"{folder} has no train.csv, train.tsv, train.jsonl or train.parquet (it holds "
-            f"{listed}), and no folder of texts for each label. Give the file itself, or name one "
-            "of them so."
+            f"{listed}), and no two folders of .txt files, one for each label, without a table "
+            "beside them. Give the file itself, or name one of them so."
         )
     return parts
 
 
 def _tables_in(folder: Path) -> list[Path]:
     """Return its tables, sorted: the order in which a folder is listed differs between systems."""
-    return sorted(path for path in folder.iterdir() if format_of(path) is not None)
+    found = [path for path in folder.iterdir() if format_of(path) is not None and path.is_file()]
+    return sorted(found, key=lambda path: path.name)
 
 
 def _local_folders(name: str) -> list[Path]:

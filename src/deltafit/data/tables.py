@@ -55,8 +55,11 @@ def open_table(path: Path, named_columns: Sequence[str] = ()) -> Table:
     """
     suffix = format_of(path)
     if suffix is None:
+        ending = "".join(
+            path.suffixes[-2:] if path.suffix.lower() == _PACKED else path.suffixes[-1:]
+        )
         raise DeltafitError(
-            f"{path}: the suffix {path.suffix or '(none)'} is not known. Give a file that ends in "
+            f"{path}: the suffix {ending or '(none)'} is not known. Give a file that ends in "
             ".csv, .tsv, .jsonl (each also with .gz) or .parquet."
         )
     if suffix in _PARQUET:

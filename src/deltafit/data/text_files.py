@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from deltafit.errors import DeltafitError
 
@@ -95,14 +94,7 @@ def open_text(path: Path) -> TextFile:
         DeltafitError: it cannot be read or unpacked, is empty, or its first bytes tell that it is
             no such text.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
-    if start.startswith(_GZIP):
-        with _unpacked(path) as file:
-            start = file.read(4)
+    start = next(_raw_lines(path), b"")
     if not start:
         raise DeltafitError(f"{path} is empty.")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -132,7 +124,8 @@ def _first_of_windows(path: Path) -> tuple[int, int] | None:
             except UnicodeDecodeError as error:
                 # Two thirds of a character at the end, as of “, are a file that was cut off.
                 cut = error.reason == "unexpected end of data" and error.end > error.start + 1
-                if cut or not raw[: error.start].isascii() or _undefined(raw):
+                mixed = not raw.decode("utf-8", "ignore").isascii()
+                if cut or mixed or _undefined(raw):
                     return None
                 found = found or (offset + error.start, raw[error.start])
         offset += len(raw)
@@ -146,19 +139,16 @@ def _undefined(raw: bytes) -> bool:
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
     try:
-        with _unpacked(path) as file:
-            yield from file
+        with path.open("rb") as file:
+            packed = file.read(len(_GZIP)) == _GZIP
+            file.seek(0)
+            yield from gzip.GzipFile(fileobj=file) if packed else file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DeltafitError(
             f"{path} cannot be unpacked: {error}. It is damaged or was cut off; get it again."
         ) from error
-
-
-def _unpacked(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    packed = file.read(2) == _GZIP
-    file.seek(0)
-    return cast("BinaryIO", gzip.open(file)) if packed else file
+    except OSError as error:
+        raise DeltafitError(f"Could not read {path}: {error.strerror or error}.") from error
 
 
 def _not_utf8(value: int, place: int) -> str:

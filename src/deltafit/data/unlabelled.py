@@ -31,7 +31,7 @@ def iterate_texts(
         UsageError: a text column was named for a .txt file.
     """
     path = Path(data).expanduser()
-    if is_text(path) and not path.is_dir():
+    if is_text(path):
         if text_column is not None:
             raise UsageError(f"{path} is plain text without columns; leave the text column out.")
         yield from _lines(path, note)

@@ -15,6 +15,7 @@ from deltafit.experiments.tuning import check_search, possible_runs, trials_done
 from deltafit.training.config import RunConfig
 from deltafit.training.foretelling import Foretold, foretell
 from deltafit.training.interruption import Interrupted
+from deltafit.training.joined_run import groups_to_join
 from deltafit.training.progress import Reporter, Silent
 
 _NO_COST = ("alpha", "scaling")  # of a method
@@ -57,14 +58,12 @@ class Plan:
     Attributes:
         recipe: what is asked for.
         arms: its rows.
-        problem: why it is not known what memory the runs will need, if it is not.
-        jointly: whether runs are to be trained at once.
+        problem: why it is not known what memory and time runs will need, if it is not of some.
     """
 
     recipe: Recipe
     arms: tuple[PlannedArm, ...]
     problem: str | None = None
-    jointly: bool = False
 
     @property
     def runs(self) -> int:
@@ -102,16 +101,18 @@ def dry_run(
     try:
         made.store.base  # noqa: B018  # which runs are finished is not known without it
     except DeltafitError as error:
-        return Plan(made.recipe, _nothing_known(made), str(error), jointly)
+        return Plan(made.recipe, _nothing_known(made), str(error))
     sizes = _Sizes(made, jointly, reporter or Silent())
     try:
         check_search(made)
         check_runs(possible_runs(made), jointly=jointly)
-        return Plan(made.recipe, _with_trials(made, _planned(made, sizes), sizes), None, jointly)
     except (UsageError, Interrupted):
         raise
     except DeltafitError as error:
-        return Plan(made.recipe, _planned(made, None), str(error), jointly)
+        sizes.problem = str(error)
+        return Plan(made.recipe, _planned(made, sizes, tried=False), sizes.problem)
+    arms = _with_trials(made, _planned(made, sizes), sizes)
+    return Plan(made.recipe, arms, sizes.problem)
 
 
 def _nothing_known(made: Prepared) -> tuple[PlannedArm, ...]:
@@ -119,7 +120,8 @@ def _nothing_known(made: Prepared) -> tuple[PlannedArm, ...]:
     return tuple(PlannedArm(arm, runs, 0, None, None) for arm in made.experiment.arms)
 
 
-def _planned(made: Prepared, sizes: "_Sizes | None") -> tuple[PlannedArm, ...]:
+def _planned(made: Prepared, sizes: "_Sizes", *, tried: bool = True) -> tuple[PlannedArm, ...]:
+    """Return what is left of each row; what is not in the store is foretold if ``tried``."""
     arms = []
     for arm in made.experiment.arms:
         configs = made.experiment.runs_of(arm)
@@ -127,9 +129,11 @@ def _planned(made: Prepared, sizes: "_Sizes | None") -> tuple[PlannedArm, ...]:
         planned = PlannedArm(
             arm, len(configs), len(configs) - len(left), None, None if left else 0.0
         )
-        if left and sizes is not None:
-            memory = sizes.foretold(left[0]).memory
-            planned = replace(planned, memory=memory, **sizes.time(left[0], len(left)))
+        if left:
+            found = sizes.foretold(left[0]) if tried else None
+            memory = None if found is None else found.memory
+            time = sizes.time(left[0], len(left), tried=tried)
+            planned = replace(planned, memory=memory, **time)
         arms.append(planned)
     return tuple(arms)
 
@@ -163,34 +167,50 @@ def _with_trials(
 
 
 class _Sizes:
-    """What runs take, found out once for those that differ in nothing that costs."""
+    """What runs take, found out once for those that differ in nothing that costs.
+
+    Attributes:
+        problem: the first that kept a run's memory and time from being foretold.
+    """
 
     def __init__(self, made: Prepared, jointly: bool, reporter: Reporter) -> None:
         self._splits: Splits = made.splits
         self._reporter = reporter
-        self._foretold: dict[str, Foretold] = {}
-        self._taken: dict[str, list[float]] = {}
-        for config in made.experiment.runs():
+        self.problem: str | None = None
+        self._foretold: dict[str, Foretold | None] = {}
+        self._taken: dict[tuple[str, bool], list[float]] = {}
+        runs = made.experiment.runs()
+        # What a run took by itself is not what it takes beside others.
+        self._joined = {run for group in groups_to_join(runs) for run in group} if jointly else ()
+        for config in runs:
             outcome = made.store.outcome(config)
             if outcome is None or isinstance(outcome, TrainingError):
                 continue
-            # What a run took by itself is not what it takes beside others.
-            if bool(outcome.get("joined")) == jointly:
-                taken = outcome["costs"]["training_seconds"]
-                self._taken.setdefault(size_of(config), []).append(taken)
+            taken = outcome["costs"]["training_seconds"]
+            key = (size_of(config), bool(outcome.get("joined")))
+            self._taken.setdefault(key, []).append(taken)
 
-    def foretold(self, config: RunConfig) -> Foretold:
+    def foretold(self, config: RunConfig) -> Foretold | None:
+        """Return what a run of this size takes; None where that cannot be found out."""
         size = size_of(config)
         if size not in self._foretold:
-            self._foretold[size] = foretell(config, self._splits, self._reporter)
+            try:
+                self._foretold[size] = foretell(config, self._splits, self._reporter)
+            except (UsageError, Interrupted):
+                raise
+            except DeltafitError as error:
+                self._foretold[size] = None
+                self.problem = self.problem or str(error)
         return self._foretold[size]
 
-    def time(self, config: RunConfig, count: int) -> dict[str, Any]:
+    def time(self, config: RunConfig, count: int, *, tried: bool = True) -> dict[str, Any]:
         """Return the seconds of so many runs of this size, and whether that is roughly."""
-        taken = self._taken.get(size_of(config))
-        if taken is None and count:
-            return {"seconds": self.foretold(config).seconds * count, "roughly": True}
-        return {"seconds": fmean(taken or [0.0]) * count, "roughly": False}
+        taken = self._taken.get((size_of(config), config in self._joined))
+        if taken is not None or not count:
+            return {"seconds": fmean(taken or [0.0]) * count, "roughly": False}
+        found = self.foretold(config) if tried else None
+        seconds = None if found is None else found.seconds * count
+        return {"seconds": seconds, "roughly": seconds is not None}
 
 
 def size_of(config: RunConfig) -> str:

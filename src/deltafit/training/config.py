@@ -1,6 +1,6 @@
 """What a run is, as data: base model, texts, method, head and hyperparameters."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deltafit.errors import UsageError
@@ -46,25 +46,8 @@ class RunConfig:
 
     @property
     def head_learning_rate(self) -> float:
-        """The highest rate of the head.
-
-        One rate that is asked for is everything's. Where none is, a new head gets the one it has
-        when it is trained alone: at a method's it hardly learns many classes in a few epochs. A
-        head that starts from a probe has learned, and follows the method.
-        """
-        asked = self.settings.head_learning_rate or self.settings.learning_rate
-        if asked is not None or self.head.head_start == "probe":
-            return asked or self.learning_rate
-        return max(self.learning_rate, Head.default_learning_rate)
-
-    @property
-    def decided_settings(self) -> TrainingSettings:
-        """The settings with both rates decided."""
-        return replace(
-            self.settings,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
-        )
+        """The highest rate of the head."""
+        return self.settings.head_learning_rate or self.learning_rate
 
     @property
     def label(self) -> str:

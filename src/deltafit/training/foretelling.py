@@ -12,6 +12,7 @@ from deltafit.data import Splits, across_lengths
 from deltafit.engine import CannotFeedError, find_prefix
 from deltafit.tasks.classification import Classifier, batch_of
 from deltafit.tasks.inference import compute_logits
+from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import expected_memory, may_pack
 from deltafit.training.features import FrozenFeatures
@@ -58,6 +59,7 @@ def foretell(config: RunConfig, splits: Splits, reporter: Reporter) -> Foretold:
     splits = replace(splits, validation=None, test=None)
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
     run = prepare(config, splits, features, reporter)
+    run.classifier.model.to(processes().device)  # where it is trained
     adapt_run(config, run, reporter)
     rows = run.examples["train"].rows
     # Before anything runs through the model, which would count as memory of the process.
@@ -70,8 +72,9 @@ def _training_seconds(classifier: Classifier, config: RunConfig, rows: Rows) -> 
 
     Blocks that are trained through multiply a token once forward and once backward, and trained
     matrices once more for their gradients; blocks below all of them forward alone, and once where
-    there are several epochs, as their states are kept. Not in it: the optimiser's own work, that
-    attention costs more in longer texts, and that products in half precision may cost less.
+    there are several epochs, if there is room for their states. Not in it: the optimiser's own
+    work, that attention costs more in longer texts, and that products in half precision may cost
+    less.
     """
     model, settings = classifier.model, config.settings
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}

@@ -172,10 +172,7 @@ def _run(
             run.classifier, run.examples["train"], run.examples.get("validation"),
             {
                 name: JoinedRun(
-                    config.decided_settings,
-                    config.learning_rate,
-                    folder / "checkpoints",
-                    config.label,
+                    config.settings, config.learning_rate, folder / "checkpoints", config.label
                 )
                 for name, config, folder in zip(names, configs, folders, strict=True)
             },

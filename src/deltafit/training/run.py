@@ -179,7 +179,7 @@ def _train(
             run.classifier,
             run.examples["train"],
             run.examples.get("validation"),
-            config.decided_settings,
+            config.settings,
             learning_rate=config.learning_rate,
             folder=folder / "checkpoints",
             reporter=reporter,

@@ -38,8 +38,7 @@ class TrainingSettings:
         accumulation: batches in one optimiser step, each in passes of its own: less memory, and
             more time. A step's result does not depend on how its rows are cut into passes.
         learning_rate: the highest rate; None takes the method's default.
-        head_learning_rate: the same for the head; None takes ``learning_rate``, or where that is
-            None too what a head alone is trained at, 5e-3, unless it starts from a probe.
+        head_learning_rate: the same for the head; None takes ``learning_rate``.
         weight_decay: AdamW's, on matrices; biases and norms are left out.
         schedule: of the rate after the warm-up; linear and cosine end at zero.
         warmup: share of all steps in which the rate rises from near zero.
