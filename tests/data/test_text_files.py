@@ -64,6 +64,21 @@ def test_a_packed_part_of_a_folder_is_found(packed: bool, tmp_path: Path) -> Non
         load_splits(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Où êtes-vous allés cet été, à Évian ou à Orléans ? Ça dépend des années passées là-bas.",
+        "Größere Übungsräume für ältere Schüler wären schön.",
+        "Þetta er ágætis mynd, þó að hún sé löng og óþægilega hæg á köflum.",
+        "ÉÀÇ",
+    ],
+)
+def test_languages_of_windows_1252_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.txt"
+    path.write_bytes(text.encode("cp1252"))
+    assert [each for _, each in iterate_texts(path)] == [text]
+
+
 @given(st.lists(WINDOWS, min_size=1))
 def test_windows_1252_is_told_from_utf_8(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
@@ -77,7 +92,7 @@ def test_windows_1252_is_told_from_utf_8(
         assert file.encoding == "utf-8"
     except UnicodeDecodeError:
         expected = content.decode("cp1252")
-        if file.encoding == "utf-8":  # some of it is both
+        if file.encoding == "utf-8":  # some of it is both, or of another alphabet
             with pytest.raises(DeltafitError, match="mixes the two"):
                 list(file.plain_lines())
             return
@@ -106,6 +121,8 @@ def test_utf_8_is_never_taken_for_something_else(
         b"na\xc3\xafve caf\xe9\n",
         b"caf\xe9 \x81\n",
         b"x\ncaf\xe2\x80",  # cut off within a character
+        "Очень хороший фильм, смотреть всем\n".encode("cp1251"),
+        "这部电影很好看我很喜欢它的演员\n".encode("gbk"),
     ],
 )
 def test_what_is_neither_is_refused(content: bytes, tmp_path: Path) -> None:

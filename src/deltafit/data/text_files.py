@@ -10,6 +10,12 @@ from pathlib import Path
 from deltafit.errors import DeltafitError
 
 _GZIP = b"\x1f\x8b"
+_HIGH = bytes(range(128, 256))
+_NO_LETTERS = bytes(each for each in range(128) if not chr(each).isalpha())
+# Beyond ASCII, for each letter in it: no language that Windows-1252 writes has nearly as many, and
+# one with another alphabet (Windows-1251, GBK) has hardly any others.
+_MOST = 0.5
+_FEW = 16  # bytes, of which no share is told
 
 
 class UndecodableError(Exception):
@@ -88,7 +94,8 @@ def open_text(path: Path) -> TextFile:
     """Return a file of text with its encoding: UTF-8, or Windows-1252, which Latin-1 is part of.
 
     It is Windows-1252 if a byte is not UTF-8 and no character beyond ASCII is: a file that has such
-    is UTF-8 with a fault, and is read until that is met.
+    is UTF-8 with a fault, and is read until that is met. So is one with more such bytes than a
+    language with a Latin alphabet has.
 
     Raises:
         DeltafitError: it cannot be read or unpacked, is empty, or its first bytes tell that it is
@@ -115,8 +122,11 @@ def open_text(path: Path) -> TextFile:
 
 def _first_of_windows(path: Path) -> tuple[int, int] | None:
     """Return the first byte that is not UTF-8 and its place, if the file is Windows-1252."""
-    offset, found = 0, None
+    offset, found, high, letters = 0, None, 0, 0
     for raw in _raw_lines(path):
+        ascii_part = raw.translate(None, delete=_HIGH)
+        high += len(raw) - len(ascii_part)
+        letters += len(ascii_part.translate(None, delete=_NO_LETTERS))
         if not raw.isascii():
             try:
                 raw.decode("utf-8")
@@ -129,7 +139,8 @@ def _first_of_windows(path: Path) -> tuple[int, int] | None:
                     return None
                 found = found or (offset + error.start, raw[error.start])
         offset += len(raw)
-    return found
+    foreign = high > _FEW and high > _MOST * letters
+    return None if foreign else found
 
 
 def _undefined(raw: bytes) -> bool:
