@@ -7,6 +7,7 @@ import pytest
 
 from deltafit.data import iterate_texts, load_labelled, load_splits
 from deltafit.errors import DeltafitError
+from deltafit.experiments.findings import quoted, rows_of
 
 
 def write(folder: Path, *, count: int = 12, labels: tuple[str, ...] = ("neg", "pos")) -> Path:
@@ -111,4 +112,19 @@ def test_files_that_would_be_passed_over_are_named_and_hidden_ones_are_not(tmp_p
     (folder / "pos" / "51128").unlink()
     (folder / "pos" / "x.txt").mkdir()
     with pytest.raises(DeltafitError, match=r"such as 'x\.txt'"):
+        load_splits(folder)
+
+
+def test_doctors_and_refusals_name_files_and_no_row_numbers(tmp_path: Path) -> None:
+    folder = write(tmp_path / "d")
+    part = load_splits(folder, validation="none").train
+    assert quoted(part, 13) == "pos/01.txt: 'pos text 1 of two lines' is 'pos'"
+    assert rows_of(part, [13, 2]) == f"pos/01.txt, neg/02.txt in {folder}"
+    assert rows_of(part, list(range(12))).endswith(f"neg/09.txt and 2 more in {folder}")
+    for number in (3, 4, 5):
+        (folder / "pos" / f"0{number}.txt").write_text("  ", encoding="utf-8")
+    with pytest.raises(
+        DeltafitError,
+        match=r"pos/03\.txt: the text is empty\. The same in 2 more \(pos/04\.txt, pos/05",
+    ):
         load_splits(folder)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltafit.errors import DeltafitError
@@ -51,6 +52,11 @@ class Table:
     def sample(self) -> list[Row]:
         """Return the first thousand rows: enough to tell labels from texts."""
         return list(itertools.islice(self.read(), SAMPLE_ROWS))
+
+    def own_file(self, row: Row) -> str:
+        """Return the file of a row that has one of its own, seen from the source."""
+        assert self.files is not None
+        return Path(self.files[row.number - 1]).relative_to(self.source).as_posix()
 
     def place(self, row: Row, column: str | None = None) -> str:
         """Return "file, row 3 (line 5), column 'text'", or the row's own file."""

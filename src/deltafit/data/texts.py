@@ -141,11 +141,13 @@ def _refusal(
     table: Table, column: str, rows: Sequence[Row], problem: str, advice: str
 ) -> DeltafitError:
     """Name the first row in full and the others by number, so that all are mended at once."""
-    numbers = ", ".join(str(row.number) for row in rows[1 : _LISTED + 1])
+    named = table.files is not None
+    others = [table.own_file(row) if named else str(row.number) for row in rows[1 : _LISTED + 1]]
     more = ""
-    if len(rows) > 1:
+    if others:
         dots = ", …" if len(rows) > _LISTED + 1 else ""
-        more = f" The same in {len(rows) - 1:,} more (row {numbers}{dots})."
+        what = f"{'' if named else 'row '}{', '.join(others)}{dots}"
+        more = f" The same in {len(rows) - 1:,} more ({what})."
     return DeltafitError(f"{table.place(rows[0], column)}: {problem}.{more} {advice}.")
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, get_args
 
@@ -144,16 +145,29 @@ def quoted(part: LabelledTexts, index: int) -> str:
     """Return where a text stands (the file without its folder), how it begins, and its label."""
     text = " ".join(part.texts[index].split())
     short = text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
-    line = "" if part.lines is None else f" (line {part.lines[index]})"
     label = part.label_names[part.labels[index]]
-    file = part.source.rpartition("/")[2]
-    return f"{file}, row {part.rows[index]}{line}: {short!r} is {label!r}"
+    return f"{_short_place(part, index)}: {short!r} is {label!r}"
+
+
+def _short_place(part: LabelledTexts, index: int) -> str:
+    if part.files is not None:
+        return _own_file(part, index)
+    line = "" if part.lines is None else f" (line {part.lines[index]})"
+    return f"{part.source.rpartition('/')[2]}, row {part.rows[index]}{line}"
+
+
+def _own_file(part: LabelledTexts, index: int) -> str:
+    """Return the file of a text that has one of its own, seen from its part's folder."""
+    return Path(part.place(index)).relative_to(part.source).as_posix()
 
 
 def rows_of(part: LabelledTexts, indices: Sequence[int]) -> str:
     """Return which rows those are, and of which file, for whoever has to mend them there."""
-    first = ", ".join(str(part.rows[index]) for index in indices[:_LISTED])
     more = f" and {len(indices) - _LISTED:,} more" if len(indices) > _LISTED else ""
+    if part.files is not None:
+        files = ", ".join(_own_file(part, index) for index in indices[:_LISTED])
+        return f"{files}{more} in {part.source}"
+    first = ", ".join(str(part.rows[index]) for index in indices[:_LISTED])
     return f"row{'' if len(indices) == 1 else 's'} {first}{more} of {part.source}"
 
 
