@@ -47,18 +47,18 @@ class _Survey(NamedTuple):
     spaced: int
 
 
-def open_delimited(path: TextFile, delimiter: str, named_columns: Sequence[str]) -> Table:
+def open_delimited(file: TextFile, delimiter: str, named_columns: Sequence[str]) -> Table:
     """Open a CSV or TSV file; see `tables.open_table`."""
-    form, doubt = _choose_format(path, delimiter)
-    notes = [*path.notes, *([f"{path}: {doubt}"] if doubt else [])]
-    first = next(_records(path, form, header=True), None)
+    form, doubt = _choose_format(file, delimiter)
+    notes = [*file.notes, *([f"{file}: {doubt}"] if doubt else [])]
+    first = next(_records(file, form, header=True), None)
     if first is None:
-        raise DeltafitError(f"{path} has no rows.")
+        raise DeltafitError(f"{file} has no rows.")
     header = tuple(cell.strip() for cell in first[1])
-    _check_delimiter(path, header, delimiter)
+    _check_delimiter(file, header, delimiter)
 
     def rows(skip: int) -> Iterator[Row]:
-        records = itertools.islice(_records(path, form, bool(skip)), skip, None)
+        records = itertools.islice(_records(file, form, bool(skip)), skip, None)
         for number, (line, cells) in enumerate(records, 1):
             yield Row(number, line, cells)
 
@@ -66,24 +66,24 @@ def open_delimited(path: TextFile, delimiter: str, named_columns: Sequence[str])
         header, list(itertools.islice(rows(1), SAMPLE_ROWS))
     ):
         notes.append(
-            f"{path}: has no header; its first row is data, and its columns are called "
+            f"{file}: has no header; its first row is data, and its columns are called "
             "'column 1' and 'column 2'."
         )
-        return Table(str(path), ("column 1", "column 2"), lambda: rows(0), tuple(notes))
+        return Table(str(file), ("column 1", "column 2"), lambda: rows(0), tuple(notes))
     columns = tuple(name or f"column {place}" for place, name in enumerate(header, 1))
-    _check_duplicates(path, columns)
+    _check_duplicates(file, columns)
     if next(rows(1), None) is None:
-        raise DeltafitError(f"{path} has a header but no rows.")
-    return Table(str(path), columns, lambda: rows(1), tuple(notes), header=True)
+        raise DeltafitError(f"{file} has a header but no rows.")
+    return Table(str(file), columns, lambda: rows(1), tuple(notes), header=True)
 
 
-def _records(path: TextFile, form: _Format, header: bool) -> Iterator[tuple[int, list[str]]]:
+def _records(file: TextFile, form: _Format, header: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the record begins, cells), blank lines left out, all equally wide."""
     csv.field_size_limit(_LARGEST_CELL)
     begun: list[str] = []  # the lines of the record that is being read
 
     def lines() -> Iterator[str]:
-        for text in path.lines():
+        for text in file.lines():
             begun.append(text)
             yield text
 
@@ -96,7 +96,7 @@ def _records(path: TextFile, form: _Format, header: bool) -> Iterator[tuple[int,
             if cells:
                 names = cells if names is None else names
                 if len(cells) != len(names):
-                    raise MalformedTableError(_ragged(path, row, line, cells, names, form))
+                    raise MalformedTableError(_ragged(file, row, line, cells, names, form))
                 yield line, cells
                 row += 1
             line = reader.line_num + 1
@@ -108,31 +108,31 @@ def _records(path: TextFile, form: _Format, header: bool) -> Iterator[tuple[int,
         column = repr(titles[place - 1].strip()) if place <= len(titles) else str(place)
         where = f"row {row}" if row else "header"
         raise DeltafitError(
-            f"{path}, {where} (line {error.line}), column {column}: {error}"
+            f"{file}, {where} (line {error.line}), column {column}: {error}"
         ) from error
     except csv.Error as error:
         where = f"row {row}" if row else "header"
         raise MalformedTableError(
-            f"{path}, {where} (line {line}): {error}. A cell that holds a quotation mark has to "
+            f"{file}, {where} (line {line}): {error}. A cell that holds a quotation mark has to "
             'be put in quotes, with the mark doubled: "he said ""hi""".'
         ) from error
 
 
 def _ragged(
-    path: TextFile, row: int, line: int, cells: list[str], names: list[str], form: _Format
+    file: TextFile, row: int, line: int, cells: list[str], names: list[str], form: _Format
 ) -> str:
     last = min(len(cells), len(names))
     column = names[last] if last < len(names) else names[-1]
     problem = "missing" if len(cells) < len(names) else "the last that should be there"
     mark = "comma" if form.delimiter == "," else "tab"
     return (
-        f"{path}, row {row} (line {line}): {len(cells)} cells where the first row has "
+        f"{file}, row {row} (line {line}): {len(cells)} cells where the first row has "
         f"{len(names)}; column {column!r} is {problem}. A text that holds a {mark} or a line "
         "break has to be put in quotes."
     )
 
 
-def _choose_format(path: TextFile, delimiter: str) -> tuple[_Format, str | None]:
+def _choose_format(file: TextFile, delimiter: str) -> tuple[_Format, str | None]:
     """Return the format that a file keeps, and a sentence where that is not plain CSV or TSV.
 
     Without quoting is read a TSV file which quotation marks would make no table, or in which they
@@ -141,34 +141,34 @@ def _choose_format(path: TextFile, delimiter: str) -> tuple[_Format, str | None]
     table either way is read plainly, so that the error names the mark.
     """
     plain = _Format(delimiter)
-    if not _is_doubtful(path, delimiter):
+    if not _is_doubtful(file, delimiter):
         return plain, None
-    usual = _survey(path, plain)
+    usual = _survey(file, plain)
     if delimiter == "\t":
         literal = plain._replace(quoting=csv.QUOTE_NONE)
-        if (usual and not usual.spanning) or _survey(path, literal) is None:
+        if (usual and not usual.spanning) or _survey(file, literal) is None:
             return plain, None
         reason = "would put several rows into one" if usual else "do not pair"
         return literal, f"read without quoting, since its quotation marks {reason}."
     spaced = plain._replace(skipinitialspace=True)
-    other = _survey(path, spaced)
+    other = _survey(file, spaced)
     if other is None or (usual and (usual.rows != other.rows or usual.spaced <= other.spaced)):
         return plain, None
     return spaced, "read without the spaces after its commas, since they stand before quotes."
 
 
-def _is_doubtful(path: TextFile, delimiter: str) -> bool:
+def _is_doubtful(file: TextFile, delimiter: str) -> bool:
     try:
-        return any(_DOUBTFUL[delimiter].search(line) for line in path.lines())
+        return any(_DOUBTFUL[delimiter].search(line) for line in file.lines())
     except UndecodableError:  # whoever reads the rows can say in which it stands
         return False
 
 
-def _survey(path: TextFile, form: _Format) -> _Survey | None:
+def _survey(file: TextFile, form: _Format) -> _Survey | None:
     """Return what a format makes of a file, or None if that is no table."""
     rows, spanning, spaced = 0, False, 0
     try:
-        for _, cells in _records(path, form, header=True):
+        for _, cells in _records(file, form, header=True):
             rows += 1
             for cell in cells:
                 spanning |= form.delimiter in cell and ("\n" in cell or "\r" in cell)
@@ -188,22 +188,22 @@ def _is_data(first: tuple[str, ...], below: list[Row]) -> bool:
     return False
 
 
-def _check_delimiter(path: TextFile, header: tuple[str, ...], delimiter: str) -> None:
+def _check_delimiter(file: TextFile, header: tuple[str, ...], delimiter: str) -> None:
     if len(header) > 1:
         return
     for other, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
         if other != delimiter and other in header[0]:
             raise MalformedTableError(
-                f"{path}, header (line 1): the only column is {header[0]!r}, so the file seems to "
+                f"{file}, header (line 1): the only column is {header[0]!r}, so the file seems to "
                 f"be separated by {name}. Save it as .csv with commas or as .tsv with tabs."
             )
 
 
-def _check_duplicates(path: TextFile, columns: tuple[str, ...]) -> None:
+def _check_duplicates(file: TextFile, columns: tuple[str, ...]) -> None:
     for name in columns:
         places = [str(place) for place, other in enumerate(columns, 1) if other == name]
         if len(places) > 1:
             raise MalformedTableError(
-                f"{path}, header (line 1): the column {name!r} stands there {len(places)} times "
+                f"{file}, header (line 1): the column {name!r} stands there {len(places)} times "
                 f"(columns {', '.join(places)}). Rename or remove the others."
             )

@@ -20,19 +20,19 @@ from deltafit.errors import DeltafitError
 _WITHIN_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*"(?:[^"\\]|\\.)*$')
 
 
-def open_json_lines(path: TextFile) -> Table:
+def open_json_lines(file: TextFile) -> Table:
     """Open a JSON Lines file; the columns are the keys of its first thousand objects."""
 
     def objects() -> Iterator[tuple[int, dict[str, Any]]]:
         row = 1
         try:
-            for line, text in enumerate(path.lines(), 1):
+            for line, text in enumerate(file.lines(), 1):
                 if text.strip():
-                    yield line, _json_object(f"{path}, row {row} (line {line})", text)
+                    yield line, _json_object(f"{file}, row {row} (line {line})", text)
                     row += 1
         except UndecodableError as error:
             key = _WITHIN_VALUE.search(error.before)
-            place = place_of(str(path), row, error.line, key[1] if key else None)
+            place = place_of(str(file), row, error.line, key[1] if key else None)
             raise DeltafitError(f"{place}: {error}") from error
 
     # A dict keeps the order in which the keys first appear.
@@ -40,13 +40,13 @@ def open_json_lines(path: TextFile) -> Table:
         {key: None for _, keys in itertools.islice(objects(), SAMPLE_ROWS) for key in keys}
     )
     if not columns:
-        raise DeltafitError(f"{path} has no rows.")
+        raise DeltafitError(f"{file} has no rows.")
 
     def rows() -> Iterator[Row]:
         for number, (line, content) in enumerate(objects(), 1):
             yield Row(number, line, [content.get(name) for name in columns])
 
-    return Table(str(path), columns, rows, path.notes)
+    return Table(str(file), columns, rows, file.notes)
 
 
 def _json_object(place: str, text: str) -> dict[str, Any]:

@@ -32,12 +32,9 @@ def open_label_folders(folder: Path) -> Table:
     Raises:
         DeltafitError: a file cannot be read, or is empty.
     """
-    _check_labels(folder)
-    files = [
-        (label.name, open_text(path))
-        for label in _label_folders(folder)
-        for path in sorted(filter(is_text, label.iterdir()), key=lambda path: path.name)
-    ]
+    # All of them before any is read.
+    by_label = [(label.name, _texts_of(label)) for label in _label_folders(folder)]
+    files = [(label, open_text(path)) for label, paths in by_label for path in paths]
 
     def rows() -> Iterator[Row]:
         for number, (label, file) in enumerate(files, 1):
@@ -67,25 +64,32 @@ def _label_folders(folder: Path) -> list[Path]:
         raise DeltafitError(f"Could not read {folder}: {error.strerror or error}.") from error
 
 
-def _check_labels(folder: Path) -> None:
-    """Refuse folders that are no labels: of texts without any, or of which files are passed over.
+def _texts_of(label: Path) -> list[Path]:
+    """Return the files of a label, in the order of their names.
 
     Raises:
-        DeltafitError: there are such.
+        DeltafitError: the name is that of texts without a label or of a part, or some files would
+            be passed over.
     """
-    for label in _label_folders(folder):
-        if label.name.lower() in _NO_LABELS:
-            raise DeltafitError(
-                f"{label} holds texts, and its name is of no label but of texts that have none or "
-                "of a part. Move it elsewhere, or rename it if it is a label."
-            )
-        others = [path.name for path in label.iterdir() if not is_text(path)]
-        others = sorted(name for name in others if not name.startswith("."))
-        if others:
-            raise DeltafitError(
-                f"{label} holds {len(others):,} files that do not end in .txt, such as "
-                f"{others[0]!r}. Give texts that ending, and move others elsewhere."
-            )
+    if label.name.lower() in _NO_LABELS:
+        raise DeltafitError(
+            f"{label} holds texts, and its name is of no label but of texts that have none or "
+            "of a part. Move it elsewhere, or rename it if it is a label."
+        )
+    every = sorted(label.iterdir(), key=lambda path: path.name)
+    texts: list[Path] = []
+    others: list[str] = []
+    for path in every:
+        if is_text(path):
+            texts.append(path)
+        elif not path.name.startswith("."):
+            others.append(path.name)
+    if others:
+        raise DeltafitError(
+            f"{label} holds {len(others):,} files that do not end in .txt, such as "
+            f"{others[0]!r}. Give texts that ending, and move others elsewhere."
+        )
+    return texts
 
 
 def _notes(folder: Path, files: list[TextFile]) -> tuple[str, ...]:

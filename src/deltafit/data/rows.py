@@ -53,11 +53,6 @@ class Table:
         """Return the first thousand rows: enough to tell labels from texts."""
         return list(itertools.islice(self.read(), SAMPLE_ROWS))
 
-    def own_file(self, row: Row) -> str:
-        """Return the file of a row that has one of its own, seen from the source."""
-        assert self.files is not None
-        return Path(self.files[row.number - 1]).relative_to(self.source).as_posix()
-
     def place(self, row: Row, column: str | None = None) -> str:
         """Return "file, row 3 (line 5), column 'text'", or the row's own file."""
         if self.files is not None:
@@ -69,6 +64,11 @@ def place_of(source: str, row: int, line: int | None, column: str | None) -> str
     """Return "file, row 3 (line 5), column 'text'", without the line or column where it is None."""
     on_line = "" if line is None else f" (line {line})"
     return f"{source}, row {row}{on_line}" + ("" if column is None else f", column {column!r}")
+
+
+def seen_from(source: str, file: str) -> str:
+    """Return "pos/07.txt": the file of a row that has one of its own, seen from its source."""
+    return Path(file).relative_to(source).as_posix()
 
 
 class MalformedTableError(DeltafitError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltafit.data.columns import Columns, nearest
 from deltafit.data.labels import LabelSet, check_classes, label_name, label_set
-from deltafit.data.rows import Row, Table, place_of
+from deltafit.data.rows import Row, Table, place_of, seen_from
 from deltafit.errors import DeltafitError
 
 _LISTED = 8
@@ -61,6 +61,10 @@ class LabelledTexts:
             return self.files[self.rows[index] - 1]
         line = None if self.lines is None else self.lines[index]
         return place_of(self.source, self.rows[index], line, self.column)
+
+    def own_file(self, index: int) -> str:
+        """Return the file of a text that has one of its own, seen from the source."""
+        return seen_from(self.source, self.place(index))
 
     def content_hash(self) -> str:
         r"""Return the SHA-256 over label names, texts and labels, in order.
@@ -142,7 +146,10 @@ def _refusal(
 ) -> DeltafitError:
     """Name the first row in full and the others by number, so that all are mended at once."""
     named = table.files is not None
-    others = [table.own_file(row) if named else str(row.number) for row in rows[1 : _LISTED + 1]]
+    others = [
+        seen_from(table.source, table.place(row)) if named else str(row.number)
+        for row in rows[1 : _LISTED + 1]
+    ]
     more = ""
     if others:
         dots = ", …" if len(rows) > _LISTED + 1 else ""

@@ -109,8 +109,7 @@ def dry_run(
     except (UsageError, Interrupted):
         raise
     except DeltafitError as error:
-        sizes.problem = str(error)
-        return Plan(made.recipe, _planned(made, sizes, tried=False), sizes.problem)
+        return Plan(made.recipe, _planned(made, sizes, tried=False), str(error))
     arms = _with_trials(made, _planned(made, sizes), sizes)
     return Plan(made.recipe, arms, sizes.problem)
 

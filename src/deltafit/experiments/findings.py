@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, get_args
 
@@ -151,21 +150,16 @@ def quoted(part: LabelledTexts, index: int) -> str:
 
 def _short_place(part: LabelledTexts, index: int) -> str:
     if part.files is not None:
-        return _own_file(part, index)
+        return part.own_file(index)
     line = "" if part.lines is None else f" (line {part.lines[index]})"
     return f"{part.source.rpartition('/')[2]}, row {part.rows[index]}{line}"
-
-
-def _own_file(part: LabelledTexts, index: int) -> str:
-    """Return the file of a text that has one of its own, seen from its part's folder."""
-    return Path(part.place(index)).relative_to(part.source).as_posix()
 
 
 def rows_of(part: LabelledTexts, indices: Sequence[int]) -> str:
     """Return which rows those are, and of which file, for whoever has to mend them there."""
     more = f" and {len(indices) - _LISTED:,} more" if len(indices) > _LISTED else ""
     if part.files is not None:
-        files = ", ".join(_own_file(part, index) for index in indices[:_LISTED])
+        files = ", ".join(part.own_file(index) for index in indices[:_LISTED])
         return f"{files}{more} in {part.source}"
     first = ", ".join(str(part.rows[index]) for index in indices[:_LISTED])
     return f"row{'' if len(indices) == 1 else 's'} {first}{more} of {part.source}"

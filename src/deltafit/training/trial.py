@@ -266,14 +266,14 @@ def _whole_peak(peak: PeakMemory, trial: Trial, plan: Arranged, course: Course) 
     return peak.process + round(rest * trial.foretold["constant"])
 
 
-def _evaluate(run: Prepared, count: int = _PASSES) -> CostLaw:
-    """Time so many passes over the rows that a run judges; a first one is to warm up."""
+def _evaluate(run: Prepared) -> CostLaw:
+    """Time some passes over the rows that a run judges; a first one is to warm up."""
     judged = [name for name in run.examples if name != "train"] or ["train"]
     every = [row for name in judged for row in run.examples[name].rows]
     lengths = [len(row) for row in every]
     passes = evaluation_passes(lengths)
     # The longest texts make the peak of memory.
-    chosen = [passes[0], *(passes[index] for index in in_strata(range(len(passes)), count))]
+    chosen = [passes[0], *(passes[index] for index in in_strata(range(len(passes)), _PASSES))]
     seconds = []
     with plain_forward(run.classifier.model), unpadded(run.classifier, every, passes):
         for rows in chosen:
