@@ -71,7 +71,7 @@ WORKS = {
     "sms_spam": Work(
         1000,
         LoRA(target_modules=("query", "value")),
-        TrainingSettings(epochs=2, batch_size=8, max_length=128),
+        TrainingSettings(epochs=2, batch_size=8, head_learning_rate=5e-4, max_length=128),
     ),
 }
 

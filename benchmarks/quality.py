@@ -42,8 +42,9 @@ from deltafit.training.train import train
 ALL_LINEAR = LoRA(rank=8, alpha=16, target_modules="all-linear")
 # PEFT + Trainer as people run it: their defaults for everything not named.
 AS_PEFT = TrainingSettings(
-    epochs=5, batch_size=32, learning_rate=1e-3, weight_decay=0.0, warmup=0.0, max_length=128
-)
+    epochs=5, batch_size=32, learning_rate=1e-3, head_learning_rate=1e-3, weight_decay=0.0,
+    warmup=0.0, max_length=128,
+)  # fmt: skip
 POOLED = HeadConfig("mean", "probe", 0.2)
 TUNED = TrainingSettings(
     epochs=5, batch_size=32, learning_rate=2e-3, label_smoothing=0.1, max_length=128
@@ -54,7 +55,9 @@ CANDIDATES = {
     "lr 1e-3": replace(TUNED, learning_rate=1e-3),
 }
 SEEDS = (0, 1, 2)
-SMOL = TrainingSettings(epochs=2, batch_size=8, learning_rate=5e-4, max_length=64)
+SMOL = TrainingSettings(
+    epochs=2, batch_size=8, learning_rate=5e-4, head_learning_rate=5e-4, max_length=64
+)
 
 Job = Callable[[], dict[str, Any]]
 

@@ -101,6 +101,18 @@ def test_a_setting_that_is_added_leaves_every_address_as_it_was(
     assert (hashes(other)[0] != hashes(config)[0]) == (part != "data")
 
 
+def test_the_heads_rate_counts_by_what_it_comes_to() -> None:
+    def of(**rates: float) -> str:
+        config = replace(RUNS[0], settings=TrainingSettings(**rates))  # type: ignore[arg-type]
+        return address(config, "base", {"train": "00"})
+
+    assert of() == of(head_learning_rate=5e-3) != of(head_learning_rate=5e-4)
+    probe = replace(RUNS[0], head=HeadConfig("mean", "probe"))
+    follows = replace(probe, settings=TrainingSettings(head_learning_rate=5e-4))
+    texts = {"train": "00"}
+    assert address(probe, "base", texts) == address(follows, "base", texts)
+
+
 # What addresses leave out. If one of these has to change, so has what is hashed: a run that was
 # done with the old default would be taken for one with the new.
 KNOWN: dict[Any, dict[str, Any]] = {

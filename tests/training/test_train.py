@@ -1,11 +1,13 @@
 """``train`` from a model and a table to a folder, for every method and head."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from deltafit.adapters import read_adapter
 from deltafit.data import resolve_model
@@ -244,3 +246,62 @@ def test_the_architectures_own_head_takes_no_probe() -> None:
         HeadConfig("architecture", "probe")
     with pytest.raises(UsageError, match="dropout"):
         HeadConfig("mean", "new", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "head", "expected"),
+    [
+        (LoRA(), {}, HeadConfig(), 5e-3),
+        (LoRA(), {}, HeadConfig("mean"), 5e-3),
+        (LoRA(), {}, HeadConfig("mean", "probe"), 5e-4),
+        (LoRA(), {"learning_rate": 5e-4}, HeadConfig(), 5e-3),
+        (LoRA(), {"learning_rate": 2e-5}, HeadConfig(), 5e-3),
+        (LoRA(), {"learning_rate": 1e-2}, HeadConfig(), 1e-2),
+        (LoRA(), {"head_learning_rate": 1e-3}, HeadConfig("mean", "probe"), 1e-3),
+        (LoRA(), {"learning_rate": 1e-2, "head_learning_rate": 1e-3}, HeadConfig(), 1e-3),
+        (Full(), {}, HeadConfig(), 5e-3),
+        (Head(), {}, HeadConfig(), 5e-3),
+        (Head(), {"learning_rate": 1e-3}, HeadConfig(), 1e-3),
+    ],
+)
+def test_a_new_head_has_the_rate_of_a_head_alone(
+    method: Method, asked: dict[str, float], head: HeadConfig, expected: float
+) -> None:
+    config = RunConfig("minilm", DataConfig("imdb"), method, head, TrainingSettings(**asked))  # type: ignore[arg-type]
+    assert config.head_learning_rate == expected
+    new = config.decided_settings(new_head=True)
+    assert (new.learning_rate, new.head_learning_rate) == (config.learning_rate, expected)
+    finished = config.decided_settings(new_head=False)
+    assert finished.head_learning_rate == asked.get("head_learning_rate", config.learning_rate)
+
+
+def head_of(folder: Path, model: str, data: DataConfig, **rates: float | None) -> dict[str, object]:
+    """Train; return the head's tensors and the rate that its metrics tell."""
+    settings = replace(SETTINGS, **{"learning_rate": None, **rates})  # type: ignore[arg-type]
+    result = train(model, data, folder, method="lora:rank=2", settings=settings)
+    tensors = read_tensors(result.folder / "adapter" / "adapter_model.safetensors")
+    heads = {name: tensor.tolist() for name, tensor in tensors.items() if "lora_" not in name}
+    return {**heads, "rate": result.metrics["head_learning_rate"]}
+
+
+def test_the_decided_rate_is_what_trains(model: str, data: DataConfig, tmp_path: Path) -> None:
+    default = head_of(tmp_path / "default", model, data)
+    same = head_of(tmp_path / "same", model, data, learning_rate=5e-4, head_learning_rate=5e-3)
+    other = head_of(tmp_path / "other", model, data, head_learning_rate=5e-4)
+    assert default == same != other
+    assert default["rate"] == 5e-3 and other["rate"] == 5e-4
+
+
+def test_a_finished_head_follows_the_method(data: DataConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    finished = tmp_path / "finished"
+    shape = {"num_labels": len(LABELS)}
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.from_pretrained(save_model(finished), **shape)
+    )
+    model.save_pretrained(finished)
+    default = head_of(tmp_path / "default", str(finished), data)
+    asked = head_of(tmp_path / "asked", str(finished), data, head_learning_rate=5e-4)
+    other = head_of(tmp_path / "other", str(finished), data, head_learning_rate=5e-3)
+    assert default == asked != other
+    assert default["rate"] == 5e-4

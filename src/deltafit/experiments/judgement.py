@@ -186,6 +186,7 @@ def _finished(
         runs = [*finished.values()]
         candidate = candidate_of(arm.name, arm.method, runs, judged, splits, failed, arm.remark)
         candidate.row |= _settings_of(experiment, arm) | {"varied": varied[arm.name]}
+        candidate.row["head_learning_rate"] = runs[0][1]["head_learning_rate"]
         candidate.row["folder"] = Path(os.path.relpath(_to_ship(runs), report)).as_posix()
         found.candidates.append(candidate)
         found.histories[arm.name] = [loss_history(metrics) for _, metrics in runs]
@@ -209,7 +210,6 @@ def _settings_of(experiment: Experiment, arm: Arm) -> dict[str, Any]:
     first = experiment.runs_of(arm)[0]
     return {
         "learning_rate": first.learning_rate,
-        "head_learning_rate": first.head_learning_rate,
         "searched": list(arm.searched),
         "trials": arm.trials,
     }

@@ -58,7 +58,6 @@ def _asked(arm: Arm, config: RunConfig) -> dict[str, Any]:
         "alpha": getattr(method, "alpha", ""),
         "trainable_layers": method.result_name,
         "lr": config.learning_rate,
-        "head_lr": config.head_learning_rate,
         "weight_decay": settings.weight_decay,
         "num_epochs": settings.epochs,
         "seed": settings.seed,
@@ -79,6 +78,7 @@ def _came_to(outcome: Outcome) -> dict[str, Any]:
     test = after.get("test", {})
     return {
         **line,
+        "head_lr": outcome["head_learning_rate"],
         "train_loss_last": _last(outcome["history"], "train_loss"),
         "val_loss_last": _last(outcome["history"], "loss"),
         "examples_seen": costs["examples_seen"],

@@ -59,10 +59,11 @@ class Classifier:
         tokenizer: of the same model.
         label_names: class names, in the order of the logits.
         head: how logits are read off.
-        head_parameters: names of the parameters the checkpoint did not hold.
+        head_parameters: names of the parameters that are trained as the head.
         source: where the base came from.
         decoder: whether the model reads from left to right.
         positions: whether position ids must be given for padded input (most decoders).
+        new_head: whether the checkpoint did not hold the head's parameters.
         packs: whether the model gives the same without padding; None before anybody looked.
         reads: what lets its last block run for first tokens alone; None if the head reads others.
     """
@@ -75,6 +76,7 @@ class Classifier:
     source: ModelSource
     decoder: bool
     positions: bool
+    new_head: bool = True
     packs: bool | None = None
     reads: KeysAndValues | None = None
 
@@ -103,8 +105,9 @@ def load_classifier(
             "and a cls head could learn nothing. Choose the head last or mean."
         )
     model: nn.Module
+    new_head = True
     if head.kind == "architecture":
-        model, head_parameters = load_architecture_classifier(
+        model, head_parameters, new_head = load_architecture_classifier(
             source, tuple(label_names), tokenizer, seed
         )
         forward = model.forward
@@ -117,8 +120,9 @@ def load_classifier(
     positions = decoder and "position_ids" in inspect.signature(forward).parameters
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return Classifier(
-        model, tokenizer, tuple(label_names), head, head_parameters, source, decoder, positions
-    )
+        model, tokenizer, tuple(label_names), head, head_parameters, source, decoder, positions,
+        new_head,
+    )  # fmt: skip
 
 
 def classifier_structure(

@@ -91,8 +91,8 @@ def load_architecture_classifier(
     label_names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the architecture's own sequence classifier, and the names of its head's parameters.
+) -> tuple[PreTrainedModel, tuple[str, ...], bool]:
+    """Return the architecture's own sequence classifier, its head's parameters, and if it is new.
 
     The head is what the checkpoint lacks. A checkpoint that brings a whole classifier keeps its
     values where the number of labels agrees; then the head is all that lies outside the encoder.
@@ -115,7 +115,7 @@ def load_architecture_classifier(
     _initialise_anew(model, new, seed)
     prefix = f"{model.base_model_prefix}."
     outside = (name for name, _ in model.named_parameters() if not name.startswith(prefix))
-    return model, new or tuple(outside)
+    return model, new or tuple(outside), bool(new)
 
 
 def _configure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,6 +1,6 @@
 """What a run is, as data: base model, texts, method, head and hyperparameters."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from deltafit.errors import UsageError
@@ -46,8 +46,32 @@ class RunConfig:
 
     @property
     def head_learning_rate(self) -> float:
-        """The highest rate of the head."""
-        return self.settings.head_learning_rate or self.learning_rate
+        """The highest rate of the head, if the checkpoint does not bring a finished one.
+
+        Where none is asked for, a new head learns at the rate of a head alone, or at the method's
+        where that is higher: at LoRA's, 77 classes are hardly learned in a few epochs. One that
+        starts from a probe has learned, and follows the method.
+        """
+        if self.settings.head_learning_rate is not None:
+            return self.settings.head_learning_rate
+        if self.head.head_start == "probe" or isinstance(self.method, Head):
+            return self.learning_rate
+        return max(self.learning_rate, Head.default_learning_rate)
+
+    def decided_settings(self, *, new_head: bool) -> TrainingSettings:
+        """Return the settings with both learning rates decided.
+
+        Args:
+            new_head: whether the checkpoint lacks the head. A finished one follows the method,
+                where no rate is asked for.
+        """
+        asked = self.settings.head_learning_rate
+        follows = asked is None and not new_head
+        return replace(
+            self.settings,
+            learning_rate=self.learning_rate,
+            head_learning_rate=self.learning_rate if follows else self.head_learning_rate,
+        )
 
     @property
     def label(self) -> str:

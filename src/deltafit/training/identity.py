@@ -131,4 +131,8 @@ def address(config: RunConfig, base: str, texts: Mapping[str, str]) -> str:
 def _asked(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Return what a run is asked for other than by default; but for its model."""
     parts = {key: changed(getattr(config, key)) for key in (*_PARTS, "method")}
+    # Its default depends on others: told by what it comes to, where that is not the method's rate.
+    parts["settings"].pop("head_learning_rate", None)
+    if config.head_learning_rate != config.learning_rate:
+        parts["settings"]["head_learning_rate"] = config.head_learning_rate
     return {**parts, "method": {"method": config.method.command_line_name, **parts["method"]}}

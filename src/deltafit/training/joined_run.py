@@ -172,7 +172,10 @@ def _run(
             run.classifier, run.examples["train"], run.examples.get("validation"),
             {
                 name: JoinedRun(
-                    config.settings, config.learning_rate, folder / "checkpoints", config.label
+                    config.decided_settings(new_head=run.classifier.new_head),
+                    config.learning_rate,
+                    folder / "checkpoints",
+                    config.label,
                 )
                 for name, config, folder in zip(names, configs, folders, strict=True)
             },

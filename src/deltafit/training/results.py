@@ -93,10 +93,12 @@ def write_results(
     judged_on = next((name for name in ("test", "validation") if name in after), None)
     processes = accelerator.num_processes
     identity = run_hash(config, splits, _found(run, course, joined=joined, processes=processes))
+    head_rate = config.decided_settings(new_head=run.classifier.new_head).head_learning_rate
     metrics = {
         "run_hash": identity,
         "judged_on": judged_on,
         "head": run.classifier.head.kind,
+        "head_learning_rate": head_rate,
         "before": before,
         "after": after,
         "history": course.history,

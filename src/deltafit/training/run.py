@@ -179,7 +179,7 @@ def _train(
             run.classifier,
             run.examples["train"],
             run.examples.get("validation"),
-            config.settings,
+            config.decided_settings(new_head=run.classifier.new_head),
             learning_rate=config.learning_rate,
             folder=folder / "checkpoints",
             reporter=reporter,

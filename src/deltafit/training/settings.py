@@ -38,7 +38,9 @@ class TrainingSettings:
         accumulation: batches in one optimiser step, each in passes of its own: less memory, and
             more time. A step's result does not depend on how its rows are cut into passes.
         learning_rate: the highest rate; None takes the method's default.
-        head_learning_rate: the same for the head; None takes ``learning_rate``.
+        head_learning_rate: the same for the head; None takes 5e-3 for a new head, or
+            ``learning_rate`` where that is higher, the method is head, or the head starts from a
+            probe or comes with the checkpoint.
         weight_decay: AdamW's, on matrices; biases and norms are left out.
         schedule: of the rate after the warm-up; linear and cosine end at zero.
         warmup: share of all steps in which the rate rises from near zero.
