@@ -4,6 +4,8 @@ import io
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -245,3 +247,35 @@ def test_a_terminated_command_leaves_nothing_half_written(
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.exit_code == 130
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_is_ending_is_not_terminated_before_it_has_said_why() -> None:
+    """As a launcher does to all others when one process fails."""
+    program = """
+import os, signal
+import deltafit.cli as cli
+from deltafit.cli import running
+from deltafit.errors import DeltafitError
+
+loud = running.console
+
+def console(**words):
+    os.kill(os.getpid(), signal.SIGTERM)  # while the sentence is being said
+    return loud(**words)
+
+def command():
+    with running.explained(), running.explained():
+        raise DeltafitError("The reason.")
+
+running.console = console
+cli.app = command
+try:
+    cli.main()
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)  # at the interpreter's end
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert said.stderr.splitlines()[:1] == ["deltafit: The reason."], said.stderr
+    assert said.returncode == -signal.SIGTERM and "Stopped" not in said.stderr

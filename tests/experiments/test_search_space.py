@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from deltafit.errors import UsageError
+from deltafit.experiments.arms import Arm
 from deltafit.experiments.recipe import Entry, RecipeError, arms_of
 from deltafit.experiments.recipe_file import read_recipe
 from deltafit.experiments.search import Search
 from deltafit.experiments.search_space import Choices, Range, Space, spaces_of
 from deltafit.methods import AdaLoRA, LoRA
+from deltafit.training.settings import HeadConfig, TrainingSettings
 from tests.experiments.recipes import TEXT
 from tests.experiments.searches import RATES, recipe_with, space_of
 
@@ -66,6 +68,14 @@ def test_a_row_with_settings_of_its_space() -> None:
     assert space.start() == {"rank": 8, "learning_rate": 5e-4}
     both = space_of({"warmup": [0.1, 0.2]}, "adalora")
     assert both.arm({"warmup": 0.2}).method == AdaLoRA(warmup=0.2), "the method's, as in a grid"
+
+
+def test_a_search_of_the_head_s_rate_starts_with_what_it_comes_to_where_none_is_asked_for() -> None:
+    rates = {"head_learning_rate": Range(1e-4, 1e-1, log=True, whole=False)}
+    arm = Arm("lora", LoRA(), TrainingSettings())
+    assert Space(arm, rates).start() == {"head_learning_rate": 5e-3}
+    probe = Space(arm, rates, head=HeadConfig("mean", head_start="probe"))
+    assert probe.start() == {"head_learning_rate": LoRA.default_learning_rate}
 
 
 def test_extremes_are_every_choice_and_every_end() -> None:

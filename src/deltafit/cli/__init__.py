@@ -1,9 +1,7 @@
 """The command line: one file a command; each parses, calls and prints, and has no logic."""
 
-import signal
 import sys
 from io import TextIOWrapper
-from types import FrameType
 from typing import Any
 
 import typer
@@ -22,6 +20,7 @@ from deltafit.cli.predict import predict
 from deltafit.cli.ranks import ranks
 from deltafit.cli.run import run
 from deltafit.cli.running import explained
+from deltafit.cli.stopping import stop_when_terminated
 from deltafit.cli.train import train
 from deltafit.cli.truncate import truncate
 from deltafit.cli.verify import verify
@@ -92,10 +91,5 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # A terminal or pipe that knows no "×" or "é" gets an escape instead of a traceback.
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _stop)
+    stop_when_terminated()
     app()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Stop as Ctrl-C does, so that what is half-written goes; training has a way of its own."""
-    raise KeyboardInterrupt

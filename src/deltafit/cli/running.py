@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deltafit.cli.speaking import is_first, launched_together, lost_another, telling
+from deltafit.cli.stopping import last_words
 from deltafit.errors import DeltafitError, DiskFullError, UsageError
 from deltafit.files import check_run_folder, disk_is_full
 
@@ -169,7 +170,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _exit(sentence: str, code: int) -> typer.Exit:
     # Nobody may be reading any more; the code still tells.
-    with suppress(OSError), telling() as ours:
+    with last_words(), suppress(OSError), telling() as ours:
         if ours:
             loud = console(stderr=True)
             loud.quiet = False

@@ -11,7 +11,7 @@ from deltafit.methods.values import changed, write
 
 _SAID_ALWAYS = ("rank", "alpha", "scaling")
 _SIGNS = {"alpha": "α"}
-_OF_RUN = {"epochs": "{} epochs", "batch_size": "batches of {}"}
+_OF_RUN = {"epochs": ("{} epoch", "{} epochs"), "batch_size": ("batches of {}",) * 2}
 
 
 def title(facts: Mapping[str, Any]) -> str:
@@ -53,7 +53,11 @@ def what_it_is(row: Row | None, facts: Mapping[str, Any]) -> str | None:
     what = f"{method.command_line_name}{where or f' ({method.summary})'}"
     how = [_rates(row)] if row.get("learning_rate") else []
     run = (facts.get("settings") or {}) | (facts.get("settings_by_row") or {}).get(row["name"], {})
-    how += [text.format(run[key]) for key, text in _OF_RUN.items() if key in run]
+    how += [
+        (one if run[key] == 1 else more).format(run[key])
+        for key, (one, more) in _OF_RUN.items()
+        if key in run
+    ]
     return "; ".join(filter(None, [f"{what}{': ' if own else ''}{', '.join(own)}", ", ".join(how)]))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from deltafit.experiments.arms import Arm
@@ -16,7 +16,8 @@ from deltafit.experiments.recipe import (
     settings_of,
 )
 from deltafit.methods.values import changed, write
-from deltafit.training.settings import TrainingSettings
+from deltafit.training.config import head_rate_of
+from deltafit.training.settings import HeadConfig, TrainingSettings
 
 Key = tuple[str | int, ...]
 
@@ -77,11 +78,13 @@ class Space:
         row: as the recipe has it.
         settings: setting → the values that it may take.
         key: of the recipe, that an error about the space names.
+        head: that all rows train.
     """
 
     row: Arm
     settings: Mapping[str, Range | Choices]
     key: Key = ("search", "space")
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     def arm(self, chosen: Mapping[str, Any]) -> Arm:
         """Return the row with settings of the space; what it has already stays as it is written.
@@ -109,6 +112,8 @@ class Space:
                 same = [value for value in values.values if self.arm({name: value}) == self.row]
             else:
                 value = present(self.row, name)
+                if value is None and name == "head_learning_rate":
+                    value = head_rate_of(self.row.method, self.head, self.row.settings)
                 number = isinstance(value, int | float)
                 same = [value] if number and values.low <= value <= values.high else []
             if same:
@@ -181,7 +186,7 @@ def _space(recipe: Recipe, arm: Arm, index: int, shared: Mapping[str, Any]) -> S
         _check_free(recipe, arm, entry.grid, name, key)
         settings[name] = _values(content, _kind(arm, name), key)
         list(Space(arm, {name: settings[name]}, key[:-1]).extremes())
-    return Space(arm, settings)
+    return Space(arm, settings, head=recipe.head)
 
 
 def _check_free(recipe: Recipe, arm: Arm, grid: Mapping[str, Any], name: str, key: Key) -> None:
@@ -245,7 +250,7 @@ def _kind(arm: Arm, name: str) -> type | None:
 
 
 def _own(arm: Arm) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(arm.method))
+    return tuple(setting.name for setting in fields(arm.method))
 
 
 def present(arm: Arm, name: str) -> Any:

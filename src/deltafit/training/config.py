@@ -9,6 +9,21 @@ from deltafit.methods.delta import corrects_rounding
 from deltafit.training.settings import DataConfig, HeadConfig, TrainingSettings
 
 
+def head_rate_of(method: Method, head: HeadConfig, settings: TrainingSettings) -> float:
+    """Return the highest learning rate of the head, if the checkpoint brings no finished one.
+
+    Where none is asked for, a new head learns at the rate of a head alone, or at the method's where
+    that is higher: at LoRA's, 77 classes are hardly learned in a few epochs. One that starts from a
+    probe has learned, and follows the method.
+    """
+    if settings.head_learning_rate is not None:
+        return settings.head_learning_rate
+    follows = settings.learning_rate or method.default_learning_rate
+    if head.head_start == "probe" or isinstance(method, Head):
+        return follows
+    return max(follows, Head.default_learning_rate)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's result.
@@ -46,17 +61,8 @@ class RunConfig:
 
     @property
     def head_learning_rate(self) -> float:
-        """The highest rate of the head, if the checkpoint does not bring a finished one.
-
-        Where none is asked for, a new head learns at the rate of a head alone, or at the method's
-        where that is higher: at LoRA's, 77 classes are hardly learned in a few epochs. One that
-        starts from a probe has learned, and follows the method.
-        """
-        if self.settings.head_learning_rate is not None:
-            return self.settings.head_learning_rate
-        if self.head.head_start == "probe" or isinstance(self.method, Head):
-            return self.learning_rate
-        return max(self.learning_rate, Head.default_learning_rate)
+        """The highest rate of the head, if the checkpoint does not bring a finished one."""
+        return head_rate_of(self.method, self.head, self.settings)
 
     def decided_settings(self, *, new_head: bool) -> TrainingSettings:
         """Return the settings with both learning rates decided.
