@@ -1,6 +1,5 @@
 """``doctor``: what is wrong with an experiment, looked for before anything is trained."""
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from deltafit.experiments.recipe import Entry, Recipe, entries_of, experiment_of
 from deltafit.experiments.recipe_start import recipe_of
 from deltafit.experiments.settings_checks import SETTINGS_CHECKS
 from deltafit.training.config import RunConfig
+from deltafit.training.memory import give_back_memory
 from deltafit.training.progress import Reporter
 from deltafit.training.settings import TrainingSettings
 from deltafit.training.train import load_data
@@ -86,7 +86,7 @@ def _found(case: Case, *, thorough: bool) -> list[Finding]:
     checks = (*SETTINGS_CHECKS, *DATA_CHECKS, *(LENGTHY_CHECKS if thorough else ()))
     found = [finding for check in checks for finding in check(case)]
     found += _of_model(case, thorough=thorough)
-    gc.collect()  # the model is no memory of the runs that follow
+    give_back_memory()  # the model is no memory of the runs that follow
     return by_severity(found)
 
 

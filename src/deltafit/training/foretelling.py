@@ -1,6 +1,5 @@
 """What a run will need and take, foretold from its model and texts before anything is trained."""
 
-import gc
 import math
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from deltafit.training.accelerator import processes
 from deltafit.training.config import RunConfig
 from deltafit.training.costs import expected_memory, may_pack
 from deltafit.training.features import FrozenFeatures
+from deltafit.training.memory import give_back_memory
 from deltafit.training.preparation import prepare
 from deltafit.training.progress import Reporter
 from deltafit.training.run import adapt_run, with_new_head
@@ -54,7 +54,7 @@ def foretell(config: RunConfig, splits: Splits, reporter: Reporter) -> Foretold:
     Raises:
         DeltafitError: the model cannot be loaded, or a text cannot be used.
     """
-    gc.collect()  # as in ``execute``
+    give_back_memory()
     config = with_new_head(config)
     splits = replace(splits, validation=None, test=None)
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)

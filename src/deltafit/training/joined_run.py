@@ -1,6 +1,5 @@
 """Several runs from their configurations to their folders, trained jointly on one base model."""
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE
 from deltafit.training.joined import JoinedLoop, JoinedRun
 from deltafit.training.looking import look_at_texts
-from deltafit.training.memory import measured_memory
+from deltafit.training.memory import give_back_memory, measured_memory
 from deltafit.training.preparation import Prepared, load_for, prepare, structure_of
 from deltafit.training.progress import Reporter
 from deltafit.training.results import judge_parts, judged_parts, write_results
@@ -69,7 +68,7 @@ def execute_jointly(
         Interrupted: the person asked to stop; the runs can be resumed.
     """
     check_joined(configs)
-    gc.collect()  # as in ``execute``: what has finished would count as memory of these runs
+    give_back_memory()
     first = configs[0]
     states = features.states if features is not None else None
     features = features or FrozenFeatures(first.model, splits, first.settings.max_length, reporter)

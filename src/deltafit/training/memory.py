@@ -1,5 +1,8 @@
-"""Peak memory of the process while something runs."""
+"""Memory of the process: its peak while something runs, and what finished work has left in it."""
 
+import ctypes
+import gc
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +44,19 @@ def measured_memory() -> Iterator[PeakMemory]:
         yield peak
     if torch.cuda.is_available():
         peak.gpu = torch.cuda.max_memory_allocated()
+
+
+def give_back_memory() -> None:
+    """Let go of what finished work has left, so that it counts as memory of nothing that follows.
+
+    A finished run lives on in reference cycles; and what they free glibc keeps for the process, a
+    gigabyte after the full fine-tuning of a model of 90 MB.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+        if trim is not None:
+            trim(0)
 
 
 def _reset_kernel_peak() -> bool:

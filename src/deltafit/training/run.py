@@ -1,6 +1,5 @@
 """One run from its configuration to metrics, costs and an adapter on disk."""
 
-import gc
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from deltafit.training.features import FrozenFeatures
 from deltafit.training.folders import METRICS_FILE, finished_metrics
 from deltafit.training.looking import look_at_texts
 from deltafit.training.loop import Halt, TrainingLoop
-from deltafit.training.memory import PeakMemory, measured_memory
+from deltafit.training.memory import PeakMemory, give_back_memory, measured_memory
 from deltafit.training.preparation import Prepared, prepare
 from deltafit.training.progress import Reporter
 from deltafit.training.results import judge_parts, judged_parts, write_results
@@ -76,8 +75,7 @@ def execute(
         Interrupted: the person asked to stop; the run can be resumed.
         Halted: ``halt`` said so; the run can be resumed.
     """
-    # A run that has finished lives on in reference cycles, and would count as memory of this one.
-    gc.collect()
+    give_back_memory()
     # A run by itself gives the states of frozen layers back as soon as it is trained.
     states = features.states if features is not None else None
     features = features or FrozenFeatures(

@@ -5,7 +5,6 @@ its own (`in_own_process`): its peak of memory is measured, and what it leaves i
 be memory of others.
 """
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from deltafit.training.features import FrozenFeatures
 from deltafit.training.joined import JoinedLoop, JoinedRun
 from deltafit.training.joined_run import adapt_runs, check_joined, heads_of
 from deltafit.training.loop import TrainingLoop
-from deltafit.training.memory import PeakMemory, measured_memory
+from deltafit.training.memory import PeakMemory, give_back_memory, measured_memory
 from deltafit.training.precision import planned_precision
 from deltafit.training.preparation import Prepared, load_for, prepare
 from deltafit.training.progress import Silent
@@ -199,7 +198,7 @@ def _prepared(
     config: RunConfig, others: Sequence[Any] = ()
 ) -> tuple[RunConfig, Prepared, Splits, FrozenFeatures, float]:
     """Return a run made ready, its head new; and the seconds that took."""
-    gc.collect()
+    give_back_memory()
     began, reporter = time.perf_counter(), Silent()
     config, splits = with_new_head(config), load_data(config.data)
     features = FrozenFeatures(config.model, splits, config.settings.max_length, reporter)
